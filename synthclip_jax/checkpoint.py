@@ -1,0 +1,288 @@
+"""Checkpoints: parameters, optimizer, and everything needed to use them. The only module that knows orbax.
+
+    WORKDIR/train/checkpoints/1200/{params,optimizer}    arrays
+    WORKDIR/train/checkpoints/1200/_CHECKPOINT_METADATA  the `info` dict: config, preprocessing, tokenizer, progress
+    WORKDIR/train/checkpoints/1200/checksums.json        crc32c of every file, since orbax would not see a flipped bit
+
+A checkpoint is written to a temporary folder and renamed when it is complete, so that a folder named after a step is
+a whole checkpoint. Loading always says what is expected (shapes, types, placement): never what happens to be there.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import google_crc32c
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from synthclip_jax import config as config_lib
+from synthclip_jax.models import make_model
+
+FORMAT = 1  # of the info dict
+CHECKSUMS = "checksums.json"
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint, or none that can be read; the text says where and what to do."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    step: int
+    params: Any
+    optimizer: Any
+    info: dict[str, Any]
+
+
+def checkpoint_folder(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Where a workdir keeps its checkpoints."""
+    return pathlib.Path(workdir).absolute() / "train" / "checkpoints"
+
+
+def saved_steps(folder: str | pathlib.Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    folder = pathlib.Path(folder)
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+
+
+class Checkpoints:
+    """The checkpoints of one training run: saves in the background, keeps the newest, restores the newest whole one.
+
+    All methods are called by every process, in the same order.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, keep: int):
+        """`keep`: how many of the newest checkpoints stay."""
+        self.folder = pathlib.Path(folder).absolute()
+        self.keep = keep
+        self._sealing: threading.Thread | None = None
+        self._failure: tuple[int, Exception] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        training = ocp.training
+        self._checkpointer = training.Checkpointer(
+            self.folder,
+            preservation_policy=training.preservation_policies.LatestN(self.keep),
+            cleanup_tmp_directories=True,  # what a killed process left half written
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending; one that is still being written counts."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def save(self, step: int, params: Any, optimizer: Any, info: Mapping[str, Any]) -> None:
+        """Starts to save; returns once the arrays are copied, so that the next step may overwrite them.
+
+        Raises:
+          CheckpointError: this save fails, or the one before it did in the background.
+        """
+        self._join()
+        try:
+            saving = self._checkpointer.save_checkpointables_async(
+                step,
+                {"params": params, "optimizer": optimizer},
+                force=True,
+                custom_metadata={"format": FORMAT, **info},
+            )
+        except Exception as error:  # orbax and tensorstore raise many kinds, for a full disk for example
+            raise self._not_written(step, error) from error
+        if jax.process_index() == 0:
+            self._sealing = threading.Thread(target=self._seal, args=(saving, step), daemon=True)
+            self._sealing.start()
+
+    def _seal(self, saving: Any, step: int) -> None:
+        """Writes the checksums once the checkpoint is complete. One that lacks them is trusted."""
+        try:
+            saving.result()
+            write_checksums(self.folder / str(step))
+        except Exception as error:
+            self._failure = (step, error)
+
+    def _join(self) -> None:
+        """Waits for the save under way and raises what went wrong with it."""
+        if self._sealing:
+            self._sealing.join()
+        failure, self._sealing, self._failure = self._failure, None, None
+        if failure:
+            raise self._not_written(*failure) from failure[1]
+
+    def _not_written(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: the checkpoint of step {step} could not be written ({_one_line(error)}). Make room;"
+            f" the same command continues from step {max(saved_steps(self.folder), default=0)}"
+        )
+
+    def restore_newest(self, params: Any, optimizer: Any) -> Restored | None:
+        """The newest checkpoint that can be read, or None if there is none at all.
+
+        One that cannot be read is reported and moved to `damaged/`, so that its step can be saved again.
+
+        Args:
+          params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings. They need not be those of the mesh that
+            the checkpoint was saved from.
+
+        Raises:
+          CheckpointError: there are checkpoints and none of them can be read.
+        """
+        steps = saved_steps(self.folder)
+        for step in reversed(steps):
+            try:
+                _raise_together(check_checksums, self.folder / str(step))
+                loaded = self._checkpointer.load_checkpointables(step, {"params": params, "optimizer": optimizer})
+                info = self._checkpointer.checkpointables_metadata(step).custom_metadata
+                if not info or info.get("format") != FORMAT:
+                    raise ValueError(f"its metadata lacks format {FORMAT}")
+                return Restored(step, loaded["params"], loaded["optimizer"], info)
+            except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+                self._set_aside(step, error)
+        if steps:
+            raise CheckpointError(
+                f"{self.folder}: none of the checkpoints at steps {steps} can be read; they are now in"
+                f" {self._damaged}. Put a good copy back, or start again to train from the beginning"
+            )
+        return None
+
+    @property
+    def _damaged(self) -> pathlib.Path:
+        return self.folder.parent / "damaged"
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        print(
+            f"checkpoint of step {step} cannot be read ({_one_line(error)}); moved to"
+            f" {self._damaged / str(step)}, trying the one before",
+            flush=True,
+        )
+        self._checkpointer.close()
+        if jax.process_index() == 0:
+            self._damaged.mkdir(exist_ok=True)
+            shutil.rmtree(self._damaged / str(step), ignore_errors=True)
+            shutil.move(self.folder / str(step), self._damaged / str(step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoint set aside")
+        self._open()
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        self._join()
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits until everything is on disk and lets go of it.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        try:
+            self._join()
+        finally:
+            self._checkpointer.close()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def write_checksums(checkpoint: pathlib.Path) -> None:
+    """Writes the crc32c of every file of a complete checkpoint beside them."""
+    sums = {str(path.relative_to(checkpoint)): _crc(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    temporary = checkpoint / f"{CHECKSUMS}.tmp"
+    temporary.write_text(json.dumps(sums, indent=1) + "\n")
+    os.replace(temporary, checkpoint / CHECKSUMS)
+
+
+def check_checksums(checkpoint: pathlib.Path, part: str = "") -> None:
+    """Compares the files of a checkpoint (or those whose names start with `part`) with their checksums, if it has any.
+
+    Raises:
+      CheckpointError: names the file that is damaged or missing.
+    """
+    file = checkpoint / CHECKSUMS
+    for name, expected in json.loads(file.read_text()).items() if file.exists() else ():
+        if not name.startswith(part):
+            continue
+        path = checkpoint / name
+        if not path.exists() or _crc(path) != expected:
+            raise CheckpointError(f"{path} is {'damaged' if path.exists() else 'missing'}")
+
+
+def _crc(path: pathlib.Path) -> int:
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def _raise_together(check: Any, path: pathlib.Path) -> None:
+    """Runs a check on the first process, so that files are read once; its verdict is everybody's."""
+    problem = ""
+    if jax.process_index() == 0:
+        try:
+            check(path)
+        except (CheckpointError, ValueError, OSError) as error:
+            problem = str(error) or type(error).__name__
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(bool(problem))):
+        problem = problem or "the first process found it damaged"
+    if problem:
+        raise CheckpointError(problem)
+
+
+class LoadedModel(NamedTuple):
+    """A trained model: `nnx.merge(graphdef, params)` is callable."""
+
+    graphdef: nnx.GraphDef
+    params: dict
+    config: ml_collections.FrozenConfigDict
+    step: int
+    info: dict[str, Any]
+
+
+def load_model(workdir: str | pathlib.Path, step: int | None = None) -> LoadedModel:
+    """Loads the parameters of a checkpoint (not the optimizer) onto the first device of this process.
+
+    Args:
+      step: which checkpoint; None takes the newest.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it cannot be read.
+    """
+    folder = checkpoint_folder(workdir)
+    steps = saved_steps(folder)
+    if not steps:
+        raise CheckpointError(f"{folder}: no checkpoint. Train first: python -m synthclip_jax.train")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are {steps}")
+    path = folder / str(step)
+    try:
+        check_checksums(path, "params/")
+        info = ocp.checkpointables_metadata(path).custom_metadata
+        config = config_lib.from_plain(info["config"])
+        graphdef, init = make_model(config.model, config.data.image_size)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            jax.eval_shape(init, jax.random.key(0)),
+        )
+        params = ocp.load_checkpointables(path, {"params": shapes})["params"]
+    except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+        others = [other for other in steps if other != step]
+        hint = f"Other checkpoints: {others}" if others else "There is no other checkpoint"
+        raise CheckpointError(f"{path}: cannot be read ({_one_line(error)}). {hint}") from error
+    return LoadedModel(graphdef, params, config, step, info)

@@ -1,0 +1,328 @@
+"""Loads a config file, applies `--config.section.key=value` overrides, and checks everything before any work.
+
+A config file is a Python file with `get_config()`, which takes `default_config()`, changes real values and returns it.
+What exists, its type and its bounds are in `synthclip_jax.schema`.
+"""
+
+import argparse
+import ast
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from synthclip_jax.schema import SCHEMA, Field, Tree
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the text lists every problem, what is allowed, and the nearest right name."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The paper's recipe as a `ConfigDict`, free to be changed by a config file."""
+
+    def build(tree: Tree) -> ml_collections.ConfigDict:
+        values = {key: node.default if isinstance(node, Field) else build(node) for key, node in tree.items()}
+        # Types are checked by `check`, whose messages say more than a TypeError from inside the config file.
+        return ml_collections.ConfigDict(values, type_safe=False)
+
+    return build(SCHEMA)
+
+
+def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfigDict:
+    """Runs a config file's `get_config()`, applies overrides `section.key=value`, checks the result.
+
+    Raises:
+      ConfigError: the file, an override or a value is wrong.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        here = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), here, n=1)
+        hint = f" Did you mean {near[0]}?" if near else f" There: {', '.join(here)}" if here else ""
+        raise ConfigError(f"--config={path}: no such file.{hint}")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except (AttributeError, KeyError, SyntaxError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for override in overrides:
+        _override(config, override)
+    check(config, str(path))
+    return ml_collections.FrozenConfigDict(config)
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config FILE`; `parse_args` then also takes `--config.section.key=value`."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="config file, for example configs/quickstart.py; --config.section.key=value overrides a value",
+    )
+
+
+def parse_args(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, ml_collections.FrozenConfigDict]:
+    """Parses arguments and the config; prints a configuration error and exits with status 2 if there is one."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    rest, overrides = [], []
+    while argv:
+        argument = argv.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+        elif "=" in argument:
+            overrides.append(argument.removeprefix("--config."))
+        elif argv:
+            overrides.append(f"{argument.removeprefix('--config.')}={argv.pop(0)}")
+        else:
+            parser.error(f"{argument}: a value is missing")
+    arguments = parser.parse_args(rest)
+    try:
+        return arguments, load_config(arguments.config, overrides)
+    except ConfigError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def digest(tree: Any) -> str:
+    """Short hash of a config or of a part of it: equal values give equal digests."""
+    return hashlib.sha256(json.dumps(plain(tree), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plain(tree: Any) -> Any:
+    """A config or a part of it as dicts, lists and scalars, ready for JSON."""
+    if isinstance(tree, ml_collections.ConfigDict | ml_collections.FrozenConfigDict | Mapping):
+        return {key: plain(value) for key, value in tree.items()}
+    return [plain(value) for value in tree] if isinstance(tree, tuple | list) else tree
+
+
+def from_plain(values: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+    """The inverse of `plain`, for a config saved with a checkpoint; keys it lacks take their defaults."""
+    config = default_config()
+
+    def fill(target: ml_collections.ConfigDict, source: Mapping[str, Any]) -> None:
+        for key, value in source.items():
+            if isinstance(value, Mapping):
+                fill(target[key], value)
+            else:
+                target[key] = _tuples(value)
+
+    fill(config, values)
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def check(config: Mapping[str, Any], where: str = "config") -> None:
+    """Checks names, types, bounds and combinations.
+
+    Raises:
+      ConfigError: lists every problem found.
+    """
+    problems = [*_check_tree(config, SCHEMA, "")] or [*_check_combinations(config)]
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _override(config: ml_collections.ConfigDict, override: str) -> None:
+    key, _, text = override.partition("=")
+    node: Any = SCHEMA
+    for part in key.split("."):
+        if isinstance(node, Field) or part not in node:
+            raise ConfigError(f"--config.{key}: unknown key (given {text!r}). {_nearest(key)}")
+        node = node[part]
+    if not isinstance(node, Field):
+        raise ConfigError(f"--config.{key}: a section, not a value. Its keys: {', '.join(node)}")
+    section, _, name = key.rpartition(".")
+    target = config
+    for part in section.split(".") if section else ():
+        target = target[part]
+    target[name] = _parse(key, text, node)
+
+
+def _parse(key: str, text: str, field: Field) -> Any:
+    kind = type(field.default)
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ConfigError(f"--config.{key}: given {text!r}, allowed: true, false")
+    try:
+        if kind is tuple:
+            if not text:
+                return ()
+            if field.item is str and not text.lstrip().startswith(("(", "[")):
+                return tuple(text.split(","))
+            value = ast.literal_eval(text)
+            return _tuples(list(value)) if isinstance(value, tuple | list) else (value,)
+        return kind(text) if kind is float else ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"--config.{key}: given {text!r}, allowed: {_allowed(field)}") from error
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[str]:
+    for key, node in tree.items():
+        if isinstance(node, Field):
+            yield prefix + key
+        else:
+            yield from _leaves(node, f"{prefix}{key}.")
+
+
+def _nearest(key: str) -> str:
+    """The nearest existing key, judged by the whole path and by the last name alone."""
+    keys = list(_leaves(SCHEMA))
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    if not near:
+        last = key.rpartition(".")[2]
+        names = difflib.get_close_matches(last, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.6)
+        near = [k for k in keys if names and k.rpartition(".")[2] == names[0]]
+        near = sorted(near, key=lambda k: -difflib.SequenceMatcher(None, k, key).ratio())[:1]
+    return f"Did you mean {near[0]}?" if near else "See synthclip_jax/schema.py for all keys."
+
+
+def _check_tree(config: Any, tree: Tree, prefix: str) -> Iterator[str]:
+    for key in config:
+        path = f"{prefix}{key}"
+        if key not in tree:
+            yield f"{path}: unknown key (given {_show(config[key])}). {_nearest(path)}"
+            continue
+        node = tree[key]
+        if isinstance(node, Field):
+            yield from _check_field(path, config[key], node)
+        elif not isinstance(config[key], Mapping | ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
+            yield f"{path}: given {_show(config[key])}, allowed: a section with the keys {', '.join(node)}"
+        else:
+            yield from _check_tree(config[key], node, f"{path}.")
+    for key in tree:
+        if key not in config:
+            yield f"{prefix}{key}: missing. Start from synthclip_jax.config.default_config()"
+
+
+def _check_field(path: str, value: Any, field: Field) -> Iterator[str]:
+    kind = type(field.default)
+    fits = _is(value, kind)
+    if fits and kind is tuple:
+        fits = all(_is(item, field.item) for item in value) and field.length in (None, len(value))
+    if not fits:
+        yield f"{path}: given {_show(value)} ({type(value).__name__}), allowed: {_allowed(field)}"
+        return
+    for item in value if kind is tuple else (value,):
+        out_of_choices = field.choices is not None and item not in field.choices
+        below = field.low is not None and item < field.low
+        above = field.high is not None and item > field.high
+        if out_of_choices or below or above or item != item:  # a NaN does not equal itself
+            near = difflib.get_close_matches(str(item), map(str, field.choices or ()), n=1)
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+            yield f"{path}: given {_show(value)}, allowed: {_allowed(field)}{hint}"
+            return
+
+
+def _is(value: Any, kind: type | None) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind or object) and not (kind is int and isinstance(value, bool))
+
+
+def _allowed(field: Field) -> str:
+    kind: Any = field.item if isinstance(field.default, tuple) else type(field.default)
+    text = {int: "an integer", float: "a number", str: "text", bool: "True or False", tuple: "a tuple"}[kind]
+    if field.choices is not None:
+        text = f"one of {', '.join(map(repr, field.choices))}"
+    elif field.low is not None and field.high is not None:
+        text += f" from {field.low:g} to {field.high:g}"
+    elif field.low is not None:
+        text += f" of at least {field.low:g}"
+    if isinstance(field.default, tuple):
+        count = f"{field.length} items" if field.length else "any number of items"
+        text = f"a tuple of {count}, each {text}"
+    return text
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:70]}..."
+
+
+def _check_combinations(config: Any) -> Iterator[str]:
+    """Values that are fine alone and impossible together."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", config.name):
+        yield f"name: given {config.name!r}, allowed: a lower-case letter, then letters, digits, underscores"
+    if not re.fullmatch(r"\d+\.\d+\.\d+", config.gen.version):
+        yield f"gen.version: given {config.gen.version!r}, allowed: MAJOR.MINOR.PATCH, such as '1.0.0'"
+    yield from _check_generation(config.gen)
+    yield from _check_training(config)
+    if config.model.attention == "cudnn" and config.model.compute_dtype != "bfloat16":
+        yield f"model.attention: given 'cudnn', allowed: 'xla' with model.compute_dtype={config.model.compute_dtype!r}"
+    for entry in config.eval.datasets:
+        if not re.fullmatch(r"([\w.+-]+=)?(wds|folder):.+", entry):
+            yield f"eval.datasets: given {entry!r}, allowed: 'wds:FOLDER' or 'folder:FOLDER', with 'NAME=' before it"
+
+
+def _check_generation(gen: Any) -> Iterator[str]:
+    concepts, captions, balance = gen.concepts, gen.captions, gen.balance
+    if not concepts.sources:
+        yield "gen.concepts.sources: given (), allowed: at least one source"
+    for source, key in (("lists", "lists"), ("metaclip", "metaclip_path")):
+        if source in concepts.sources and not concepts[key]:
+            yield f"gen.concepts.{key}: empty, but gen.concepts.sources has {source!r}: name the file or drop it"
+        if concepts[key] and source not in concepts.sources:
+            yield f"gen.concepts.sources: {_show(concepts.sources)} lacks {source!r}, but gen.concepts.{key} is given"
+    if "{concept}" not in captions.prompt:
+        yield f"gen.captions.prompt: given {_show(captions.prompt)}, allowed: a text that contains {{concept}}"
+    if captions.min_words > captions.max_words:
+        yield (
+            f"gen.captions.min_words: given {captions.min_words}, allowed: at most gen.captions.max_words"
+            f" ({captions.max_words})"
+        )
+    for example in captions.examples:
+        if len(example) != 2 or not all(isinstance(text, str) for text in example):
+            yield f"gen.captions.examples: given {_show(example)}, allowed: pairs (concept, caption)"
+    chosen = [key for key in ("t", "target_size", "tail_share") if balance[key]]
+    if len(chosen) != 1:
+        given = ", ".join(f"gen.balance.{key}={balance[key]}" for key in ("t", "target_size", "tail_share"))
+        yield f"gen.balance: given {given}; allowed: exactly one of the three is not 0"
+    if gen.images.engine == "diffusers" and gen.images.generate_size % 8:
+        yield f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of 8 (the VAE's stride)"
+
+
+def _check_training(config: Any) -> Iterator[str]:
+    data, model, train = config.data, config.model, config.train
+    for tower in ("vision", "text"):
+        width, heads = model[tower].width, model[tower].heads
+        if width % heads:
+            yield f"model.{tower}.heads: given {heads}, allowed: a divisor of model.{tower}.width ({width})"
+    if data.image_size % model.vision.patch_size:
+        yield (
+            f"model.vision.patch_size: given {model.vision.patch_size}, allowed: a divisor of data.image_size"
+            f" ({data.image_size})"
+        )
+    for key in ("crop_scale", "crop_ratio"):
+        if data[key][0] > data[key][1]:
+            yield f"data.{key}: given {data[key]}, allowed: (smallest, largest)"
+    if train.warmup_epochs > train.epochs:
+        yield f"train.warmup_epochs: given {train.warmup_epochs}, allowed: at most train.epochs ({train.epochs})"
+    for key in ("lr_start", "lr_end"):
+        if train[key] > train.learning_rate:
+            yield f"train.{key}: given {train[key]}, allowed: at most train.learning_rate ({train.learning_rate})"
+    for pattern in train.no_decay:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"train.no_decay: given {pattern!r}, which is no regular expression ({error})"
+    sizes = train.mesh
+    for axis in ("data", "fsdp", "tensor"):
+        if sizes[axis] == 0:
+            yield f"train.mesh.{axis}: given 0, allowed: -1 (what is left) or at least 1"
+    if sum(sizes[axis] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
+        yield f"train.mesh: given {plain(sizes)}, allowed: at most one -1"

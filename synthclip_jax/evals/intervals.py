@@ -1,0 +1,57 @@
+"""95% intervals of accuracies: what another draw of as many test pictures could have given."""
+
+import math
+
+import numpy as np
+from jaxtyping import Int
+
+Z95 = 1.959963984540054
+
+
+def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, inside [0, 1] and sensible at 0 and 1 and for few trials.
+
+    `trials` may be an effective sample size, hence not whole. With no trials nothing is known: (0, 1).
+    """
+    if trials <= 0:
+        return 0.0, 1.0
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    # The bounds at 0 and 1 are exact in algebra and off by rounding in floats.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return low, high
+
+
+def mean_per_class(
+    correct: Int[np.ndarray, "classes"], count: Int[np.ndarray, "classes"], z: float = Z95
+) -> tuple[float, float, float]:
+    """Mean over classes of the share of each class that is right, with its interval.
+
+    Classes without pictures are left out, as scikit-learn's balanced accuracy leaves them out.
+
+    The interval is Wilson's at the effective sample size (Korn and Graubard, 1998): the pictures are a sample
+    stratified by class, whose mean has the variance `sum p(1-p)/(n-1) / classes^2`; the number of pictures that a
+    plain sample would need for the same variance takes the place of n. A class of one picture tells nothing of its own
+    variance and takes the pooled one. The effective size never exceeds the number of pictures, so that with classes of
+    equal size the interval is never narrower than that of the accuracy, to which the mean is then equal.
+
+    Returns:
+      (mean, low, high)
+    """
+    present = count > 0
+    correct, count = correct[present].astype(float), count[present].astype(float)
+    if not len(count):
+        return math.nan, 0.0, 1.0
+    recall = correct / count
+    mean = float(recall.mean())
+    pooled = correct.sum() / count.sum()
+    variances = np.where(count > 1, recall * (1 - recall) / np.maximum(count - 1, 1), pooled * (1 - pooled))
+    variance = float(variances.sum()) / len(count) ** 2
+    effective = count.sum()
+    if variance > 0:
+        effective = min(effective, mean * (1 - mean) / variance)
+    # mean (1 - mean) is 0 only where every class is wholly right or wholly wrong, and then so is the variance.
+    low, high = wilson(mean * effective, effective, z)
+    return mean, low, high

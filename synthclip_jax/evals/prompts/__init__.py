@@ -1,0 +1,139 @@
+"""Prompt templates and class names for zero-shot classification, as data files.
+
+Each JSON file here says where its texts come from and under which licence. A template holds one slot, `{c}`, for the
+class name, as in CLIP_benchmark.
+"""
+
+import difflib
+import functools
+import importlib.resources
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+SLOT = "{c}"
+
+# Names that people use for datasets, beside the ones that the files use.
+ALIASES = {
+    "imagenet": "imagenet1k",
+    "food": "food101",
+    "aircraft": "fgvc_aircraft",
+    "stanford_cars": "cars",
+    "oxford_pets": "pets",
+    "oxford_iiit_pet": "pets",
+    "oxford_flowers102": "flowers",
+    "flowers102": "flowers",
+    "caltech_101": "caltech101",
+    "country_211": "country211",
+    "rendered_sst2": "renderedsst2",
+    "patch_camelyon": "pcam",
+}
+# ImageNet and its robustness sets, which share its classes or a part of them.
+IMAGENETS = ("imagenet1k", "imagenetv2", "imagenet_a", "imagenet_r", "imagenet_o", "imagenet_sketch", "objectnet")
+
+
+class PromptError(ValueError):
+    """Prompt templates or class names that cannot be used; the text says which and what is allowed."""
+
+
+@functools.cache
+def _read(file: str) -> dict:
+    return json.loads(importlib.resources.files(__name__).joinpath(file).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def template_sets() -> dict[str, tuple[str, ...]]:
+    """All packaged prompt sets by name: `simple`, `imagenet7`, `imagenet80`, and one for each known dataset."""
+    files = ("imagenet.json", "datasets.json")
+    return {name: tuple(texts) for file in files for name, texts in _read(file)["templates"].items()}
+
+
+def dataset_key(name: str) -> str:
+    """The name under which the data files know a dataset: `wds_vtab-caltech101` is `caltech101`, `ImageNet` is
+    `imagenet1k`. Unknown names come back in the same spelling (lower case, underscores)."""
+    key = name.lower().replace("-", "_").replace("/", "_")
+    for prefix in ("wds_", "vtab_", "tfds_"):
+        key = key.removeprefix(prefix)
+    return ALIASES.get(key, key)
+
+
+def class_names_of(dataset: str) -> tuple[str, ...] | None:
+    """Packaged class names of a known dataset in its label order, or None."""
+    names = _read("class_names.json")["class_names"].get(dataset_key(dataset))
+    return tuple(names) if names else None
+
+
+def default_templates(dataset: str) -> tuple[str, tuple[str, ...]]:
+    """(name, templates) of the set that goes with a dataset of this name; `simple` if none does."""
+    key = dataset_key(dataset)
+    name = "imagenet80" if key in IMAGENETS else key
+    return (name, template_sets()[name]) if name in template_sets() else ("simple", template_sets()["simple"])
+
+
+def choose(dataset: str, own: Sequence[str] | None, wanted: str = "") -> tuple[str, tuple[str, ...]]:
+    """(where from, templates): those asked for, else the dataset's own, else the set of its name, else `simple`.
+
+    Raises:
+      PromptError: no such set or file, or a template without its slot.
+    """
+    if wanted:
+        return wanted, load_templates(wanted)
+    return ("the dataset's own", tuple(own)) if own else default_templates(dataset)
+
+
+def load_templates(name: str | os.PathLike) -> tuple[str, ...]:
+    """Templates by the name of a packaged set, or from a file: .json (a list of strings) or text (one a line).
+
+    Raises:
+      PromptError: neither a set nor a file, or a template without its slot.
+    """
+    if name in template_sets():
+        return template_sets()[name]
+    path = pathlib.Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), template_sets(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PromptError(
+            f"templates {str(name)!r}: no file and no prompt set of this name.{hint}"
+            f" Sets: {', '.join(sorted(template_sets()))}"
+        )
+    return read_templates(path)
+
+
+def read_templates(path: pathlib.Path) -> tuple[str, ...]:
+    """Templates from a .json file (a list of strings) or a text file (one a line).
+
+    Raises:
+      PromptError: the file is not of that form, is empty, or a template lacks its slot.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        texts = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except ValueError as error:
+        raise PromptError(f"{path}: {error}") from error
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+        raise PromptError(f"{path}: expected a JSON list of strings")
+    return check_templates([item for item in texts if item], str(path))
+
+
+def check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
+    """The templates, each with the slot `{c}` (open_clip's `{}` is rewritten to it).
+
+    Raises:
+      PromptError: there is none, or one has no slot.
+    """
+    checked = tuple(template.replace("{}", SLOT) for template in templates)
+    if not checked:
+        raise PromptError(f"{where}: no templates")
+    for line, template in enumerate(checked, 1):
+        if SLOT not in template:
+            raise PromptError(
+                f"{where}: template {line} has no slot for the class name: {template!r}; write {SLOT} in it"
+            )
+    return checked
+
+
+def prompts_for(class_name: str, templates: Iterable[str]) -> list[str]:
+    """Every template with the class name in its slot."""
+    return [template.replace(SLOT, class_name) for template in templates]

@@ -1,0 +1,72 @@
+"""Floating-point operations of a model, counted from its shape, and what devices can do.
+
+Counted are the matrix products (a multiply and an add are 2), as open_clip's docs/model_profile.csv does. Norms,
+softmax, activations and the similarity matrix are left out: together they are below 1%.
+
+Model FLOPs utilisation (MFU) = 3 x forward FLOPs of the tokens processed x samples per second / dense bf16 peak.
+The 3 stands for the forward pass and a backward pass of twice its cost. Activations computed twice (remat,
+accumulation) do not count, so MFU compares runs by what they achieve and not by how busy they are.
+"""
+
+from typing import Any
+
+# Dense bf16 peak in FLOP/s of one device as JAX counts devices, by the start of `jax.Device.device_kind`. Makers' data
+# sheets; the first match wins, so that longer names stand first.
+PEAK_FLOPS = {
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "TPU v3": 61.5e12,  # a core, half a chip
+    "TPU v2": 22.5e12,  # a core, half a chip
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA A10": 125e12,
+}
+
+
+def block_flops(width: int, tokens: int) -> int:
+    """One transformer block on one sequence: qkv, attention, output, two MLP layers."""
+    weights = 12 * width**2  # 3 (qkv) + 1 (out) + 4 + 4 (MLP)
+    return 2 * tokens * weights + 4 * tokens**2 * width
+
+
+def image_flops(config: Any, image_size: int) -> int:
+    """Forward pass of the image tower on one image; `config` is `config.model`."""
+    vision = config.vision
+    patches = (image_size // vision.patch_size) ** 2
+    embed = 2 * patches * vision.patch_size**2 * 3 * vision.width
+    return embed + vision.layers * block_flops(vision.width, patches + 1) + 2 * vision.width * config.embed_dim
+
+
+def text_flops(config: Any, tokens: int | None = None) -> int:
+    """Forward pass of the text tower on one caption of `tokens` tokens (default: the whole context)."""
+    text = config.text
+    tokens = text.context_length if tokens is None else tokens
+    return text.layers * block_flops(text.width, tokens) + 2 * text.width * config.embed_dim
+
+
+def forward_flops(config: Any, image_size: int, tokens: int | None = None) -> int:
+    """Forward pass of both towers on one pair."""
+    return image_flops(config, image_size) + text_flops(config, tokens)
+
+
+def train_flops(config: Any, image_size: int, tokens: int | None = None) -> int:
+    """Forward and backward pass of both towers on one pair: 3 x forward, the numerator of MFU."""
+    return 3 * forward_flops(config, image_size, tokens)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 peak of one device in FLOP/s, or None for a device not in the table (CPUs)."""
+    for name, peak in PEAK_FLOPS.items():
+        if device_kind.startswith(name):
+            return peak
+    return None

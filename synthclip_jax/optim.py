@@ -1,0 +1,100 @@
+"""AdamW with the paper's decay mask, warm-up and cosine schedule, and the clamp of the logit scale."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from synthclip_jax.config import ConfigError
+from synthclip_jax.sharding import path_name
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+# Parameters below such a component are stacked over layers: their first axis is not one of their own.
+STACKED = re.compile(r"(^|/)blocks/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a run is. An epoch need not be a whole number of steps."""
+
+    examples: int
+    batch_size: int
+    total_steps: int
+    warmup_steps: int
+
+    @classmethod
+    def of(cls, train: Any, examples: int) -> "Length":
+        """The length that `config.train` gives on so many examples.
+
+        Raises:
+          ConfigError: less than one step.
+        """
+        steps = [int(epochs * examples / train.batch_size) for epochs in (train.epochs, train.warmup_epochs)]
+        if not steps[0]:
+            raise ConfigError(
+                f"train.epochs={train.epochs} of {examples:,} examples are less than one batch"
+                f" (train.batch_size={train.batch_size}): there is nothing to train"
+            )
+        return cls(examples, train.batch_size, *steps)
+
+
+def warmup_cosine(total: int, warmup: int, start: float, peak: float, end: float) -> Schedule:
+    """Learning rate at an update counted from 0, as in SLIP and SynthCLIP (`cosine_scheduler` of their utils.py).
+
+    `warmup` values from `start` to `peak`, both included, then a cosine from `peak` that would reach `end` at
+    `total`, one update after the last.
+    """
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        rising = start + (peak - start) * step / max(warmup - 1, 1)
+        progress = (step - warmup) / max(total - warmup, 1)
+        falling = end + 0.5 * (peak - end) * (1 + jnp.cos(math.pi * progress))
+        return jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
+    """True for parameters that weight decay applies to.
+
+    Not decayed: what has fewer than two dimensions of its own (the axis of stacked layers does not count), and what
+    a regular expression of `no_decay` is found in. With the paper's rule, class token, position and token embeddings
+    and both projections are decayed.
+    """
+    patterns = [re.compile(pattern) for pattern in no_decay]
+
+    def decayed(path, leaf) -> bool:
+        name = path_name(path)
+        dimensions = len(leaf.shape) - bool(STACKED.search(name))
+        return dimensions >= 2 and not any(pattern.search(name) for pattern in patterns)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(train: Any, length: Length) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer that `config.train` describes, and its learning rate by update (counted from 0).
+
+    As in PyTorch's AdamW, the decay is decoupled from the gradient and scaled by the learning rate.
+    """
+    schedule = warmup_cosine(length.total_steps, length.warmup_steps, train.lr_start, train.learning_rate, train.lr_end)
+    clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
+    optimizer = optax.chain(
+        clip,
+        optax.scale_by_adam(train.beta1, train.beta2, train.eps),
+        optax.add_decayed_weights(train.weight_decay, lambda params: decay_mask(params, train.no_decay)),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optimizer, schedule
+
+
+def clamp_logit_scale(params: dict, largest: float) -> dict:
+    """Keeps the stored logarithm of the logit scale in [0, largest]; done after every update."""
+    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, largest)}

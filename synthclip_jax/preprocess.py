@@ -1,0 +1,87 @@
+"""From a picture to what the model sees: resize and centre crop on the host, mean and standard deviation on device.
+
+This is the evaluation transform (the training one, with its random crop, is in `synthclip_jax.data`). It does what
+open_clip and torchvision do, on PIL images and with PIL's antialiased resampling, in the same order: resize the short
+side, centre crop, and only then convert to RGB.
+"""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class PictureError(ValueError):
+    """Bytes that are no picture, or a damaged one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """The evaluation transform of a model: saved with its weights, because they are of no use without it.
+
+    Attributes:
+      image_size: side of the square that the model takes, pixels.
+      mean, std: per channel (red, green, blue), of pixels in [0, 1].
+      interpolation: `bilinear` or `bicubic`, antialiased.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+    @classmethod
+    def from_config(cls, data: Any) -> "Preprocess":
+        """The transform that `config.data` describes."""
+        return cls(data.image_size, tuple(data.mean), tuple(data.std), data.interpolation)
+
+    def __call__(self, picture: Image.Image | bytes) -> UInt8[np.ndarray, "size size 3"]:
+        """Resizes the short side to `image_size`, crops the centre, converts to RGB.
+
+        Raises:
+          PictureError: the bytes are no picture that PIL can read.
+        """
+        image = open_picture(picture) if isinstance(picture, bytes) else picture
+        size, (width, height) = self.image_size, image.size
+        if min(width, height) != size:  # torchvision leaves a picture alone whose short side fits already
+            scaled = int(size * max(width, height) / min(width, height))
+            target = (size, scaled) if width <= height else (scaled, size)
+            image = image.resize(target, INTERPOLATIONS[self.interpolation])
+        left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
+        return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
+
+    def batch(self, pictures: Sequence[Image.Image | bytes]) -> UInt8[np.ndarray, "b size size 3"]:
+        """The transform of several pictures, stacked."""
+        return np.stack([self(picture) for picture in pictures])
+
+    def normalise(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Pixels 0 to 255 as float32 with mean and standard deviation taken off. Runs on the device, inside `jit`."""
+        return normalise(images, self.mean, self.std)
+
+
+def normalise(images: UInt8[Array, "b h w 3"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "b h w 3"]:
+    """`(images / 255 - mean) / std` in float32."""
+    import jax.numpy as jnp  # here, so that the host side of this module works without a device
+
+    mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, 3) for value in (mean, std))
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decodes a picture completely (PIL alone would do so later, at an unexpected place).
+
+    Raises:
+      PictureError: the bytes are no picture that PIL can read.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
+    return image

@@ -1,0 +1,281 @@
+"""TFRecord shards of `tf.train.Example`: framing, index, random access. Needs neither TensorFlow nor JAX.
+
+One record on disk is `length (8 bytes, little endian) | masked crc32c of the length | payload | masked crc32c of the
+payload` (the framing that TensorFlow documents). Beside a shard lies `SHARD.index`: one text line per record,
+`offset length`, both in bytes and both counting the framing, which is also what NVIDIA DALI's index files hold. An
+index is only a cache: it is rebuilt from the record headers when it is missing.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+HEADER_BYTES = 12  # length + its crc
+FOOTER_BYTES = 4  # crc of the payload
+INDEX_SUFFIX = ".index"
+
+
+class RecordError(ValueError):
+    """A shard that cannot be read as it should; the text names the file, the record and what to do."""
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """The bytes of one record on disk."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join((length, struct.pack("<I", _masked_crc(length)), payload, struct.pack("<I", _masked_crc(payload))))
+
+
+def frame_shard(payloads: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """Frames payloads into the bytes of a whole shard and of its index."""
+    records = [frame(payload) for payload in payloads]
+    lengths = np.array([len(record) for record in records], np.int64)
+    offsets = np.cumsum(lengths) - lengths
+    return b"".join(records), format_index(np.stack([offsets, lengths], axis=1))
+
+
+def format_index(index: np.ndarray) -> bytes:
+    """Index `[records, (offset, length)]` as the text of an index file."""
+    return "".join(f"{offset} {length}\n" for offset, length in index.tolist()).encode()
+
+
+def scan_index(path: str | os.PathLike) -> np.ndarray:
+    """Builds the index `[records, (offset, length)]` of a shard by hopping from header to header.
+
+    Raises:
+      RecordError: the file ends inside a record, or a header's checksum does not fit.
+    """
+    size = os.path.getsize(path)
+    index, offset = [], 0
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            header = file.read(HEADER_BYTES)
+            where = f"{path}: record {len(index)} at byte {offset}"
+            if len(header) < HEADER_BYTES:
+                raise RecordError(f"{where}: the file ends inside the record's header. {_REMEDY}")
+            length, crc = struct.unpack("<QI", header)
+            if crc != _masked_crc(header[:8]):
+                raise RecordError(f"{where}: the checksum of the record's length is wrong. {_REMEDY}")
+            total = HEADER_BYTES + length + FOOTER_BYTES
+            if offset + total > size:
+                raise RecordError(
+                    f"{where}: the record needs {total} bytes, the file has {size - offset} left. {_REMEDY}"
+                )
+            index.append((offset, total))
+            offset += total
+    return np.array(index, np.int64).reshape(-1, 2)
+
+
+_REMEDY = "The shard is damaged: delete it and its commit record and run generation again, or copy it again."
+
+
+def load_index(path: str | os.PathLike) -> np.ndarray:
+    """The index of a shard, from its index file if there is one, else from the headers.
+
+    Returns:
+      Int64 array `[records, (offset, length)]`, bytes, framing included.
+
+    Raises:
+      RecordError: the shard is shorter or longer than its index says, or its headers are damaged.
+    """
+    file = pathlib.Path(f"{path}{INDEX_SUFFIX}")
+    if not file.exists():
+        return scan_index(path)
+    try:
+        index = np.array(file.read_bytes().split(), np.int64).reshape(-1, 2)
+    except ValueError as error:
+        raise RecordError(f"{file}: not an index of `offset length` lines: delete it, it is rebuilt") from error
+    lengths = index[:, 1]
+    if not np.array_equal(index[:, 0], np.cumsum(lengths) - lengths) or (lengths < HEADER_BYTES + FOOTER_BYTES).any():
+        raise RecordError(f"{file}: the offsets do not follow each other: delete it, it is rebuilt")
+    size = os.path.getsize(path)
+    if lengths.sum() != size:
+        raise RecordError(
+            f"{path}: the file has {size} bytes, its index expects {lengths.sum()} ({len(index)} records). {_REMEDY}"
+        )
+    return index
+
+
+class IndexedShard:
+    """Random access to the payloads of one shard.
+
+    The file is opened on first use and never pickled, so that a worker process opens its own. Reads use `os.pread`,
+    which keeps no position: any number of threads may read at once.
+    """
+
+    def __init__(self, path: str | os.PathLike, check_crc: bool = True):
+        self.path = os.fspath(path)
+        self.check_crc = check_crc
+        self.index = load_index(path)
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, record: int) -> bytes:
+        """Payload of a record.
+
+        Raises:
+          RecordError: the record's length or checksum is not what the index and the framing promise.
+        """
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        offset, length = (int(value) for value in self.index[record])
+        data = os.pread(self._file, length, offset)
+        if len(data) != length:
+            raise RecordError(f"{self.path}: record {record} at byte {offset} is cut off. {_REMEDY}")
+        payload = data[HEADER_BYTES:-FOOTER_BYTES]
+        if struct.unpack_from("<Q", data)[0] != len(payload):
+            raise RecordError(f"{self.path}: record {record}: the index and the header disagree. {_REMEDY}")
+        if self.check_crc and struct.unpack("<I", data[-FOOTER_BYTES:])[0] != _masked_crc(payload):
+            raise RecordError(f"{self.path}: record {record} at byte {offset}: checksum mismatch. {_REMEDY}")
+        return payload
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[record] for record in range(len(self)))
+
+    def close(self) -> None:
+        """Closes the file; reading opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self):
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None}
+
+
+@functools.cache
+def _example_class():
+    """The protobuf class of `tf.train.Example`, from a descriptor made here (the schema is TensorFlow's, public)."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kind = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="synthclip_jax/example.proto", package="synthclip_jax.tf", syntax="proto3"
+    )
+
+    def message(name: str, *fields: tuple) -> descriptor_pb2.DescriptorProto:
+        proto = file.message_type.add(name=name)
+        for number, (field, label, type_, type_name) in enumerate(fields, 1):
+            proto.field.add(name=field, number=number, label=label, type=type_, type_name=type_name)
+        return proto
+
+    scope = ".synthclip_jax.tf."
+    one, many = kind.LABEL_OPTIONAL, kind.LABEL_REPEATED
+    message("BytesList", ("value", many, kind.TYPE_BYTES, None))
+    message("FloatList", ("value", many, kind.TYPE_FLOAT, None))
+    message("Int64List", ("value", many, kind.TYPE_INT64, None))
+    feature = message(
+        "Feature",
+        ("bytes_list", one, kind.TYPE_MESSAGE, scope + "BytesList"),
+        ("float_list", one, kind.TYPE_MESSAGE, scope + "FloatList"),
+        ("int64_list", one, kind.TYPE_MESSAGE, scope + "Int64List"),
+    )
+    feature.oneof_decl.add(name="kind")
+    for field in feature.field:
+        field.oneof_index = 0
+    features = message("Features", ("feature", many, kind.TYPE_MESSAGE, scope + "Features.FeatureEntry"))
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.field.add(name="key", number=1, label=one, type=kind.TYPE_STRING)
+    entry.field.add(name="value", number=2, label=one, type=kind.TYPE_MESSAGE, type_name=scope + "Feature")
+    entry.options.map_entry = True
+    message("Example", ("features", one, kind.TYPE_MESSAGE, scope + "Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("synthclip_jax.tf.Example"))
+
+
+def parse_example(payload: bytes) -> dict[str, list[Any]]:
+    """Reads a serialised `tf.train.Example` into plain lists of bytes, ints or floats.
+
+    Raises:
+      RecordError: the bytes are not an Example.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        example = _example_class().FromString(payload)
+    except DecodeError as error:
+        raise RecordError(f"not a tf.train.Example ({error})") from error
+    values = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values[name] = list(getattr(feature, kind).value) if kind else []
+    return values
+
+
+def serialize_example(values: Mapping[str, list[Any]]) -> bytes:
+    """Serialises plain lists as a `tf.train.Example`; the same values give the same bytes.
+
+    Datasets are written through TFDS's own serialiser (`gen.images`); this one serves tests and small tools.
+    """
+    example = _example_class()()
+    for name, items in values.items():
+        feature = example.features.feature[name]
+        if items and isinstance(items[0], bytes):
+            feature.bytes_list.value.extend(items)
+        elif items and isinstance(items[0], float):
+            feature.float_list.value.extend(items)
+        else:
+            feature.int64_list.value.extend(items)
+    return example.SerializeToString(deterministic=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardName:
+    """File name of one shard of a dataset split, as TFDS writes it: `NAME-SPLIT.tfrecord-00003-of-00128`."""
+
+    dataset: str
+    split: str
+    index: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}-{self.split}.tfrecord-{self.index:05d}-of-{self.of:05d}"
+
+
+def dataset_folder(workdir: str | os.PathLike, name: str, version: str) -> pathlib.Path:
+    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`."""
+    return pathlib.Path(workdir) / "dataset" / name / version
+
+
+def find_shards(folder: str | os.PathLike, split: str) -> list[pathlib.Path]:
+    """The shards of a split in order.
+
+    Raises:
+      RecordError: there is no such folder, it holds no shard of the split, or one of the set is missing.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such dataset folder. Generate it (python -m gen) or set config.data.path")
+    paths = sorted(path for path in folder.glob(f"*-{split}.tfrecord-*-of-*") if path.suffix != INDEX_SUFFIX)
+    if not paths:
+        raise RecordError(f"{folder}: no shard of split {split!r} (files named NAME-{split}.tfrecord-00000-of-00001)")
+    sets = {(path.name.split(".tfrecord-")[0], path.name.rsplit("-of-", 1)[1]) for path in paths}
+    if len(sets) > 1:
+        raise RecordError(f"{folder}: shards of several sets: {sorted('-of-'.join(s) for s in sets)}; keep one")
+    prefix, of = sets.pop()
+    expected = {f"{prefix}.tfrecord-{index:05d}-of-{of}" for index in range(int(of))}
+    missing = sorted(expected - {path.name for path in paths})
+    if missing:
+        raise RecordError(
+            f"{folder}: {len(missing)} of {int(of)} shards are missing, the first is {missing[0]}. "
+            "Run generation again: it makes only what is missing"
+        )
+    return paths

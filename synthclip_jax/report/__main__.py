@@ -1,0 +1,26 @@
+"""The command line of `python -m synthclip_jax.report`."""
+
+import argparse
+import pathlib
+import sys
+
+from synthclip_jax import report
+
+
+def main() -> None:
+    """Writes the page and prints where it is; exits with status 1 and a reason if it cannot."""
+    parser = argparse.ArgumentParser(
+        prog="python -m synthclip_jax.report",
+        description=report.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    try:
+        path = report.write(parser.parse_args().workdir)
+    except OSError as error:
+        sys.exit(f"report: {error}")
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Sections on zero-shot accuracy: the numbers, and the classes behind them."""
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from synthclip_jax.evals.results import group
+from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
+from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+
+CLASSES = 6  # best and worst classes shown
+PICTURES = 4  # of each class
+CONFUSIONS = 8
+PANEL_OPEN = 2  # test sets whose classes are unfolded from the start
+
+
+def zeroshot(run: Run) -> Html:
+    """Accuracy with intervals beside chance, as bars and as a table."""
+    result = run.zeroshot[-1]
+    grouped = group(result["metrics"], "zeroshot")
+    described = result.get("datasets", {})
+    rows = []
+    for name, values in grouped.items():
+        tracks = []
+        for metric, label, chance in (("acc1", "top-1", "chance"), ("acc5", "top-5", "chance5")):
+            if metric in values:
+                tracks.append(_track(label, values, metric, values.get(chance, 0.0)))
+        about = f"{values['classes']:,.0f} classes, {plural(int(values['n']), 'picture')}"
+        if values.get("skipped"):
+            about += f", {values['skipped']:,.0f} unreadable"
+        prompts = described.get(name, {}).get("prompts", [])
+        rows.append(
+            tag(
+                "div",
+                tag("div", tag("b", name), tag("small", about), class_="who"),
+                tag("div", tracks, class_="tracks"),
+                tag("small", "prompts such as ", tag("q", prompts[0]), f", {len(prompts)} in all", class_="prompt")
+                if prompts
+                else None,
+                class_="forest-row",
+            )
+        )
+    columns = ("test set", "classes", "pictures", "top-1", "top-5", "mean per class", "chance")
+    table = tag(
+        "table",
+        tag("thead", tag("tr", (tag("th", column) for column in columns))),
+        tag("tbody", (_table_row(name, values) for name, values in grouped.items())),
+    )
+    return Html(
+        tag(
+            "p",
+            f"After step {result['step']:,}. A picture belongs to the class whose prompts it is closest to; no"
+            " classifier was trained. Solid bars are 95% intervals, red lines are chance.",
+            class_="note",
+        )
+        + tag("div", rows, class_="forest")
+        + tag("div", table, class_="scroll", tabindex=0)
+    )
+
+
+def _track(label: str, values: Mapping[str, float], metric: str, chance: float) -> Html:
+    value, low, high = values[metric], values[f"{metric}_low"], values[f"{metric}_high"]
+    interval = f"{percent(value)}, 95% interval {percent(low)} to {percent(high)}, chance {percent(chance)}"
+    return tag(
+        "div",
+        tag("span", label, class_="k"),
+        tag(
+            "span",
+            tag("i", class_="fill", style=f"width:{100 * value:.2f}%"),
+            tag("i", class_="ci", style=f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"),
+            tag("i", class_="chance", style=f"left:{100 * chance:.2f}%"),
+            class_="scale",
+            title=interval,
+        ),
+        tag("span", percent(value), class_="v"),
+        class_="track",
+    )
+
+
+def _table_row(name: str, values: Mapping[str, float]) -> Html:
+    def cell(metric: str) -> Any:
+        if metric not in values:
+            return "–"
+        low, high = values[f"{metric}_low"], values[f"{metric}_high"]
+        return percent(values[metric]), tag("small", f"{100 * low:.1f} to {100 * high:.1f}")
+
+    return tag(
+        "tr",
+        tag("th", name, scope="row"),
+        tag("td", f"{values['classes']:,.0f}"),
+        tag("td", f"{values['n']:,.0f}"),
+        *(tag("td", cell(metric)) for metric in ("acc1", "acc5", "mean_per_class_recall")),
+        tag("td", percent(values["chance"], 2)),
+    )
+
+
+def classes(run: Run) -> Html:
+    """Best and worst classes of each test set, with pictures and what they were taken for."""
+    result = run.zeroshot[-1]
+    panels = []
+    for index, name in enumerate(group(result["metrics"], "zeroshot")):
+        try:
+            panel = _class_panel(run, result, name)
+        except Missing as missing:
+            panel = tag("p", str(missing), class_="absent")
+        panels.append(tag("details", tag("summary", name), panel, open=index < PANEL_OPEN, class_="panel"))
+    return text(panels)
+
+
+def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
+    detail = run.detail(result, name)
+    names, labels, top = detail["class_names"].tolist(), detail["labels"], detail["top"]
+    first = top[:, 0] == labels
+    near = (top == labels[:, None]).any(axis=1)
+    count = np.bincount(labels, minlength=len(names))
+    right, close = (np.bincount(labels[hit], minlength=len(names)) for hit in (first, near))
+    present = [index for index in range(len(names)) if count[index]]
+    shown = min(CLASSES, len(present) // 2)
+    # How far ahead the guess was settles ties: the surest first, be they right or wrong.
+    ahead = np.bincount(labels, detail["scores"][:, 0] - detail["scores"][:, 1], len(names)) / np.maximum(count, 1)
+    named = [c for c in present if right[c]]
+    best = sorted(named, key=lambda c: (-right[c] / count[c], -close[c] / count[c], -ahead[c]))[:shown]
+    worst = sorted(present, key=lambda c: (right[c] / count[c], close[c] / count[c], -ahead[c]))[:shown]
+    picked = {c: _pick(labels, first, c, right_first=c in best) for c in (*best, *worst)}
+    keys = {str(detail["keys"][row]) for rows in picked.values() for row in rows}
+    images: Mapping[str, bytes] = {}
+    note = None
+    try:
+        images = run.test_pictures(result, name, keys)
+    except UNREADABLE as error:
+        note = tag("p", f"The pictures themselves cannot be shown: {error}", class_="absent")
+
+    def card(c: int) -> Html:
+        cells = []
+        for row in picked[c]:
+            key, guess = str(detail["keys"][row]), names[top[row, 0]]
+            picture = thumbnail(images[key]) if key in images else tag("span", "no picture", class_="nopicture")
+            verdict = "right" if first[row] else "wrong"
+            cells.append(tag("figure", picture, tag("figcaption", "✓" if first[row] else guess), class_=verdict))
+        share = right[c] / count[c]
+        return tag(
+            "div",
+            tag("p", tag("b", names[c]), tag("span", f"{right[c]} of {count[c]}"), class_="head"),
+            tag("i", style=f"--w:{100 * share:.1f}%", class_="meter"),
+            tag("div", cells, class_="four"),
+            class_="class-card",
+        )
+
+    pairs = collections.Counter(zip(labels[~first].tolist(), top[~first, 0].tolist(), strict=True))
+    confusions = (
+        tag("li", tag("b", names[a]), " taken for ", tag("b", names[b]), tag("span", f"{n} of {count[a]}"))
+        for (a, b), n in pairs.most_common(CONFUSIONS)
+        if n > 1
+    )
+    return text(
+        [
+            note,
+            tag("h4", "Named best"),
+            tag("div", (card(c) for c in best), class_="cards")
+            if best
+            else tag("p", "No class at all.", class_="absent"),
+            tag("h4", "Named worst, and what they were taken for"),
+            tag("div", (card(c) for c in worst), class_="cards"),
+            tag("h4", "Most frequent confusions"),
+            tag("ul", confusions, class_="confusions"),
+        ]
+    )
+
+
+def _pick(labels: np.ndarray, first: np.ndarray, label: int, right_first: bool) -> list[int]:
+    rows = np.flatnonzero(labels == label).tolist()
+    return sorted(rows, key=lambda row: bool(first[row]) != right_first)[:PICTURES]

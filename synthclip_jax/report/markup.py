@@ -1,0 +1,74 @@
+"""HTML that is safe by construction: whatever is not `Html` already is escaped when it becomes part of a page.
+
+Captions come from a language model and concepts from anyone's list, so the page treats every text as hostile.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from PIL import Image
+
+VOID = frozenset({"br", "hr", "img", "link", "meta"})
+THUMBNAIL = 144  # side of the largest picture put in the page, pixels
+KEEP_BELOW = 16_384  # bytes: a small picture is put in as it is, not encoded a second time
+FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+
+
+class Html(str):
+    """Text that is markup already."""
+
+
+def text(value: Any) -> Html:
+    """A value as markup: `Html` as it is, everything else escaped; None is nothing, iterables are joined."""
+    if isinstance(value, Html):
+        return value
+    if value is None:
+        return Html("")
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return Html("".join(text(item) for item in value))
+    return Html(html.escape(str(value), quote=True))
+
+
+def tag(element: str, /, *children: Any, **attributes: Any) -> Html:
+    """An element. Attributes: a trailing underscore is dropped and others are hyphens (`class_`, `aria_label`); None
+    and False leave an attribute out."""
+    parts = [f"<{element}"]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        parts.append(f" {key}" if value is True else f' {key}="{html.escape(str(value), quote=True)}"')
+    parts.append(">")
+    return Html("".join(parts) + ("" if element in VOID else f"{text(children)}</{element}>"))
+
+
+def thumbnail(data: bytes, alt: str = "", side: int = THUMBNAIL) -> Html:
+    """A picture inside the page, made smaller if it is too large; a sign in its place if it does not decode."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return tag("span", "no picture", class_="nopicture", title="this picture does not decode")
+    kind = FORMATS.get(image.format or "")
+    # Only pixels matter here: a file that is copied as it is could carry anything else beside them.
+    if kind is None or max(image.size) > side or len(data) > KEEP_BELOW:
+        image = image.convert("RGB")
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        data, kind = buffer.getvalue(), FORMATS["JPEG"]
+    source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return tag("img", src=source, alt=alt, width=image.width, height=image.height, loading="lazy")
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """`1 caption`, `2,000 captions`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as percent."""
+    return f"{100 * share:.{digits}f}%"

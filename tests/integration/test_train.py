@@ -1,0 +1,350 @@
+"""Training as a user runs it: a command that is started, killed, started again, and given bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_config
+from toy_dataset import PAIRS, picture, write_dataset
+
+from synthclip_jax import config as config_lib
+from synthclip_jax import sharding
+from synthclip_jax import train as train_lib
+from synthclip_jax.checkpoint import checkpoint_folder, load_model, saved_steps
+from synthclip_jax.metrics import read_metrics
+from synthclip_jax.models import make_model
+from synthclip_jax.optim import Length
+from synthclip_jax.records import RecordError
+from synthclip_jax.workdir import WorkdirMismatch
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 84  # 112 examples, batch 16, 12 epochs
+TIMES = {"examples_per_second", "data_wait", "seconds"}
+TEST_SET = "--config.eval.datasets=squares=folder:testsets/squares"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One device, and a compile cache that the runs of this module share."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "XLA_FLAGS": " ".join(flags), "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def start(environment):
+    """Starts the training command; what still runs at the end of the test is killed."""
+    started = []
+
+    def start(workdir, *flags):
+        command = [sys.executable, "-m", "synthclip_jax.train", f"--config={toy_config.__file__}"]
+        command += [f"--workdir={workdir}", "--config.train.epochs=12", *flags]
+        process = subprocess.Popen(
+            command, cwd=workdir, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start):
+    """Runs the training command to its end; returns (exit status, stdout, stderr)."""
+
+    def run(workdir, *flags):
+        process = start(workdir, *flags)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return run
+
+
+def new_workdir(folder, **dataset):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_dataset(folder / "dataset" / "toy" / "1.0.0", **dataset)
+    return folder
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return new_workdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, environment):
+    """A run that nobody disturbed, with a test set to evaluate."""
+    workdir = new_workdir(tmp_path_factory.mktemp("finished"))
+    for index, (front, back) in enumerate(PAIRS[:6]):
+        folder = workdir / "testsets" / "squares" / f"{front} square on a {back} ground"
+        folder.mkdir(parents=True)
+        for copy in range(2):
+            cv2.imwrite(str(folder / f"{copy}.png"), picture(index + len(PAIRS) * (40 + copy))[..., ::-1])
+    command = [sys.executable, "-m", "synthclip_jax.train", f"--config={toy_config.__file__}"]
+    command += [f"--workdir={workdir}", "--config.train.epochs=12", TEST_SET]
+    result = subprocess.run(command, cwd=workdir, env=environment, text=True, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def wait_for(condition, process, what):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, f"ended before {what}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.002)
+
+
+def wait_for_checkpoint(process, workdir, step):
+    wait_for(lambda: any(s >= step for s in saved_steps(checkpoint_folder(workdir))), process, f"checkpoint {step}")
+
+
+def logged(workdir):
+    """The metrics file without what depends on the time of day, and without evaluations."""
+    lines = read_metrics(workdir / "train" / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines if "loss" in line]
+
+
+def assert_same_run(workdir, other):
+    """Bit for bit the same parameters and the same log."""
+    ours, theirs = load_model(workdir), load_model(other)
+    assert ours.step == theirs.step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert logged(workdir) == logged(other)
+
+
+# ---- A run that goes well ------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_well_below_chance(finished):
+    lines = logged(finished[0])
+    assert [line["step"] for line in lines] == list(range(7, STEPS + 1, 7))
+    assert lines[0]["loss"] > 1.5
+    assert lines[-1]["loss"] < 0.7  # ln(16) = 2.77 is chance; two of a batch may well be of one caption
+    assert lines[-1]["examples_seen"] == STEPS * 16
+    assert lines[-1]["epoch"] == 12
+
+
+def test_the_sheet_and_the_progress_line_say_what_a_person_wants_to_know(finished):
+    out = finished[1]
+    for words in ("jax 0.", "mesh        data=1, fsdp=1, tensor=1", "112 pairs in 2 shard(s)", "84 steps = 12 epochs"):
+        assert words in out
+    for words in ("visual", "total", "compiled in", "GFLOP", "temporary", "starting from scratch"):
+        assert words in out
+    line = next(line for line in out.splitlines() if line.startswith("step 84/84"))
+    for words in ("ln B 2.7726", "logit scale", "lr ", "/s (", "per device)", "data wait", "ETA 0s"):
+        assert words in line
+    assert "Training is finished: step 84" in out
+
+
+def test_the_end_is_evaluated_and_the_numbers_are_written_down(finished):
+    workdir, out = finished
+    result = json.loads((workdir / "eval" / f"{STEPS}-zeroshot.json").read_text())
+    assert result["metrics"]["zeroshot/squares/acc1"] > 0.5  # chance is 1/6
+    lines = [line for line in read_metrics(workdir / "train" / "metrics.jsonl") if "zeroshot/squares/acc1" in line]
+    assert [line["step"] for line in lines] == [STEPS]
+    assert "squares" in out
+
+
+def test_checkpoints_hold_what_is_needed_to_use_them(finished):
+    workdir, _ = finished
+    assert saved_steps(checkpoint_folder(workdir)) == [80, 84]
+    model = load_model(workdir)
+    assert model.info["progress"]["examples_seen"] == STEPS * 16
+    assert model.info["preprocess"]["image_size"] == 32
+    assert model.info["tokenizer"]["context_length"] == 12
+    assert model.config.train.epochs == 12
+
+
+def test_a_finished_run_does_nothing(finished, run):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "train" / "checkpoints").rglob("*")}
+    metrics = (workdir / "train" / "metrics.jsonl").read_bytes()
+    status, out, _ = run(workdir, TEST_SET)
+    assert status == 0
+    assert "Nothing to do" in out
+    assert "step 84/84" not in out
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "train" / "checkpoints").rglob("*")} == before
+    assert (workdir / "train" / "metrics.jsonl").read_bytes() == metrics
+
+
+# ---- Interruptions -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_three_times_ends_bit_for_bit_like_one_that_was_not(finished, workdir, start, run):
+    for step in (10, 20, 40):
+        process = start(workdir)
+        wait_for_checkpoint(process, workdir, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert STEPS not in saved_steps(checkpoint_folder(workdir)), "the run ended before it was killed"
+    status, out, err = run(workdir)
+    assert status == 0, err
+    assert "continuing at step" in out
+    assert_same_run(workdir, finished[0])
+
+
+def test_sigterm_saves_at_once_exits_0_and_the_same_command_continues(finished, workdir, start, run):
+    process = start(workdir, "--config.train.save_every=1000")
+    wait_for(lambda: len(logged(workdir)) >= 2, process, "two lines of the log")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    (step,) = saved_steps(checkpoint_folder(workdir))
+    assert f"Stopped as asked at step {step} of {STEPS}" in out
+    assert 14 <= step < STEPS
+    status, out, err = run(workdir)
+    assert status == 0, err
+    assert f"continuing at step {step}" in out
+    assert_same_run(workdir, finished[0])
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_training(workdir, run):
+    bad = workdir / "testsets" / "squares"
+    for name in ("a", "b"):
+        (bad / name).mkdir(parents=True)
+        (bad / name / "0.png").write_bytes(b"no picture")
+    status, _, err = run(workdir, TEST_SET)
+    assert status == 1
+    assert "none of its 2 pictures decodes" in err
+    assert STEPS in saved_steps(checkpoint_folder(workdir))
+
+
+# ---- Bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_another_config_is_refused_and_the_difference_named(finished, run):
+    status, _, err = run(finished[0], "--config.train.batch_size=8", "--config.seed=3", "--config.train.log_every=1")
+    assert status == 1
+    assert "train.batch_size: 16 -> 8" in err
+    assert "seed: 0 -> 3" in err
+    assert "log_every" not in err  # changes the reports, not the run
+    assert "Use another --workdir" in err
+
+
+def test_another_dataset_is_refused(finished, tmp_path):
+    other = new_workdir(tmp_path, examples=200)
+    config = small_config(epochs=12.0)
+    config.data.path = str(other / "dataset" / "toy" / "1.0.0")
+    with pytest.raises(WorkdirMismatch, match=r"dataset: .*112.* -> .*200"):
+        train_lib.train(config, finished[0])
+
+
+def small_config(**train):
+    config = toy_config.get_config()
+    config.train.update(train)
+    return config
+
+
+def test_a_missing_dataset_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(RecordError, match=r"dataset/toy/1.0.0: no such dataset folder\. Generate it"):
+        train_lib.train(small_config(), tmp_path)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(workdir):
+    assert jax.device_count() == 8
+    with pytest.raises(
+        sharding.MeshError, match=r"batch_size=20 cannot be divided among 8 .* Allowed near it: 16 or 24"
+    ):
+        train_lib.train(small_config(batch_size=20), workdir)
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused(workdir):
+    with pytest.raises(config_lib.ConfigError, match="less than one batch"):
+        train_lib.train(small_config(batch_size=512), workdir)
+
+
+def test_a_truncated_shard_stops_before_training(workdir):
+    shard = next((workdir / "dataset" / "toy" / "1.0.0").glob("*-00001-of-00002"))
+    os.truncate(shard, shard.stat().st_size - 1)
+    with pytest.raises(RecordError, match=shard.name):
+        train_lib.train(small_config(), workdir)
+    assert not (workdir / "train").exists()
+
+
+def test_a_flipped_bit_stops_training_with_shard_and_record(workdir, run):
+    shard = next((workdir / "dataset" / "toy" / "1.0.0").glob("*-00001-of-00002"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    status, _, err = run(workdir)
+    assert status == 1
+    assert f"{shard.name}: record " in err
+    assert "checksum mismatch" in err
+    assert "Traceback" not in err
+
+
+def test_pictures_that_do_not_decode_stop_training_or_are_counted(tmp_path, run):
+    workdir = new_workdir(tmp_path, replaced={5: b"bad", 80: b"worse"})
+    status, _, err = run(workdir)
+    assert status == 1
+    assert "do not decode as a picture" in err
+    assert "on_error=skip" in err
+    status, out, err = run(workdir, "--config.data.on_error=skip")
+    assert status == 0, err
+    assert logged(workdir)[-1]["skipped"] == 2 * 12
+    assert "skipped 24" in out
+
+
+def test_a_loss_that_is_not_finite_stops_with_steps_and_checkpoint_named(workdir, run):
+    status, _, err = run(workdir, "--config.train.learning_rate=1e37", "--config.train.save_every=2")
+    assert status == 1
+    assert "training diverged between" in err
+    steps = saved_steps(checkpoint_folder(workdir))
+    assert f"{checkpoint_folder(workdir) / str(steps[-1])}" in err if steps else "nothing was saved yet" in err
+    for step in steps:  # whatever was saved is finite
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(workdir, step).params))
+
+
+# ---- The step on several devices -----------------------------------------------------------------------------------
+
+
+def losses_and_moments(mesh_sizes, devices, steps=3):
+    """Losses of some steps and the optimizer's first moments (averages of gradients) after them."""
+    config = small_config()
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh_sizes, strict=True)), jax.devices()[:devices])
+    graphdef, init = make_model(config.model, config.data.image_size)
+    length = Length(112, 16, 28, 3)
+    optimizer, train_step = train_lib.make_train_step(config, graphdef, length)
+
+    def init_state(key):
+        params = init(key)
+        return train_lib.TrainState(params, optimizer.init(params), jnp.int32(0))
+
+    placement = sharding.infer_shardings(jax.eval_shape(init_state, jax.random.key(0)), mesh)
+    state = jax.jit(init_state, out_shardings=placement)(jax.random.key(0))
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=(placement, None))
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(steps):
+        images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
+        tokens = rng.integers(1, 49408, (16, 12), np.int32)
+        state, metrics = step(state, *sharding.shard_batch((images, tokens), mesh))
+        losses.append(float(metrics["loss"]))
+    moments = next(s.mu for s in state.opt_state if hasattr(s, "mu"))
+    return losses, jax.device_get(moments)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return losses_and_moments((1, 1, 1), 1)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=["data=8", "data=2 fsdp=2 tensor=2"])
+def test_any_mesh_trains_like_one_device(mesh, one_device):
+    losses, moments = losses_and_moments(mesh, 8)
+    np.testing.assert_allclose(losses, one_device[0], rtol=2e-6)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one_device[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), moments, one_device[1])

@@ -1,0 +1,218 @@
+"""Checkpoints: what is saved comes back, on any mesh, and a damaged one does not end a run."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from synthclip_jax import config as config_lib
+from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, saved_steps
+from synthclip_jax.models import make_model
+from synthclip_jax.sharding import infer_shardings, make_mesh
+
+
+def tiny_config():
+    config = config_lib.default_config()
+    config.data.image_size = 16
+    config.model.update(embed_dim=16, compute_dtype="float32")
+    config.model.vision.update(width=16, layers=2, heads=4, patch_size=8)
+    config.model.text.update(width=16, layers=2, heads=4, context_length=8)
+    return config
+
+
+def make_state(mesh, seed=0):
+    """Parameters and optimizer state on a mesh, and what to ask for when loading them."""
+    rng = np.random.default_rng(seed)
+    params = {
+        "blocks": {"mlp": {"up": {"kernel": rng.normal(size=(2, 16, 32)), "bias": rng.normal(size=(2, 32))}}},
+        "text": {"tokens": rng.normal(size=(100, 16))},
+        "logit_scale": np.array(rng.normal()),
+    }
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    state = params, {"state": optax.adam(1e-3).init(params), "step": np.int32(seed)}
+    state = jax.device_put(state, infer_shardings(state, mesh))
+    return state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def mesh_of(data, fsdp, tensor):
+    return make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+
+
+def save(folder, steps, keep=3):
+    checkpoints = Checkpoints(folder, keep)
+    states = {}
+    for step in steps:
+        states[step], _ = make_state(mesh_of(8, 1, 1), seed=step)
+        checkpoints.save(step, *states[step], {"config": config_lib.plain(tiny_config()), "note": step})
+    checkpoints.close()
+    return states
+
+
+def assert_equal(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return checkpoint_folder(tmp_path)
+
+
+def damage(folder, step, how):
+    files = sorted(path for path in (folder / str(step)).rglob("*") if path.is_file() and path.parent.name == "d")
+    if how == "truncated":
+        for path in files:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "bit flipped":
+        content = bytearray(files[-1].read_bytes())
+        content[len(content) // 2] ^= 16
+        files[-1].write_bytes(content)
+    elif how == "file missing":
+        for path in files:
+            path.unlink()
+    else:
+        shutil.rmtree(folder / str(step) / "params")
+
+
+def test_what_is_saved_comes_back_with_its_structure_on_another_mesh(folder):
+    states = save(folder, [3])
+    _, shapes = make_state(mesh_of(2, 2, 2))
+    restored = Checkpoints(folder, 3).restore_newest(*shapes)
+    assert restored.step == 3
+    assert restored.info["note"] == 3
+    assert_equal((restored.params, restored.optimizer), states[3])
+    assert jax.tree.map(lambda x: x.sharding, restored.params) == jax.tree.map(lambda x: x.sharding, shapes[0])
+
+
+def test_an_update_that_overwrites_the_arrays_does_not_reach_the_checkpoint(folder):
+    state, shapes = make_state(mesh_of(8, 1, 1))
+    expected = jax.tree.map(np.array, state)
+    update = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    checkpoints = Checkpoints(folder, 2)
+    checkpoints.save(1, *state, {})
+    for _ in range(5):
+        state = update(state)
+    checkpoints.close()
+    restored = Checkpoints(folder, 2).restore_newest(*shapes)
+    assert_equal((restored.params, restored.optimizer), expected)
+
+
+def test_only_the_newest_are_kept(folder):
+    save(folder, [1, 2, 3, 4], keep=2)
+    assert saved_steps(folder) == [3, 4]
+
+
+def test_an_empty_folder_restores_nothing(folder):
+    _, shapes = make_state(mesh_of(8, 1, 1))
+    assert Checkpoints(folder, 2).restore_newest(*shapes) is None
+
+
+@pytest.mark.parametrize("how", ["bit flipped", "truncated", "file missing", "params missing"])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(folder, capsys, how):
+    states = save(folder, [1, 2, 3])
+    damage(folder, 3, how)
+    _, shapes = make_state(mesh_of(8, 1, 1))
+    checkpoints = Checkpoints(folder, 3)
+    restored = checkpoints.restore_newest(*shapes)
+    assert restored.step == 2
+    assert_equal(restored.params, states[2][0])
+    assert "checkpoint of step 3 cannot be read" in capsys.readouterr().out
+    # The damaged one is out of the way: its step can be saved again.
+    assert (folder.parent / "damaged" / "3").is_dir()
+    checkpoints.save(3, *states[3], {})
+    checkpoints.close()
+    assert Checkpoints(folder, 3).restore_newest(*shapes).step == 3
+
+
+def test_a_checkpoint_without_checksums_is_trusted_if_orbax_can_read_it(folder):
+    states = save(folder, [1])
+    (folder / "1" / "checksums.json").unlink()  # killed between the save and its checksums
+    _, shapes = make_state(mesh_of(8, 1, 1))
+    assert_equal(Checkpoints(folder, 3).restore_newest(*shapes).params, states[1][0])
+
+
+@pytest.mark.parametrize("how", ["truncated", "file missing"])
+def test_damage_is_also_found_without_checksums(folder, how):
+    save(folder, [1, 2])
+    (folder / "2" / "checksums.json").unlink()
+    damage(folder, 2, how)
+    _, shapes = make_state(mesh_of(8, 1, 1))
+    assert Checkpoints(folder, 3).restore_newest(*shapes).step == 1
+
+
+def test_when_no_checkpoint_can_be_read_the_run_does_not_silently_start_again(folder):
+    save(folder, [1, 2])
+    for step in (1, 2):
+        damage(folder, step, "truncated")
+    _, shapes = make_state(mesh_of(8, 1, 1))
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints at steps \[1, 2\] can be read"):
+        Checkpoints(folder, 2).restore_newest(*shapes)
+
+
+def test_a_save_that_fails_is_reported_and_costs_none_of_those_before(folder, monkeypatch):
+    states = save(folder, [1])
+    checkpoints = Checkpoints(folder, 3)
+
+    def no_space(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("synthclip_jax.checkpoint.write_checksums", no_space)
+    checkpoints.save(2, *states[1], {})
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written \(OSError: .*No space left.*Make room"):
+        checkpoints.wait()
+    checkpoints.close()
+    _, shapes = make_state(mesh_of(8, 1, 1))
+    assert Checkpoints(folder, 3).restore_newest(*shapes).step in (1, 2)
+
+
+def test_what_a_killed_process_left_half_written_is_not_a_checkpoint(folder):
+    states = save(folder, [1])
+    shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
+    assert saved_steps(folder) == [1]
+    checkpoints = Checkpoints(folder, 2)
+    checkpoints.save(3, *states[1], {})
+    checkpoints.close()
+    assert saved_steps(folder) == [1, 3]
+    assert not (folder / "2.orbax-checkpoint-tmp").exists()
+
+
+def test_a_model_is_loaded_without_its_config_file_and_runs(tmp_path, folder):
+    config = tiny_config()
+    _, init = make_model(config.model, config.data.image_size)
+    params = jax.jit(init)(jax.random.key(0))
+    checkpoints = Checkpoints(folder, 2)
+    checkpoints.save(7, params, {"step": jnp.int32(7)}, {"config": config_lib.plain(config)})
+    checkpoints.close()
+    model = load_model(tmp_path)
+    assert model.step == 7
+    assert model.config == ml_collections.FrozenConfigDict(config)
+    assert_equal(model.params, params)
+    embeddings = nnx.merge(model.graphdef, model.params).encode_text(jnp.zeros((2, 8), jnp.int32))
+    assert embeddings.shape == (2, 16)
+
+
+def test_asking_for_a_model_that_is_not_there_says_what_is(tmp_path, folder):
+    with pytest.raises(CheckpointError, match=r"no checkpoint\. Train first"):
+        load_model(tmp_path)
+    save(folder, [1, 2])
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 5; there are \[1, 2\]"):
+        load_model(tmp_path, 5)
+    damage(folder, 2, "truncated")
+    with pytest.raises(CheckpointError, match=r"cannot be read.*Other checkpoints: \[1\]"):
+        load_model(tmp_path)
+
+
+def test_only_this_module_knows_orbax():
+    package = pathlib.Path(__file__).parents[2] / "synthclip_jax"
+    users = {
+        path.name
+        for path in package.rglob("*.py")
+        if "import orbax" in (text := path.read_text()) or "from orbax" in text
+    }
+    assert users == {"checkpoint.py"}

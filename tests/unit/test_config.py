@@ -1,0 +1,167 @@
+"""Configs: every mistake stops before work, with the key, what was given, what is allowed, the nearest right name."""
+
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, plain
+
+CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    config = load_config(path)
+    assert config.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.batchsize", 3, r"train\.batchsize: unknown key \(given 3\)\. Did you mean train\.batch_size\?"),
+        ("gen.captions.max_word", 3, r"Did you mean gen\.captions\.max_words\?"),
+        ("train.epochs", "many", r"train\.epochs: given 'many' \(str\), allowed: a number of at least 0"),
+        ("train.batch_size", 1.5, r"train\.batch_size: given 1\.5 \(float\), allowed: an integer of at least 1"),
+        ("train.batch_size", True, r"train\.batch_size: given True \(bool\)"),
+        ("train.learning_rate", float("nan"), r"train\.learning_rate: given nan"),
+        ("gen.images.scheduler", "dimm", r"allowed: one of 'ddim'.*Did you mean 'ddim'\?"),
+        ("data.crop_scale", (0.5, 1.5), r"data\.crop_scale: given \(0\.5, 1\.5\), allowed: a tuple of 2 items"),
+        ("data.mean", (0.5,), r"data\.mean: .*allowed: a tuple of 3 items"),
+        ("gen.concepts.sources", ("wordnt",), r"Did you mean 'wordnet'\?"),
+    ],
+)
+def test_wrong_name_type_or_value_is_named_with_what_is_allowed(key, value, message):
+    config = default_config()
+    section, _, name = key.rpartition(".")
+    node = config
+    for part in section.split("."):
+        node = node[part]
+    node[name] = value
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gen.balance.t": 0.0}, "exactly one of the three"),
+        ({"gen.balance.target_size": 100}, "exactly one of the three"),
+        ({"gen.captions.prompt": "no slot"}, r"contains \{concept\}"),
+        ({"gen.captions.min_words": 30}, r"at most gen\.captions\.max_words \(15\)"),
+        ({"gen.captions.examples": (("dog",),)}, "pairs"),
+        ({"gen.images.generate_size": 100}, "multiple of 8"),
+        ({"gen.concepts.sources": ("lists",)}, r"gen\.concepts\.lists: empty"),
+        ({"gen.concepts.lists": ("x.txt",)}, r"lacks 'lists'"),
+        ({"model.vision.heads": 7}, r"divisor of model\.vision\.width \(768\)"),
+        ({"model.vision.patch_size": 15}, r"divisor of data\.image_size \(224\)"),
+        ({"train.warmup_epochs": 50.0}, r"at most train\.epochs"),
+        ({"train.lr_end": 1.0}, r"at most train\.learning_rate"),
+        ({"train.mesh.fsdp": -1}, "at most one -1"),
+        ({"train.mesh.tensor": 0}, r"train\.mesh\.tensor: given 0"),
+        ({"train.no_decay": ("(",)}, "no regular expression"),
+        ({"eval.datasets": ("imagenet",)}, r"'wds:FOLDER'"),
+        ({"name": "My Run"}, "lower-case letter"),
+        ({"gen.version": "1"}, "MAJOR.MINOR.PATCH"),
+    ],
+)
+def test_impossible_combinations_are_named(changes, message):
+    config = default_config()
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        node = config
+        for part in section.split(".") if section else ():
+            node = node[part]
+        node[name] = value
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_all_problems_are_listed_at_once():
+    config = default_config()
+    config.train.epochs, config.seed, config.nmae = "x", -1, "y"
+    with pytest.raises(ConfigError, match="3 problems"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.batch_size=64", 64),
+        ("train.learning_rate=1e-3", 1e-3),
+        ("train.epochs=2", 2),
+        ("model.scan_layers=true", True),
+        ("data.mean=(0.1,0.2,0.3)", (0.1, 0.2, 0.3)),
+        ("eval.datasets=wds:a,folder:b", ("wds:a", "folder:b")),
+        ("eval.datasets=", ()),
+        ("gen.captions.prompt=about {concept}=x", "about {concept}=x"),
+    ],
+)
+def test_overrides_take_the_type_of_the_value(override, expected):
+    node = load_config("configs/quickstart.py", [override])
+    for part in override.partition("=")[0].split("."):
+        node = node[part]
+    assert node == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_sise=64", r"Did you mean train\.batch_size\?"),
+        ("train.batch_size=many", r"given 'many', allowed: an integer"),
+        ("model.scan_layers=1", "allowed: true, false"),
+        ("train=1", "a section, not a value"),
+        ("train.batch_size=0", "of at least 1"),
+    ],
+)
+def test_wrong_overrides_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("configs/quickstart.py", [override])
+
+
+def test_a_missing_config_file_suggests_the_nearest():
+    with pytest.raises(ConfigError, match=r"Did you mean configs/quickstart\.py\?"):
+        load_config("configs/quikstart.py")
+
+
+def test_a_config_file_with_a_wrong_section_is_a_config_error(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(
+        "from synthclip_jax.config import default_config\n"
+        "def get_config():\n    c = default_config()\n    c.trian.epochs = 1\n    return c\n"
+    )
+    with pytest.raises(ConfigError, match="trian"):
+        load_config(path)
+
+
+def test_a_saved_config_comes_back_equal():
+    config = load_config("configs/quickstart.py")
+    assert digest(from_plain(plain(config))) == digest(config)
+    assert from_plain(plain(config)).gen.captions.examples == config.gen.captions.examples
+
+
+def test_the_paper_config_has_the_papers_values():
+    config = load_config("configs/synthci_30m.py")
+    assert (config.train.batch_size, config.train.epochs, config.train.warmup_epochs) == (4096, 40, 1)
+    assert (config.train.learning_rate, config.train.lr_start, config.train.lr_end) == (5e-4, 1e-6, 1e-5)
+    assert (config.train.beta1, config.train.beta2, config.train.eps, config.train.weight_decay) == (
+        0.9,
+        0.98,
+        1e-8,
+        0.5,
+    )
+    assert (config.gen.images.steps, config.gen.images.guidance, config.gen.images.scheduler) == (50, 2.0, "ddim")
+    assert (config.gen.captions.temperature, config.gen.captions.top_p) == (0.7, 0.95)
+    assert config.data.crop_scale == (0.5, 1.0)
+    assert math.isclose(config.train.logit_scale_max, 4.6052, abs_tol=1e-4)
+
+
+def test_importing_the_packages_pulls_in_nothing_heavy():
+    code = (
+        "import sys, gen, gen.store, gen.executor, synthclip_jax, synthclip_jax.config, synthclip_jax.records\n"
+        "heavy = {'jax', 'torch', 'tensorflow', 'transformers', 'diffusers', 'vllm', 'orbax', 'flax'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

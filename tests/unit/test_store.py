@@ -1,0 +1,170 @@
+"""The commit protocol: whole or absent, once, and only under the plan it was made for."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from gen.executor import run_local
+from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError, create_if_absent, write_atomic
+
+
+def make_store(folder, plan=None):
+    store = StageStore(folder)
+    store.ensure_plan(plan or {"shards": 3, "config": {"t": 10.0, "seed": 0}})
+    return store
+
+
+def test_a_plan_with_another_value_is_refused_and_the_difference_named(tmp_path):
+    make_store(tmp_path)
+    with pytest.raises(PlanMismatch, match=r"config\.t: 10\.0 -> 20\.0"):
+        make_store(tmp_path, {"shards": 3, "config": {"t": 20.0, "seed": 0}})
+    with pytest.raises(PlanMismatch, match=r"config\.prompt: \(absent\) -> \"x\""):
+        make_store(tmp_path, {"shards": 3, "config": {"t": 10.0, "seed": 0, "prompt": "x"}})
+
+
+def test_an_equal_plan_is_accepted_again(tmp_path):
+    assert make_store(tmp_path).plan_digest == make_store(tmp_path).plan_digest
+
+
+def test_create_if_absent_never_replaces(tmp_path):
+    assert create_if_absent(tmp_path / "f", b"first")
+    assert not create_if_absent(tmp_path / "f", b"second")
+    assert (tmp_path / "f").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["f"]  # and no temporary file stays
+
+
+def test_a_commit_counts_only_with_its_files(tmp_path):
+    store = make_store(tmp_path)
+    store.commit(0, ShardOutput({"a.bin": b"abc"}, count=3, rejects={"blank": 1}))
+    store.commit(1, ShardOutput({"b.bin": b"abc"}, count=3))
+    assert store.committed()[0]["rejects"] == {"blank": 1}
+    (tmp_path / "a.bin").write_bytes(b"ab")
+    (tmp_path / "commits" / "00001.json").write_bytes(b"{ half")
+    assert store.committed() == {}
+
+
+def test_a_commit_of_another_plan_does_not_count(tmp_path):
+    store = make_store(tmp_path)
+    store.commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
+    (tmp_path / "plan.json").unlink()
+    assert make_store(tmp_path, {"shards": 4}).committed() == {}
+
+
+def test_data_files_go_to_the_data_folder(tmp_path):
+    store = StageStore(tmp_path / "stage", tmp_path / "data")
+    store.ensure_plan({})
+    store.commit(0, ShardOutput({"data:x.tfrecord": b"x", "rejects.parquet": b"y"}, count=1))
+    assert (tmp_path / "data" / "x.tfrecord").read_bytes() == b"x"
+    assert (tmp_path / "stage" / "rejects.parquet").read_bytes() == b"y"
+    assert 0 in store.committed()
+
+
+def test_no_disk_space_says_so_and_keeps_what_was_committed(tmp_path, monkeypatch):
+    store = make_store(tmp_path)
+    store.commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
+    real_fsync = os.fsync
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="no space is left"):
+        store.commit(1, ShardOutput({"b.bin": b"abc"}, count=3))
+    monkeypatch.setattr(os, "fsync", real_fsync)
+    assert list(store.committed()) == [0]
+    assert not (tmp_path / "b.bin").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    store.commit(1, ShardOutput({"b.bin": b"abc"}, count=3))
+    assert list(store.committed()) == [0, 1]
+
+
+def test_a_real_full_disk_is_a_clear_error(tmp_path):
+    """A device of 64 KiB that is really full, where this machine lets us mount one."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        store = make_store(mount)
+        store.commit(0, ShardOutput({"a.bin": b"a" * 8192}, count=1))
+        with pytest.raises(StoreError, match="no space is left"):
+            store.commit(1, ShardOutput({"b.bin": b"b" * 100_000}, count=1))
+        assert list(store.committed()) == [0]
+        assert not (mount / "b.bin").exists()
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_the_executor_runs_only_what_is_left_and_builds_no_worker_when_nothing_is(tmp_path):
+    store = make_store(tmp_path)
+    shards = [{"index": index, "items": 2} for index in range(3)]
+    store.commit(1, ShardOutput({"1.bin": b"old"}, count=2))
+    ran = []
+
+    def worker(shard):
+        ran.append(shard["index"])
+        return ShardOutput({f"{shard['index']}.bin": b"new"}, count=2)
+
+    records = run_local(store, shards, lambda: worker, label="test", unit="items")
+    assert ran == [0, 2]
+    assert sorted(records) == [0, 1, 2]
+    assert (tmp_path / "1.bin").read_bytes() == b"old"
+
+    def no_worker():
+        raise AssertionError("a worker was built although everything is done")
+
+    run_local(store, shards, no_worker, label="test", unit="items")
+
+
+def test_sigkill_at_any_moment_leaves_each_shard_whole_or_absent(tmp_path):
+    script = textwrap.dedent("""
+        import sys
+        from gen.executor import run_local
+        from gen.store import ShardOutput, StageStore
+        store = StageStore(sys.argv[1])
+        store.ensure_plan({"n": 400})
+        shards = [{"index": i, "items": 1} for i in range(400)]
+        def work(shard):
+            return ShardOutput({f"{shard['index']}.bin": bytes([shard["index"] % 251]) * 5000}, 1)
+        run_local(store, shards, lambda: work, label="kill", unit="items")
+    """)
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=0.25 + 0.05 * attempt)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        for path in tmp_path.glob("commits/*.json"):
+            json.loads(path.read_bytes())
+        for path in tmp_path.glob("*.bin"):
+            assert path.read_bytes() == bytes([int(path.stem) % 251]) * 5000
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills > 0
+    store = StageStore(tmp_path)
+    store.ensure_plan({"n": 400})
+    assert sorted(store.committed()) == list(range(400))
+
+
+def test_write_atomic_into_a_missing_folder_makes_it(tmp_path):
+    write_atomic(tmp_path / "a" / "b" / "c.txt", b"x")
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == b"x"
+
+
+def test_a_read_only_folder_is_a_clear_error(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_atomic(tmp_path / "x", b"x")

