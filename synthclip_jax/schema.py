@@ -125,9 +125,15 @@ IMAGES: Tree = {
 
 DATA: Tree = {
     "path": Field("", "dataset folder; empty: the one this workdir generates"),
+    "sources": Field(
+        (),
+        "datasets to train on together instead of `path`, each a text 'KIND:PLACE' or a tuple ('KIND:PLACE', weight,"
+        " image_key, caption_key) whose last items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
+        item=object,
+    ),
     "split": Field("train", "split of the dataset"),
     "image_key": Field("image", "feature with the encoded picture"),
-    "caption_key": Field("caption", "feature with the caption"),
+    "caption_key": Field("caption", "feature with the caption; of several captions one is drawn at each step"),
     "image_size": Field(224, "side of the picture that the model sees, pixels", low=8),
     "crop_scale": Field((0.5, 1.0), "random crop: share of the area", item=float, length=2, low=0.01, high=1.0),
     "crop_ratio": Field((3 / 4, 4 / 3), "random crop: width over height", item=float, length=2, low=0.1, high=10.0),
@@ -141,8 +147,16 @@ DATA: Tree = {
     "workers": Field(0, "worker processes; 0: threads of this process do the work", low=0),
     "prefetch": Field(2, "batches kept ready", low=1),
     "cache": Field(False, "keep every decoded picture in memory: pays where pictures are few and small"),
-    "check_crc": Field(True, "check every record's checksum"),
-    "on_error": Field("raise", "a picture that does not decode: stop, or count and skip it", choices=("raise", "skip")),
+    "check_crc": Field(True, "check every record's checksum when it is read"),
+    "verify": Field(False, "read every shard to its end before training and name those that are damaged"),
+    "on_error": Field(
+        "raise",
+        "a shard or a picture that cannot be read: stop, or count it and go on without it",
+        choices=("raise", "skip"),
+    ),
+    "text_buckets": Field(
+        (), "text is trimmed to the shortest of these lengths that holds a batch's longest caption", item=int, low=3
+    ),
 }
 
 MODEL: Tree = {
@@ -150,6 +164,7 @@ MODEL: Tree = {
         "slip", "image tower: slip (timm's ViT, the paper) or openai (OpenAI CLIP's)", choices=("slip", "openai")
     ),
     "embed_dim": Field(512, "width of the shared embedding", low=1),
+    "logit_bias": Field(False, "a learned bias on the logits, which the sigmoid loss needs"),
     "compute_dtype": Field("bfloat16", "activations; parameters are float32", choices=("bfloat16", "float32")),
     "remat": Field("none", "activations recomputed in the backward pass", choices=("none", "dots", "full")),
     "scan_layers": Field(True, "run layers as one scanned loop (quick compile) or unrolled (3-10% quicker steps)"),
@@ -172,7 +187,16 @@ MODEL: Tree = {
 TRAIN: Tree = {
     "batch_size": Field(4096, "pairs per step, over all devices", low=1),
     "epochs": Field(40.0, "passes over the dataset", low=0.0),
-    "loss": Field("softmax", "contrastive loss", choices=("softmax",)),
+    "microbatch": Field(
+        0, "pairs embedded at once, over all devices; the gradient is that of the whole batch; 0: all of them", low=0
+    ),
+    "loss": Field("softmax", "contrastive loss: softmax (CLIP) or sigmoid (SigLIP)", choices=("softmax", "sigmoid")),
+    "loss_method": Field(
+        "dense",
+        "dense: the whole similarity matrix; ring: block by block, memory grows with the batch and not its square",
+        choices=("dense", "ring"),
+    ),
+    "loss_block": Field(1024, "ring: rows and columns of the similarity matrix held at once on a device", low=1),
     "learning_rate": Field(5e-4, "peak", low=0.0),
     "lr_start": Field(1e-6, "at the first step of the warm-up", low=0.0),
     "lr_end": Field(1e-5, "at the last step", low=0.0),
@@ -186,13 +210,31 @@ TRAIN: Tree = {
         "regular expressions searched in parameter paths that are not decayed; vectors and scalars never are",
         item=str,
     ),
+    "learning_rate_multipliers": Field(
+        (), "(regular expression, factor) pairs; the first that is found in a parameter's path counts", item=tuple
+    ),
+    "frozen": Field((), "regular expressions searched in paths of parameters that stay as they are", item=str),
     "logit_scale_init": Field(math.log(1 / 0.07), "start of the learned log temperature"),
+    "logit_bias_init": Field(-10.0, "start of the learned bias of the logits, if the model has one"),
     "logit_scale_max": Field(math.log(100), "clamped to [0, this] after every step", low=0.0),
     "grad_clip": Field(0.0, "largest global gradient norm; 0: no clipping", low=0.0),
+    "ema": Field(
+        0.0, "decay of an average of the parameters, which is then what is evaluated; 0: none", low=0.0, high=0.99999
+    ),
+    "patch_dropout": Field(0.0, "share of a picture's patches left out in training (FLIP)", low=0.0, high=0.95),
+    "init_from": Field("", "workdir or checkpoint whose parameters this run starts from; empty: random ones"),
+    "non_finite": Field(
+        "stop", "a loss or gradient that is not finite: stop, or skip that update and count it", choices=("stop", "skip")
+    ),
     "log_every": Field(50, "steps between two lines of the log", low=1),
     "save_every": Field(1000, "steps between two checkpoints", low=1),
     "eval_every": Field(0, "steps between two evaluations; 0: only at the end", low=0),
     "keep": Field(2, "newest checkpoints kept", low=1),
+    "keep_every": Field(0, "checkpoints at multiples of so many steps are kept as well; 0: none", low=0),
+    "keep_best": Field("", "metric, such as zeroshot/NAME/acc1, whose best checkpoint is kept as well; empty: none"),
+    "tensorboard": Field(True, "write TensorBoard's files too, where the package is installed"),
+    "wandb": Field("", "project at Weights & Biases to report to, where the package is installed; empty: none"),
+    "profile": Field((0, 0), "(first, last) step that the profiler records; (0, 0): none", item=int, length=2, low=0),
     "mesh": {
         "data": Field(-1, "devices along the batch; -1: all that are left", low=-1),
         "fsdp": Field(1, "devices that share parameters and batch", low=-1),

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -48,26 +49,37 @@ def commands(workdir: pathlib.Path) -> list[list[str]]:
     ]
 
 
-def run_all(workdir: pathlib.Path, seconds: float | None = None) -> bool:
-    """Runs the commands; with a time limit, kills whatever runs when it is over. Says whether all went through."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+# What has just appeared in the workdir when a run is killed: each stage meets its death once, however fast the machine.
+KILLED_AT = (
+    "gen/captions/commits/*",
+    "gen/images/commits/*",
+    "dataset/*/*/provenance.json",
+    "train/metrics.jsonl",
+    "train/checkpoints/[0-9]*",
+)
+
+
+def run_all(workdir: pathlib.Path, killed_at: str | None = None, delay: float = 0.0) -> bool:
+    """Runs the commands. Kills what runs `delay` seconds after a file fits `killed_at`; says if all went through."""
     for command in commands(workdir):
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        )
-        try:
-            output, _ = process.communicate(timeout=deadline and max(deadline - time.monotonic(), 0.01))
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return False
-        assert process.returncode == 0, f"{' '.join(command)}\n{output[-4000:]}"
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            )
+            while process.poll() is None:
+                if killed_at and any(workdir.glob(killed_at)):
+                    time.sleep(delay)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    return False
+                time.sleep(0.01)
+            output.seek(0)
+            assert process.returncode == 0, f"{' '.join(command)}\n{output.read()[-4000:]}"
     return True
 
 
@@ -79,15 +91,11 @@ def shards(workdir: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A workdir whose run was killed at five random moments and then let through."""
+    """A workdir whose run was killed in each stage, soon after its first result, and then let through."""
     workdir = tmp_path_factory.mktemp("killed")
     rng = random.Random(0)
-    kills = 0
-    while kills < 5:
-        if run_all(workdir, seconds=rng.uniform(2, 16)):
-            break  # everything was done before the last moment came
-        kills += 1
-    assert kills >= 3
+    for moment in KILLED_AT:
+        assert not run_all(workdir, moment, rng.uniform(0, 0.3)), f"everything was done before {moment}"
     assert run_all(workdir)
     return workdir
 
