@@ -39,10 +39,10 @@ def block_flops(width: int, tokens: int) -> int:
     return 2 * tokens * weights + 4 * tokens**2 * width
 
 
-def image_flops(config: Any, image_size: int) -> int:
-    """Forward pass of the image tower on one image; `config` is `config.model`."""
+def image_flops(config: Any, image_size: int, patch_dropout: float = 0.0) -> int:
+    """Forward pass of the image tower on one image, some of its patches left out; `config` is `config.model`."""
     vision = config.vision
-    patches = (image_size // vision.patch_size) ** 2
+    patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
     embed = 2 * patches * vision.patch_size**2 * 3 * vision.width
     return embed + vision.layers * block_flops(vision.width, patches + 1) + 2 * vision.width * config.embed_dim
 
@@ -54,14 +54,19 @@ def text_flops(config: Any, tokens: int | None = None) -> int:
     return text.layers * block_flops(text.width, tokens) + 2 * text.width * config.embed_dim
 
 
-def forward_flops(config: Any, image_size: int, tokens: int | None = None) -> int:
+def kept_patches(patches: int, dropout: float) -> int:
+    """How many patches of a picture are left when a share of them is left out; at least one."""
+    return max(1, round(patches * (1 - dropout)))
+
+
+def forward_flops(config: Any, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
     """Forward pass of both towers on one pair."""
-    return image_flops(config, image_size) + text_flops(config, tokens)
+    return image_flops(config, image_size, patch_dropout) + text_flops(config, tokens)
 
 
-def train_flops(config: Any, image_size: int, tokens: int | None = None) -> int:
+def train_flops(config: Any, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
     """Forward and backward pass of both towers on one pair: 3 x forward, the numerator of MFU."""
-    return 3 * forward_flops(config, image_size, tokens)
+    return 3 * forward_flops(config, image_size, tokens, patch_dropout)
 
 
 def peak_flops(device_kind: str) -> float | None:

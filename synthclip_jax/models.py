@@ -37,6 +37,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
+LOGIT_BIAS_INIT = -10.0  # SigLIP's, who also starts from a scale of log(10)
 
 Initializer = Callable[..., Array]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -263,7 +264,9 @@ class ImageTower(nnx.Module):
         self.norm = Norm(width, eps, dtype, rngs)
         self.projection = Linear((width,), (embed_dim,), dtype, rngs, normal(width**-0.5))
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b embed"]:
+    def __call__(
+        self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b embed"]:
         batch, height, width, channels = images.shape
         if (height, width, channels) != (self.image_size, self.image_size, 3):
             raise ValueError(
@@ -273,10 +276,15 @@ class ImageTower(nnx.Module):
         # Cutting into patches and one matrix product is what the strided convolution computes, and faster on CPU.
         patch, grid = self.patch_size, self.image_size // self.patch_size
         images = images.astype(self.spec.compute_dtype).reshape(batch, grid, patch, grid, patch, 3)
-        x = self.patches(images.swapaxes(2, 3).reshape(batch, grid * grid, patch * patch * 3))
-        class_token = jnp.broadcast_to(self.class_token[...].astype(x.dtype)[None], (batch, 1, x.shape[-1]))
-        x = jnp.concatenate([class_token, x], axis=1)
-        x = x + self.positions[...].astype(x.dtype)[None]
+        x = images.swapaxes(2, 3).reshape(batch, grid * grid, patch * patch * 3)
+        positions = self.positions[...].astype(self.spec.compute_dtype)
+        class_token = self.class_token[...].astype(positions.dtype) + positions[:1]
+        patch_positions = positions[None, 1:]
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[..., None], axis=1)
+            patch_positions = positions[1 + kept]
+        x = self.patches(x) + patch_positions
+        x = jnp.concatenate([jnp.broadcast_to(class_token[None], (batch, 1, x.shape[-1])), x], axis=1)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         x = run_blocks(self.blocks, self.spec, x)
@@ -319,9 +327,11 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """The two towers and the logit scale (stored as its logarithm, as everyone does)."""
+    """The two towers, the logit scale (stored as its logarithm, as everyone does) and perhaps a bias of the logits."""
 
-    def __init__(self, config: Any, image_size: int, rngs: nnx.Rngs, logit_scale_init: float = LOGIT_SCALE_INIT):
+    def __init__(
+        self, config: Any, image_size: int, rngs: nnx.Rngs, logit_scale_init: float, logit_bias_init: float
+    ):
         how = {
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": config.remat,
@@ -331,10 +341,17 @@ class CLIP(nnx.Module):
         self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, how, rngs)
         self.text = TextTower(config.text, config.embed_dim, how, rngs)
         self.logit_scale = nnx.Param(jnp.asarray(logit_scale_init, jnp.float32))
+        bias = nnx.Param(jnp.asarray(logit_bias_init, jnp.float32)) if config.logit_bias else None
+        self.logit_bias = nnx.data(bias)
 
-    def encode_image(self, images: Float[Array, "b h w 3"], normalised: bool = True) -> Float[Array, "b embed"]:
-        """Embeddings of images (mean and standard deviation already taken off), float32, of length 1."""
-        return _embedding(self.visual(images), normalised)
+    def encode_image(
+        self, images: Float[Array, "b h w 3"], normalised: bool = True, kept: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b embed"]:
+        """Embeddings of images (mean and standard deviation already taken off), float32, of length 1.
+
+        `kept`: indices of the patches to look at (row by row, from 0); None looks at all.
+        """
+        return _embedding(self.visual(images, kept), normalised)
 
     def encode_text(self, tokens: Int[Array, "b t"], normalised: bool = True) -> Float[Array, "b embed"]:
         """Embeddings of token ids, float32, of length 1. Rows may be shorter than the context length."""
@@ -346,19 +363,25 @@ class CLIP(nnx.Module):
         """Image embeddings, text embeddings, and the factor (not its logarithm) for their products."""
         return self.encode_image(images), self.encode_text(tokens), jnp.exp(self.logit_scale[...])
 
+    def logit_scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """What makes logits of products: the factor (not its logarithm), and the bias (0 where the model has none)."""
+        bias = jnp.zeros((), jnp.float32) if self.logit_bias is None else self.logit_bias[...]
+        return jnp.exp(self.logit_scale[...]), bias
+
 
 def make_model(
-    config: Any, image_size: int, logit_scale_init: float = LOGIT_SCALE_INIT
+    config: Any, image_size: int, logit_scale_init: float = LOGIT_SCALE_INIT, logit_bias_init: float = LOGIT_BIAS_INIT
 ) -> tuple[nnx.GraphDef, Callable[[Array], dict]]:
     """The model that `config.model` describes, as a graph definition and `init(key) -> params`.
 
     `init` may be called under `jax.eval_shape` (no memory needed) or `jax.jit` with `out_shardings` (parameters
-    are born where they belong). `logit_scale_init` is the stored value, a logarithm.
+    are born where they belong). `logit_scale_init` is the stored value, a logarithm; `logit_bias_init` counts where
+    `config.logit_bias` asks for a bias.
     """
     _check(config, image_size)
 
     def build(rngs: nnx.Rngs) -> CLIP:
-        return CLIP(config, image_size, rngs, logit_scale_init)
+        return CLIP(config, image_size, rngs, logit_scale_init, logit_bias_init)
 
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))

@@ -79,20 +79,70 @@ def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def trainable_mask(params: Any, frozen: Sequence[str]) -> Any:
+    """False for parameters that a regular expression of `frozen` is found in the path of.
+
+    Raises:
+      ConfigError: an expression fits no parameter, or nothing is left to train.
+    """
+    patterns = _patterns("train.frozen", frozen, params)
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(pattern.search(path_name(path)) for pattern in patterns), params
+    )
+    if not any(jax.tree.leaves(mask)):
+        raise ConfigError(f"train.frozen: given {tuple(frozen)}, which leaves nothing to train")
+    return mask
+
+
+def learning_rate_factors(params: Any, multipliers: Sequence[tuple[str, float]]) -> Any:
+    """What the learning rate is multiplied with, for each parameter: the factor of the first expression that fits.
+
+    Raises:
+      ConfigError: an expression fits no parameter.
+    """
+    patterns = _patterns("train.learning_rate_multipliers", [pattern for pattern, _ in multipliers], params)
+    factors = [factor for _, factor in multipliers]
+
+    def factor(path, _) -> float:
+        fitting = (f for pattern, f in zip(patterns, factors, strict=True) if pattern.search(path_name(path)))
+        return float(next(fitting, 1.0))
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _patterns(key: str, expressions: Sequence[str], params: Any) -> list[re.Pattern]:
+    names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    patterns = [re.compile(expression) for expression in expressions]
+    for pattern in patterns:
+        if not any(pattern.search(name) for name in names):
+            raise ConfigError(f"{key}: {pattern.pattern!r} fits no parameter. They are called {', '.join(names)}")
+    return patterns
+
+
 def make_optimizer(train: Any, length: Length) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config.train` describes, and its learning rate by update (counted from 0).
 
-    As in PyTorch's AdamW, the decay is decoupled from the gradient and scaled by the learning rate.
+    As in PyTorch's AdamW, the decay is decoupled from the gradient and scaled by the learning rate, with the
+    parameter's multiplier if it has one.
     """
     schedule = warmup_cosine(length.total_steps, length.warmup_steps, train.lr_start, train.learning_rate, train.lr_end)
     clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
+    multiply = _multiply(train.learning_rate_multipliers) if train.learning_rate_multipliers else optax.identity()
     optimizer = optax.chain(
         clip,
         optax.scale_by_adam(train.beta1, train.beta2, train.eps),
         optax.add_decayed_weights(train.weight_decay, lambda params: decay_mask(params, train.no_decay)),
+        multiply,
         optax.scale_by_learning_rate(schedule),
     )
     return optimizer, schedule
+
+
+def _multiply(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    def update(updates, params=None):
+        return jax.tree.map(lambda update, factor: update * factor, updates, learning_rate_factors(updates, multipliers))
+
+    return optax.stateless(update)
 
 
 def clamp_logit_scale(params: dict, largest: float) -> dict:

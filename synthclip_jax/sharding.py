@@ -66,8 +66,8 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Checks that every device gets the same number of examples.
+def check_batch(batch_size: int, mesh: Mesh, microbatch: int = 0) -> None:
+    """Checks that every device gets the same number of examples of a batch, and of a microbatch if there is one.
 
     Raises:
       MeshError: names the nearest batch sizes that fit.
@@ -79,6 +79,12 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
         raise MeshError(
             f"train.batch_size={batch_size} cannot be divided among {shards} batch shards"
             f" (mesh data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}). Allowed near it: {near}"
+        )
+    if microbatch and (batch_size % microbatch or microbatch % batch_shards(mesh)):
+        allowed = [size for size in range(shards, batch_size + 1, batch_shards(mesh)) if batch_size % size == 0]
+        raise MeshError(
+            f"train.microbatch={microbatch} must divide train.batch_size={batch_size} and be divisible by the"
+            f" {batch_shards(mesh)} batch shards of the mesh. Allowed: {', '.join(map(str, allowed))}"
         )
 
 
