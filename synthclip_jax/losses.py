@@ -7,7 +7,7 @@ negatives. `make_loss` builds the one that a config asks for:
 - dense: the similarity matrix as one array, which `jax.jit` splits by rows. Quick to compile and to run where it fits.
 - ring: the same numbers block by block (`synthclip_jax.ring`), with memory that grows with the batch, not its square.
 
-Every device has the full gradient of the loss over the global batch (the reference gathers without gradient by default).
+Every device has the full gradient of the loss over the global batch; the reference gathers without it by default.
 The metrics count a pair as found if its logit is the largest of its row (column); a tie is not found.
 """
 
