@@ -1,6 +1,6 @@
 """Checkpoints: parameters, optimizer, and everything needed to use them. The only module that knows orbax.
 
-    WORKDIR/train/checkpoints/1200/{params,optimizer}    arrays
+    WORKDIR/train/checkpoints/1200/{params,optimizer}    arrays; `ema` too, where the run averages its parameters
     WORKDIR/train/checkpoints/1200/_CHECKPOINT_METADATA  the `info` dict: config, preprocessing, tokenizer, progress
     WORKDIR/train/checkpoints/1200/checksums.json        crc32c of every file, since orbax would not see a flipped bit
 
@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.models import make_model
+from synthclip_jax.sharding import path_name
 
 FORMAT = 1  # of the info dict
 CHECKSUMS = "checksums.json"
@@ -41,6 +42,7 @@ class Restored(NamedTuple):
     step: int
     params: Any
     optimizer: Any
+    ema: Any
     info: dict[str, Any]
 
 
@@ -56,24 +58,36 @@ def saved_steps(folder: str | pathlib.Path) -> list[int]:
 
 
 class Checkpoints:
-    """The checkpoints of one training run: saves in the background, keeps the newest, restores the newest whole one.
+    """The checkpoints of one training run: saves in the background, keeps some, restores the newest whole one.
 
     All methods are called by every process, in the same order.
     """
 
-    def __init__(self, folder: str | pathlib.Path, keep: int):
-        """`keep`: how many of the newest checkpoints stay."""
+    def __init__(self, folder: str | pathlib.Path, keep: int, every: int = 0, best: str = ""):
+        """Opens the folder; it need not exist.
+
+        Args:
+          keep: how many of the newest checkpoints stay.
+          every: those at multiples of so many steps stay as well; 0: none.
+          best: of those saved with this metric, the one where it is largest stays as well.
+        """
         self.folder = pathlib.Path(folder).absolute()
-        self.keep = keep
+        self.keep, self.every, self.best = keep, every, best
         self._sealing: threading.Thread | None = None
         self._failure: tuple[int, Exception] | None = None
         self._open()
 
     def _open(self) -> None:
-        training = ocp.training
+        training, policies = ocp.training, ocp.training.preservation_policies
+        wanted: list[Any] = [policies.LatestN(self.keep)]
+        if self.every:
+            wanted.append(policies.EveryNSteps(self.every))
+        if self.best:
+            best = self.best
+            wanted.append(policies.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False))
         self._checkpointer = training.Checkpointer(
             self.folder,
-            preservation_policy=training.preservation_policies.LatestN(self.keep),
+            preservation_policy=policies.AnyPreservationPolicy(wanted),
             cleanup_tmp_directories=True,  # what a killed process left half written
         )
 
@@ -82,18 +96,33 @@ class Checkpoints:
         """Steps with a checkpoint, ascending; one that is still being written counts."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, step: int, params: Any, optimizer: Any, info: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        params: Any,
+        optimizer: Any,
+        info: Mapping[str, Any],
+        ema: Any = None,
+        metrics: Mapping[str, float] = {},
+    ) -> None:
         """Starts to save; returns once the arrays are copied, so that the next step may overwrite them.
+
+        Args:
+          info: what is needed to use the arrays, ready for JSON.
+          ema: averaged parameters, if there are any.
+          metrics: of an evaluation at this step; may hold the one that decides which checkpoint is the best.
 
         Raises:
           CheckpointError: this save fails, or the one before it did in the background.
         """
         self._join()
+        arrays = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
         try:
             saving = self._checkpointer.save_checkpointables_async(
                 step,
-                {"params": params, "optimizer": optimizer},
+                arrays,
                 force=True,
+                metrics={self.best: metrics[self.best]} if self.best in metrics else None,
                 custom_metadata={"format": FORMAT, **info},
             )
         except Exception as error:  # orbax and tensorstore raise many kinds, for a full disk for example
@@ -124,27 +153,28 @@ class Checkpoints:
             f" the same command continues from step {max(saved_steps(self.folder), default=0)}"
         )
 
-    def restore_newest(self, params: Any, optimizer: Any) -> Restored | None:
+    def restore_newest(self, params: Any, optimizer: Any, ema: Any = None) -> Restored | None:
         """The newest checkpoint that can be read, or None if there is none at all.
 
         One that cannot be read is reported and moved to `damaged/`, so that its step can be saved again.
 
         Args:
-          params, optimizer: trees of `jax.ShapeDtypeStruct` with shardings. They need not be those of the mesh that
-            the checkpoint was saved from.
+          params, optimizer, ema: trees of `jax.ShapeDtypeStruct` with shardings. They need not be those of the mesh
+            that the checkpoint was saved from. Without `ema` none is read.
 
         Raises:
           CheckpointError: there are checkpoints and none of them can be read.
         """
         steps = saved_steps(self.folder)
+        wanted = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
         for step in reversed(steps):
             try:
                 _raise_together(check_checksums, self.folder / str(step))
-                loaded = self._checkpointer.load_checkpointables(step, {"params": params, "optimizer": optimizer})
+                loaded = self._checkpointer.load_checkpointables(step, wanted)
                 info = self._checkpointer.checkpointables_metadata(step).custom_metadata
                 if not info or info.get("format") != FORMAT:
                     raise ValueError(f"its metadata lacks format {FORMAT}")
-                return Restored(step, loaded["params"], loaded["optimizer"], info)
+                return Restored(step, loaded["params"], loaded["optimizer"], loaded.get("ema"), info)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
                 self._set_aside(step, error)
         if steps:
@@ -259,6 +289,9 @@ def load_model(workdir: str | pathlib.Path, step: int | None = None) -> LoadedMo
     Args:
       step: which checkpoint; None takes the newest.
 
+    Returns:
+      The averaged parameters where the run averaged them.
+
     Raises:
       CheckpointError: there is no such checkpoint, or it cannot be read.
     """
@@ -269,20 +302,62 @@ def load_model(workdir: str | pathlib.Path, step: int | None = None) -> LoadedMo
     step = steps[-1] if step is None else step
     if step not in steps:
         raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-    path = folder / str(step)
+    others = [other for other in steps if other != step]
+    hint = f"Other checkpoints: {others}" if others else "There is no other checkpoint"
+    return _load(folder / str(step), step, hint)
+
+
+def load_parameters(place: str | pathlib.Path, shapes: Any) -> Any:
+    """Parameters of another run to start from: averaged ones where it has them.
+
+    Args:
+      place: a workdir, whose newest checkpoint is taken, or one checkpoint's folder.
+      shapes: tree of `jax.ShapeDtypeStruct` with shardings.
+
+    Raises:
+      CheckpointError: there is none, it cannot be read, or it is of another model; the text names the differences.
+    """
+    path = pathlib.Path(place).absolute()
+    steps = saved_steps(checkpoint_folder(path))
+    if steps:
+        path = checkpoint_folder(path) / str(steps[-1])
+    elif not (path.name.isdigit() and path.is_dir()):
+        raise CheckpointError(
+            f"{path}: neither a workdir with checkpoints nor a checkpoint (a folder named by its step)"
+        )
+    return _load(path, int(path.name), "", shapes).params
+
+
+def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> LoadedModel:
+    """Loads one checkpoint; as `wanted` says (shapes, shardings), else onto the first device of this process."""
+    part = "ema" if (path / "ema").is_dir() else "params"
     try:
-        check_checksums(path, "params/")
+        _raise_together(lambda path: check_checksums(path, f"{part}/"), path)
         info = ocp.checkpointables_metadata(path).custom_metadata
         config = config_lib.from_plain(info["config"])
         graphdef, init = make_model(config.model, config.data.image_size)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            jax.eval_shape(init, jax.random.key(0)),
-        )
-        params = ocp.load_checkpointables(path, {"params": shapes})["params"]
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        if wanted is None:
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+        elif differences := _differences(shapes, wanted):
+            raise CheckpointError("it is of another model: " + "; ".join(differences))
+        params = ocp.load_checkpointables(path, {part: wanted})[part]
     except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-        others = [other for other in steps if other != step]
-        hint = f"Other checkpoints: {others}" if others else "There is no other checkpoint"
-        raise CheckpointError(f"{path}: cannot be read ({_one_line(error)}). {hint}") from error
+        raise CheckpointError(f"{path}: cannot be read ({_one_line(error)}). {hint}".rstrip()) from error
     return LoadedModel(graphdef, params, config, step, info)
+
+
+def _differences(there: Any, here: Any, most: int = 5) -> list[str]:
+    """What differs between two trees of shapes, the first few of it."""
+    trees = []
+    for tree in (there, here):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        trees.append({path_name(path): leaf.shape for path, leaf in leaves})
+    old, new = trees
+    lines = [f"{name} is missing there" for name in new if name not in old]
+    lines += [f"{name} is missing here" for name in old if name not in new]
+    lines += [
+        f"{name} is {old[name]} there and {new[name]} here" for name in new if old.get(name, new[name]) != new[name]
+    ]
+    return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])

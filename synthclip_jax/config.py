@@ -315,11 +315,29 @@ def _check_training(config: Any) -> Iterator[str]:
     for key in ("lr_start", "lr_end"):
         if train[key] > train.learning_rate:
             yield f"train.{key}: given {train[key]}, allowed: at most train.learning_rate ({train.learning_rate})"
-    for pattern in train.no_decay:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            yield f"train.no_decay: given {pattern!r}, which is no regular expression ({error})"
+    for item in train.learning_rate_multipliers:
+        if not (len(item) == 2 and isinstance(item[0], str) and _is(item[1], float) and item[1] > 0):
+            yield (
+                f"train.learning_rate_multipliers: given {_show(item)}, allowed: pairs (regular expression, factor"
+                " above 0); what is not to be trained belongs into train.frozen"
+            )
+            return
+    expressions = {key: train[key] for key in ("no_decay", "frozen")}
+    expressions["learning_rate_multipliers"] = [pattern for pattern, _ in train.learning_rate_multipliers]
+    for key, patterns in expressions.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"train.{key}: given {pattern!r}, which is no regular expression ({error})"
+    if train.loss == "sigmoid" and not model.logit_bias:
+        yield "model.logit_bias: given False, allowed: True with train.loss='sigmoid', which starts far off without it"
+    if train.microbatch and train.batch_size % train.microbatch:
+        yield f"train.microbatch: given {train.microbatch}, allowed: 0 or a divisor of train.batch_size ({train.batch_size})"
+    if train.keep_best and not config.eval.datasets:
+        yield f"train.keep_best: given {train.keep_best!r}, allowed: empty, as long as eval.datasets is"
+    if train.profile[0] > train.profile[1] or (train.profile[1] and not train.profile[0]):
+        yield f"train.profile: given {train.profile}, allowed: (first, last) step counted from 1, or (0, 0)"
     sizes = train.mesh
     for axis in ("data", "fsdp", "tensor"):
         if sizes[axis] == 0:

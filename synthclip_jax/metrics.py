@@ -1,11 +1,16 @@
-"""What a run writes down: one JSON line per logged step, and a clock that knows when the run will end."""
+"""What a run writes down: one JSON line per logged step, TensorBoard's and W&B's copies, and a clock with an ETA."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+from synthclip_jax import config as config_lib
 
 
 class MetricsFile:
@@ -43,6 +48,84 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
         except json.JSONDecodeError:  # cut off by a crash: the file is only ever appended to
             break
     return lines
+
+
+class Metrics:
+    """The metrics file, and the same numbers in TensorBoard's files and at W&B where the config asks for them."""
+
+    def __init__(self, config: Any, folder: pathlib.Path, last_step: int = 0):
+        """Opens `metrics.jsonl` and `tensorboard/` in `folder`, going on after `last_step`."""
+        self._file = MetricsFile(folder / "metrics.jsonl", last_step)
+        self._writers: list[Any] = []
+        if config.train.tensorboard and _installed("tensorboard"):
+            self._writers.append(TensorBoard(folder / "tensorboard", last_step))
+        if config.train.wandb:
+            if _installed("wandb"):
+                self._writers.append(WeightsAndBiases(config, folder, last_step))
+            else:
+                print("train.wandb is set, but the package wandb is not installed: nothing is sent there", flush=True)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line everywhere."""
+        self._file.write(step, values)
+        for writer in self._writers:
+            writer.write(step, values)
+
+    def close(self) -> None:
+        self._file.close()
+        for writer in self._writers:
+            writer.close()
+
+
+class TensorBoard:
+    """Scalars in TensorBoard's format, which its package writes without TensorFlow."""
+
+    def __init__(self, folder: pathlib.Path, last_step: int):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventFileWriter(str(folder))
+        if last_step:
+            # TensorBoard forgets what an earlier start wrote about steps after this one.
+            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.add_event(self._event(wall_time=time.time(), step=last_step + 1, session_log=session))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run at Weights & Biases; starts of the same workdir go on with the same run there."""
+
+    def __init__(self, config: Any, folder: pathlib.Path, last_step: int):
+        import wandb
+
+        file = folder / "wandb_run.txt"
+        if not (last_step and file.exists()):
+            file.write_text(f"{config.name}-{secrets.token_hex(4)}")
+        self._run = wandb.init(
+            project=config.train.wandb,
+            id=file.read_text(),
+            name=config.name,
+            dir=str(folder),
+            config=config_lib.plain(config),
+            resume="allow",
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 class Clock:

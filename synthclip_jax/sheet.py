@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from synthclip_jax import sharding
+from synthclip_jax import flops, sharding
 from synthclip_jax.data import Pairs
 from synthclip_jax.distributed import say
 from synthclip_jax.models import parameter_table
@@ -21,25 +21,37 @@ def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pair
     say(f"devices     {devices.size} x {devices[0].device_kind}, {jax.process_count()} process(es)")
     say("mesh        " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()))
     say(f"batch       {length.batch_size} = {length.batch_size // shards} on each of {shards} batch shard(s)")
+    if config.train.microbatch:
+        say(
+            f"microbatch  {config.train.microbatch} = {config.train.microbatch // shards} on each,"
+            f" {length.batch_size // config.train.microbatch} of them a step; the gradient is the whole batch's"
+        )
     say(f"dataset     {length.examples:,} pairs in {len(pairs.source.shards)} shard(s): {pairs.source.folder}")
     say(
         f"length      {length.total_steps:,} steps = {config.train.epochs:g} epochs of"
         f" {length.examples / length.batch_size:.1f} steps, {length.warmup_steps:,} of them warm-up"
     )
-    say(f"chance      loss ln(B) = {math.log(length.batch_size):.4f} for a batch of B={length.batch_size} pairs")
+    if config.train.loss == "softmax":
+        say(f"chance      loss ln(B) = {math.log(length.batch_size):.4f} for a batch of B={length.batch_size} pairs")
     for name, count in parameter_table(params, depth=1):
         say(f"parameters  {name:<12} {count:>14,}")
+    per_pair = flops.train_flops(config.model, config.data.image_size, patch_dropout=config.train.patch_dropout)
+    say(f"FLOPs       {per_pair / 1e9:,.2f} G per pair, {per_pair * length.batch_size / 1e12:,.2f} T per step")
+    peak = flops.peak_flops(devices[0].device_kind)
+    if peak:
+        say(
+            f"MFU         3 x forward FLOPs of the tokens processed x pairs/s / ({devices.size} x"
+            f" {peak / 1e12:,.1f} TFLOP/s dense bf16); what is computed twice does not count"
+        )
 
 
 def compile_sheet(compiled: Any, seconds: float) -> None:
     """Prints what the compiled step needs, as far as the backend tells."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory = compiled.memory_analysis()
     text = f"step        compiled in {seconds:.1f} s"
     if memory is not None:
         state, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         text += f", per device {_size(state)} of state and batch, {_size(temporary)} temporary"
-    if cost and cost.get("flops", 0) > 0:
-        text += f", {cost['flops'] / 1e9:,.2f} GFLOP (as XLA counts; the body of a loop once)"
     say(text)
 
 

@@ -15,66 +15,30 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import data, distributed, evaluate, host_memory, sharding
-from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, saved_steps
+from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.distributed import say
 from synthclip_jax.evals import EvaluationError, results
 from synthclip_jax.evals.datasets import DatasetError, MissingDataset
 from synthclip_jax.evals.prompts import PromptError
-from synthclip_jax.losses import LOSSES
-from synthclip_jax.metrics import Clock, MetricsFile, duration
-from synthclip_jax.models import make_model
-from synthclip_jax.optim import Length, clamp_logit_scale, make_optimizer
-from synthclip_jax.preprocess import PictureError, normalise
+from synthclip_jax.metrics import Clock, Metrics, duration
+from synthclip_jax.optim import Length
+from synthclip_jax.preprocess import PictureError
+from synthclip_jax.profiler import Profiler
 from synthclip_jax.records import RecordError, dataset_folder
 from synthclip_jax.sheet import compile_sheet, start_sheet
+from synthclip_jax.step import TrainState, make_program, seed_key
 from synthclip_jax.step_log import NonFiniteLoss, StepLog
 from synthclip_jax.tokenizer import Tokenizer
 from synthclip_jax.workdir import WorkdirMismatch, claim_workdir, describe_run
-
-
-class TrainState(NamedTuple):
-    """Everything that an update changes."""
-
-    params: dict
-    opt_state: optax.OptState
-    step: Int[Array, ""]  # updates done
-
-
-def make_train_step(
-    config: Any, graphdef: nnx.GraphDef, length: Length
-) -> tuple[optax.GradientTransformation, Callable[..., tuple[TrainState, dict[str, Float[Array, ""]]]]]:
-    """The optimizer and one update: `(state, images, tokens) -> (state, metrics)`, a pure function to be compiled."""
-    optimizer, schedule = make_optimizer(config.train, length)
-    loss_of = LOSSES[config.train.loss]
-
-    def train_step(state: TrainState, images: UInt8[Array, "b h w 3"], tokens: Int32[Array, "b t"]):
-        def loss_fn(params):
-            model = nnx.merge(graphdef, params)
-            return loss_of(*model(normalise(images, config.data.mean, config.data.std), tokens))
-
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = clamp_logit_scale(optax.apply_updates(state.params, updates), config.train.logit_scale_max)
-        metrics |= {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-        }
-        return TrainState(params, opt_state, state.step + 1), metrics
-
-    return optimizer, train_step
 
 
 def train(config: Any, workdir: str | os.PathLike) -> None:
@@ -97,7 +61,7 @@ def train(config: Any, workdir: str | os.PathLike) -> None:
 def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopRequest) -> None:
     # ---- What there is to do --------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.train.mesh)
-    sharding.check_batch(config.train.batch_size, mesh)
+    sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
     pairs = data.open_dataset(config.data, dataset_folder(workdir, config.name, config.gen.version))
     length = Length.of(config.train, len(pairs))
     total_steps, batch_size = length.total_steps, length.batch_size
@@ -105,34 +69,34 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     run = describe_run(config, len(pairs), pairs.source.digest())
     claim_workdir(workdir / "train" / "config.json", run, started=bool(saved_steps(folder)))
 
-    graphdef, init = make_model(config.model, config.data.image_size, config.train.logit_scale_init)
-    evaluation = make_evaluation(config, graphdef, workdir)
+    program = make_program(config, mesh, length)
+    evaluation = make_evaluation(config, program.graphdef, workdir)
     if total_steps in saved_steps(folder) and (evaluation is None or evaluation.done(total_steps)):
         say(f"Training is finished: {folder / str(total_steps)} (step {total_steps} of {total_steps}). Nothing to do.")
         return
 
-    # ---- State: where everything lives, then from the newest checkpoint or from scratch -----------------------------
-    optimizer, train_step = make_train_step(config, graphdef, length)
-
-    def init_state(key: Array) -> TrainState:
-        params = init(key)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    key = jax.random.fold_in(jax.random.key(config.seed & 0xFFFFFFFF), config.seed >> 32)
-    shapes = jax.eval_shape(init_state, key)
-    placement = sharding.infer_shardings(shapes, mesh)
-    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement)
-
-    checkpoints = Checkpoints(folder, config.train.keep)
-    metrics_file = None
+    # ---- State: from the newest checkpoint, from another run's parameters, or from scratch --------------------------
+    shapes = program.state
+    counters = {"step": shapes.step, "skipped": shapes.skipped}
+    checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
+    metrics_file, profiler = None, Profiler(config.train.profile, workdir / "train" / "profile")
     try:
-        restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, "step": shapes.step})
+        restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
         if restored:
-            state = TrainState(restored.params, restored.optimizer["state"], restored.optimizer["step"])
+            optimizer = restored.optimizer
+            state = TrainState(
+                restored.params, restored.ema, optimizer["state"], optimizer["step"], optimizer["skipped"]
+            )
             first_step, progress = restored.step, restored.info["progress"]
+            origin = f"continuing at step {first_step}"
         else:
-            state = jax.jit(init_state, out_shardings=placement)(key)
+            state = program.init(seed_key(config.seed))
             first_step, progress = 0, {"examples_seen": 0, "seconds": 0.0, "skipped": 0}
+            origin = "starting from scratch"
+            if config.train.init_from:
+                params = load_parameters(config.train.init_from, shapes.params)
+                state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else None)
+                origin = f"starting from the parameters of {config.train.init_from}"
 
         # ---- Compile, while the loader fills its buffer, and say what will happen ---------------------------------
         start_sheet(config, mesh, length, shapes.params, pairs)
@@ -142,46 +106,45 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
             tokenize = Tokenizer(config.model.text.context_length)
             batches = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *hosts)
             batches.start_prefetch()
-            rows, size = sharding.batch_sharding(mesh), config.data.image_size
-            images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=rows)
-            tokens = jax.ShapeDtypeStruct((batch_size, tokenize.context_length), jnp.int32, sharding=rows)
             started = time.perf_counter()
-            whole = NamedSharding(mesh, PartitionSpec())
-            jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placement, whole))
-            compiled = jitted.lower(shapes, images, tokens).compile()
+            compiled = program.lower().compile()
             compile_sheet(compiled, time.perf_counter() - started)
-        say(f"continuing at step {first_step}" if restored else "starting from scratch")
+        say(origin)
 
         # ---- The loop ---------------------------------------------------------------------------------------------
         clock = Clock(total_steps, first_step, progress["seconds"])
         if distributed.is_main():
-            metrics_file = MetricsFile(workdir / "train" / "metrics.jsonl", first_step)
-        log = StepLog(config.train, length, clock, metrics_file, checkpoints)
+            metrics_file = Metrics(config, workdir / "train", first_step)
+        log = StepLog(config, length, clock, metrics_file, checkpoints)
 
-        def save(step: int) -> None:
+        def save(step: int, found: Mapping[str, float] = {}) -> None:
             log.finish()
             with clock.paused():
                 progress = {"examples_seen": examples_seen, "seconds": clock.seconds, "skipped": skipped}
-                optimizer_state = {"state": state.opt_state, "step": state.step}
-                checkpoints.save(step, state.params, optimizer_state, {**run, "progress": progress})
+                optimizer = {"state": state.opt_state, "step": state.step, "skipped": state.skipped}
+                checkpoints.save(step, state.params, optimizer, {**run, "progress": progress}, state.ema, found)
 
         for step in range(first_step, total_steps + 1):  # step: updates done so far
             last, stop, new = step == total_steps, stop_request.at(step), step > first_step
             due = last or (config.train.eval_every and step % config.train.eval_every == 0)
+            found: dict[str, float] = {}
             if evaluation and due and (new or not evaluation.done(step)):
                 log.finish()
                 try:
                     with clock.paused():
-                        log.write(step, evaluation(step, state.params))
+                        found = evaluation(step, state.params if state.ema is None else state.ema)
+                        log.write(step, found)
                 except Exception:
                     if new:
                         save(step)  # a test set that cannot be read must not cost the training
                     raise
-            if new and (last or stop or step % config.train.save_every == 0):
-                save(step)
+            best = found and config.train.keep_best
+            if new and (last or stop or best or step % config.train.save_every == 0):
+                save(step, found)
             if last or stop:
                 break
 
+            profiler.before(step + 1)
             waited = time.perf_counter()
             batch = next(batches)
             images, tokens = sharding.shard_batch((batch.images, batch.tokens), mesh)
@@ -190,6 +153,7 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
             skipped += batch.skipped
             state, metrics = compiled(state, images, tokens)
             log.step(step + 1, metrics, skipped)
+            profiler.after(step + 1, metrics)
 
         checkpoints.wait()
         if step == total_steps:
@@ -197,9 +161,10 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
         else:
             say(f"Stopped as asked at step {step} of {total_steps}; checkpoint saved. The same command continues.")
     finally:
-        checkpoints.close()
+        profiler.close()
         if metrics_file:
             metrics_file.close()
+        checkpoints.close()
 
 
 class Evaluation:
@@ -227,7 +192,15 @@ def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) 
     from synthclip_jax.evals.zeroshot import ZeroShot
 
     try:
-        return Evaluation(ZeroShot(config, graphdef, workdir, log=say), workdir)
+        evaluator = ZeroShot(config, graphdef, workdir, log=say)
+        best = config.train.keep_best
+        names = [f"zeroshot/{dataset.name}/" for dataset in evaluator.datasets]
+        if best and not best.startswith(tuple(names)):
+            raise config_lib.ConfigError(
+                f"train.keep_best: given {best!r}, allowed: a metric of the evaluation, which begin with"
+                f" {' or '.join(names)}, such as {names[0]}acc1"
+            )
+        return Evaluation(evaluator, workdir)
     except MissingDataset as error:
         say(f"no evaluation during training: {error}")
         return None
