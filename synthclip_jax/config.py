@@ -19,6 +19,7 @@ from typing import Any
 import ml_collections
 
 from synthclip_jax.schema import SCHEMA, Field, Tree
+from synthclip_jax.sources import parse_sources
 
 
 class ConfigError(ValueError):
@@ -162,7 +163,7 @@ def _parse(key: str, text: str, field: Field) -> Any:
         if kind is tuple:
             if not text:
                 return ()
-            if field.item is str and not text.lstrip().startswith(("(", "[")):
+            if field.item in (str, object) and not text.lstrip().startswith(("(", "[")):
                 return tuple(text.split(","))
             value = ast.literal_eval(text)
             return _tuples(list(value)) if isinstance(value, tuple | list) else (value,)
@@ -236,7 +237,7 @@ def _is(value: Any, kind: type | None) -> bool:
 
 def _allowed(field: Field) -> str:
     kind: Any = field.item if isinstance(field.default, tuple) else type(field.default)
-    text = {int: "an integer", float: "a number", str: "text", bool: "True or False", tuple: "a tuple"}[kind]
+    text = {int: "an integer", float: "a number", str: "text", bool: "True or False", tuple: "a tuple", object: "a text or a tuple"}[kind]
     if field.choices is not None:
         text = f"one of {', '.join(map(repr, field.choices))}"
     elif field.low is not None and field.high is not None:
@@ -310,6 +311,12 @@ def _check_training(config: Any) -> Iterator[str]:
     for key in ("crop_scale", "crop_ratio"):
         if data[key][0] > data[key][1]:
             yield f"data.{key}: given {data[key]}, allowed: (smallest, largest)"
+    try:
+        parse_sources(data)
+    except ValueError as error:
+        yield f"data.sources: {error}"
+    if data.sources and data.path:
+        yield f"data.path: given {data.path!r}, allowed: empty beside data.sources, which has 'tfrecord:FOLDER' for it"
     if train.warmup_epochs > train.epochs:
         yield f"train.warmup_epochs: given {train.warmup_epochs}, allowed: at most train.epochs ({train.epochs})"
     for key in ("lr_start", "lr_end"):
@@ -333,7 +340,10 @@ def _check_training(config: Any) -> Iterator[str]:
     if train.loss == "sigmoid" and not model.logit_bias:
         yield "model.logit_bias: given False, allowed: True with train.loss='sigmoid', which starts far off without it"
     if train.microbatch and train.batch_size % train.microbatch:
-        yield f"train.microbatch: given {train.microbatch}, allowed: 0 or a divisor of train.batch_size ({train.batch_size})"
+        yield (
+            f"train.microbatch: given {train.microbatch}, allowed: 0 or a divisor of train.batch_size"
+            f" ({train.batch_size})"
+        )
     if train.keep_best and not config.eval.datasets:
         yield f"train.keep_best: given {train.keep_best!r}, allowed: empty, as long as eval.datasets is"
     if train.profile[0] > train.profile[1] or (train.profile[1] and not train.profile[0]):

@@ -329,9 +329,7 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """The two towers, the logit scale (stored as its logarithm, as everyone does) and perhaps a bias of the logits."""
 
-    def __init__(
-        self, config: Any, image_size: int, rngs: nnx.Rngs, logit_scale_init: float, logit_bias_init: float
-    ):
+    def __init__(self, config: Any, image_size: int, rngs: nnx.Rngs, logit_scale_init: float, logit_bias_init: float):
         how = {
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": config.remat,

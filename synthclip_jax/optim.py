@@ -140,7 +140,9 @@ def make_optimizer(train: Any, length: Length) -> tuple[optax.GradientTransforma
 
 def _multiply(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     def update(updates, params=None):
-        return jax.tree.map(lambda update, factor: update * factor, updates, learning_rate_factors(updates, multipliers))
+        return jax.tree.map(
+            lambda update, factor: update * factor, updates, learning_rate_factors(updates, multipliers)
+        )
 
     return optax.stateless(update)
 

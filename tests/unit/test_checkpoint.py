@@ -12,7 +12,14 @@ import pytest
 from flax import nnx
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, saved_steps
+from synthclip_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    checkpoint_folder,
+    load_model,
+    load_parameters,
+    saved_steps,
+)
 from synthclip_jax.models import make_model
 from synthclip_jax.sharding import infer_shardings, make_mesh
 
@@ -216,3 +223,46 @@ def test_only_this_module_knows_orbax():
         if "import orbax" in (text := path.read_text()) or "from orbax" in text
     }
     assert users == {"checkpoint.py"}
+
+
+# ---- Which checkpoints stay ----------------------------------------------------------------------------------------
+
+
+def test_the_newest_the_best_and_every_so_many_steps_stay_also_after_a_restart(folder):
+    state, shapes = make_state(mesh_of(8, 1, 1))
+    accuracy = {10: 0.2, 20: 0.1, 30: 0.5, 40: 0.3, 50: None, 60: 0.4, 70: 0.5, 80: 0.1}
+    for start in (0, 40):  # a second process continues after step 40
+        checkpoints = Checkpoints(folder, keep=1, every=20, best="acc")
+        for step, value in accuracy.items():
+            if start < step <= start + 40:
+                checkpoints.save(step, *state, {}, metrics={} if value is None else {"acc": value, "other": 1.0})
+        checkpoints.close()
+    # 80 is the newest; multiples of 20; of the two best ones the later.
+    assert saved_steps(folder) == [20, 40, 60, 70, 80]
+    assert Checkpoints(folder, 1, 20, "acc").restore_newest(*shapes).step == 80
+
+
+def test_averaged_parameters_come_back_and_are_what_is_loaded_for_use(folder):
+    config = tiny_config()
+    _, init = make_model(config.model, config.data.image_size)
+    params = jax.jit(init)(jax.random.key(0))
+    average = jax.tree.map(lambda x: x + 1, params)
+    optimizer = {"step": jnp.int32(7)}
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(7, params, optimizer, {"config": config_lib.plain(config)}, ema=average)
+    checkpoints.close()
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, optimizer, average)
+    )
+    restored = Checkpoints(folder, 2).restore_newest(*shapes)
+    assert_equal(restored.ema, average)
+    assert_equal(restored.params, params)
+    workdir = folder.parents[1]
+    assert_equal(load_model(workdir).params, average)
+    for place in (workdir, folder / "7"):
+        assert_equal(load_parameters(place, shapes[2]), average)
+
+
+def test_a_place_without_checkpoints_is_no_place_to_start_from(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a workdir with checkpoints nor a checkpoint"):
+        load_parameters(tmp_path, {})
