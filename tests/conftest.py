@@ -15,7 +15,7 @@ flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(flags)
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda python -m pytest -m gpu, where there is a GPU
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Nothing is ever fetched: a model or data set that is not there is a failure at once, not after a timeout.
 os.environ["HF_HUB_OFFLINE"] = "1"
