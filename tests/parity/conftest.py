@@ -1,67 +1,14 @@
-"""Makes timm and open_clip importable where torchvision is missing, or does not fit the torch beside it.
-
-Both import torchvision for parts that no test here uses. PyPI's wheel of it wants the CUDA build of torch: beside a
-CPU build it cannot be imported, and transformers, which finds it, cannot either. So the test environment has none, and
-stand-ins take its place while timm and open_clip are imported, and only then.
-"""
+"""Makes timm and open_clip importable where torchvision is missing; see `benchmarks.references`."""
 
 import importlib.util
-import sys
-import types
 
 import pytest
 
-STAND_INS = (
-    "torchvision",
-    "torchvision.datasets",
-    "torchvision.models",
-    "torchvision.models.feature_extraction",
-    "torchvision.ops",
-    "torchvision.ops.misc",
-    "torchvision.transforms",
-    "torchvision.transforms.functional",
-    "torchvision.utils",
-)
-
-
-class AnyMember(type):
-    """A class that has every member: its name."""
-
-    def __getattr__(cls, name: str) -> str:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-
-class StandIn(types.ModuleType):
-    """A module that has every name: an empty class."""
-
-    __path__ = ()
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return AnyMember(name, (), {})
+from benchmarks.references import import_references
 
 
 @pytest.fixture(scope="session", autouse=True)
 def reference_implementations() -> None:
     """Imports timm and open_clip, if they are installed, before the first test asks for them."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("open_clip") is None:
-        return
-    if importlib.util.find_spec("torchvision") is None:
-        import transformers
-
-        transformers.utils.is_torchvision_available()  # remembered: it must not see the stand-ins
-        modules = {name: StandIn(name) for name in STAND_INS}
-        for name, module in modules.items():
-            parent, _, child = name.rpartition(".")
-            if parent:
-                setattr(modules[parent], child, module)
-        sys.modules.update(modules)
-        try:
-            import open_clip  # noqa: F401
-            import timm  # noqa: F401
-        finally:
-            for name in STAND_INS:
-                del sys.modules[name]
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("open_clip"):
+        import_references()
