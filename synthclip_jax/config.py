@@ -237,7 +237,8 @@ def _is(value: Any, kind: type | None) -> bool:
 
 def _allowed(field: Field) -> str:
     kind: Any = field.item if isinstance(field.default, tuple) else type(field.default)
-    text = {int: "an integer", float: "a number", str: "text", bool: "True or False", tuple: "a tuple", object: "a text or a tuple"}[kind]
+    names = {int: "an integer", float: "a number", str: "text", bool: "True or False", tuple: "a tuple"}
+    text = names.get(kind, "text or a tuple")
     if field.choices is not None:
         text = f"one of {', '.join(map(repr, field.choices))}"
     elif field.low is not None and field.high is not None:

@@ -1,144 +1,80 @@
-"""Training data: pictures and captions from indexed TFRecord shards, as batches for the device.
+"""Training data: pictures and captions from one dataset or several, as batches for the device.
 
 The stream is a pure function of (seed, examples seen): the same for any number of hosts, threads and worker
 processes, so that nothing about the loader has to be saved but one integer. The order of the stages makes it so:
 
-    indexes -> seed -> shuffle -> repeat -> random_map(read, augment) -> slice by host -> batch -> to_iter_dataset
+    readers -> seed -> shuffle -> repeat -> mix -> random_map(read, augment) -> slice by host -> batch
 
-Randomness is keyed by the global position in the stream (before the slice), and whole batches are handed to threads
-and workers (after it). Each epoch has its own permutation of all examples.
+Randomness is keyed by the global position in the stream (before the slice), and threads and workers share the rows of a
+batch (after it). Each epoch has its own permutation of all examples. Sources with weights are shuffled and repeated
+each for itself, and which of them gives an example depends on the position alone; sources without weights are one
+dataset, of which every example is seen once an epoch.
 """
 
 import bisect
 import dataclasses
 import hashlib
 import itertools
-import math
 import os
-import pathlib
 import resource
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import cv2
 import grain
 import numpy as np
-from absl import flags
-from jaxtyping import Int32, UInt8
-from PIL import Image
+from jaxtyping import Int32
 
-from synthclip_jax.preprocess import INTERPOLATIONS, PictureError
-from synthclip_jax.records import IndexedShard, RecordError, find_shards, parse_example
+from synthclip_jax.augment import Augment, Picture, decode_picture
+from synthclip_jax.loader import Example, Fill, Loader
+from synthclip_jax.preprocess import PictureError
+from synthclip_jax.readers import Reader, open_reader
+from synthclip_jax.records import RecordError
+from synthclip_jax.sources import SourceSpec, parse_sources
 
-cv2.setNumThreads(0)  # parallelism comes from the loader's threads; OpenCV's own would fight with them
-
-# From this factor of shrinking on, resampling takes the slower antialiased path (PIL's). Below it the difference is a
-# grey level or two, and pictures stored at 256 px and cropped to 224 px always stay below.
-ANTIALIAS_FROM = 1.25
 # `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad picture.
 MOST_SKIPPED_IN_A_ROW = 100
 OPEN_FILES_SPARE = 256
-
-Picture = UInt8[np.ndarray, "h w 3"]
 
 
 class Pair(NamedTuple):
     """One example as the dataset holds it, the picture decoded."""
 
     image: Picture
-    caption: str
+    captions: tuple[str, ...]
     skipped: int  # unreadable records that this one stands in for
 
 
-class Example(NamedTuple):
-    """One example as training sees it."""
-
-    image: UInt8[np.ndarray, "size size 3"]
-    caption: str
-    skipped: int
-
-
-class Batch(NamedTuple):
-    """One host's share of a batch."""
-
-    images: UInt8[np.ndarray, "b size size 3"]
-    tokens: Int32[np.ndarray, "b t"]
-    skipped: int
-
-
-class RandomAccess(Protocol):
-    """What the loader reads from: any number of threads may read at once."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Any: ...
-
-
-class IndexedTFRecordSource:
-    """Random access to the records of all shards of a split, in the order of the shards."""
-
-    def __init__(self, folder: str | os.PathLike, split: str = "train", check_crc: bool = True):
-        """Opens the indexes; every shard's size is compared with its index here, before any training.
-
-        Raises:
-          RecordError: no such folder, a shard is missing, or one is shorter or longer than its index says.
-        """
-        self.folder, self.split = pathlib.Path(folder), split
-        paths = find_shards(folder, split)
-        _allow_open_files(len(paths) + OPEN_FILES_SPARE)
-        self.shards = [IndexedShard(path, check_crc) for path in paths]
-        self._ends = list(itertools.accumulate(len(shard) for shard in self.shards))
-        if not len(self):
-            raise RecordError(f"{folder}: the shards of split {split!r} hold no record. Generate the dataset again")
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> bytes:
-        """Payload of a record.
-
-        Raises:
-          RecordError: the record is cut off or its checksum does not fit; the text names shard and record.
-        """
-        shard, record = self.locate(index)
-        return self.shards[shard][record]
-
-    def locate(self, index: int) -> tuple[int, int]:
-        """(shard, record in it) of the record with this index."""
-        shard = bisect.bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard - 1] if shard else 0)
-
-    def where(self, index: int) -> str:
-        """How error texts name a record."""
-        shard, record = self.locate(index)
-        return f"{self.shards[shard].path}: record {record}"
-
-    def digest(self) -> str:
-        """Short hash of the names and sizes of all shards: tells one dataset from another, cheaply."""
-        names = "".join(f"{pathlib.Path(s.path).name} {len(s)} {os.path.getsize(s.path)}\n" for s in self.shards)
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
-
-
 class Pairs:
-    """Decoded (picture, caption) pairs of a record source.
+    """Decoded pictures with their captions, of the sources one after the other.
 
-    With `on_error="skip"` a record that cannot be read or does not decode is replaced by the next one that does, and
-    counted. With `cache` every decoded picture is kept in memory, which pays where pictures are few and small.
+    With `on_error="skip"` a record that cannot be read or does not decode is replaced by the next one of its source
+    that does, and counted. With `cache` every decoded picture is kept in memory, which pays where pictures are few and
+    small.
+
+    Attributes:
+      weights: of the sources; None: each as many examples as it has.
+      spans: indexes of each source.
     """
 
     def __init__(
         self,
-        source: IndexedTFRecordSource,
-        image_key: str = "image",
-        caption_key: str = "caption",
+        readers: Sequence[Reader],
+        weights: Sequence[float] | None = None,
         on_error: str = "raise",
         cache: bool = False,
+        key_maps: Sequence[tuple[str, str]] = (),
     ):
-        self.source, self.image_key, self.caption_key = source, image_key, caption_key
+        """`key_maps`: of the sources, where they have one each: another one makes it another dataset."""
+        self.readers, self.weights, self.key_maps = tuple(readers), weights, key_maps
         self.on_error = on_error
+        self._ends = list(itertools.accumulate(len(reader) for reader in readers))
+        starts = [0, *self._ends[:-1]]
+        self.spans = [range(start, end) for start, end in zip(starts, self._ends, strict=True)]
         self._cache: dict[int, Pair] | None = {} if cache else None
 
     def __len__(self) -> int:
-        return len(self.source)
+        """Examples of all sources: an epoch."""
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Pair:
         """The pair with this index.
@@ -158,183 +94,102 @@ class Pairs:
         # A worker process fills its own cache.
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
 
+    def digest(self) -> str:
+        """Short hash that tells what is trained on from anything else: files by name and size, weights, key maps."""
+        digests = [reader.digest() for reader in self.readers]
+        if len(digests) == 1 and not self.key_maps:
+            return digests[0]
+        text = repr((digests, [tuple(keys) for keys in self.key_maps], list(self.weights or ())))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def describe(self) -> str:
+        """One line that says how many pairs there are and where they come from."""
+        total = sum(self.weights or ())
+        texts = []
+        for number, reader in enumerate(self.readers):
+            share = f" ({self.weights[number] / total:.1%} of the mix)" if self.weights else ""
+            texts.append(f"{len(reader):,} pairs in {len(reader.shards()):,} shard(s){share}: {reader.place}")
+        return texts[0] if len(texts) == 1 else f"{len(self):,} pairs: " + "; ".join(texts)
+
+    @property
+    def left_out(self) -> list[str]:
+        """A text for each file that is missing or cut off and is gone without (`on_error="skip"`)."""
+        return [text for reader in self.readers for text in reader.left_out]
+
     def _read(self, index: int) -> Pair:
+        source = bisect.bisect_right(self._ends, index)
+        reader, index = self.readers[source], index - self.spans[source].start
         if self.on_error == "raise":
-            return self._read_one(index)
+            return read_pair(reader, index)
         for skipped in range(MOST_SKIPPED_IN_A_ROW):
             try:
-                return self._read_one((index + skipped) % len(self.source))._replace(skipped=skipped)
+                return read_pair(reader, (index + skipped) % len(reader))._replace(skipped=skipped)
             except (RecordError, PictureError) as error:
                 last = error
         raise RecordError(f"{MOST_SKIPPED_IN_A_ROW} records in a row cannot be read, the last one: {last}")
 
-    def _read_one(self, index: int) -> Pair:
-        features = parse_example(self.source[index])
-        try:
-            image, caption = features[self.image_key][0], features[self.caption_key][0]
-        except (KeyError, IndexError):
-            raise RecordError(
-                f"{self.source.where(index)}: no {self.image_key!r} or no {self.caption_key!r} in it; it has"
-                f" {', '.join(sorted(features))}. Set config.data.image_key and config.data.caption_key"
-            ) from None
-        try:
-            return Pair(decode_picture(image), caption.decode("utf-8", errors="replace"), 0)
-        except PictureError as error:
-            raise PictureError(
-                f"{self.source.where(index)}: {error}. Make the record again, or set config.data.on_error=skip"
-            ) from None
 
-
-def decode_picture(data: bytes) -> Picture:
-    """Decodes JPEG, PNG or WebP to RGB as PIL would, at a quarter of the cost.
+def read_pair(reader: Reader, index: int) -> Pair:
+    """Reads and decodes an example.
 
     Raises:
-      PictureError: the bytes are no picture, or a JPEG that is cut off (OpenCV would fill it up with grey).
+      RecordError, PictureError: it is damaged; the text names file and record.
     """
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
-        raise PictureError("the JPEG is cut off: its end marker is missing")
-    image = None
-    if data:
-        # PIL and open_clip do not turn a picture by its EXIF tag either.
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise PictureError(f"{len(data)} bytes that do not decode as a picture")
-    return image
-
-
-def draw_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> tuple[int, int, int, int]:
-    """Draws the window (top, left, height, width) of torchvision's `RandomResizedCrop`.
-
-    Args:
-      scale: smallest and largest share of the picture's area.
-      ratio: smallest and largest width over height, drawn log-uniformly.
-    """
-    area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        target = area * (scale[0] + (scale[1] - scale[0]) * rng.random())
-        aspect = math.exp(low + (high - low) * rng.random())
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w
-    # No draw fitted: the largest centred window whose ratio is allowed.
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def resize(image: Picture, size: int, interpolation: str) -> UInt8[np.ndarray, "size size 3"]:
-    """Resamples a window to a square.
-
-    Bilinear is PIL's to within a grey level. OpenCV's bicubic kernel is a little sharper than PIL's, which is of no
-    account under random crops and costs a tenth (evaluation uses PIL: `synthclip_jax.preprocess`).
-    """
-    if max(image.shape[0], image.shape[1]) < ANTIALIAS_FROM * size:
-        return cv2.resize(image, (size, size), interpolation=_OPENCV_INTERPOLATIONS[interpolation])
-    return np.asarray(Image.fromarray(image).resize((size, size), INTERPOLATIONS[interpolation]))
-
-
-_OPENCV_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random crop, mirror, grey and inversion of a picture, all drawn from the generator given."""
-
-    image_size: int
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    interpolation: str
-    grayscale: float
-    invert: float
-    flip: float
-
-    @classmethod
-    def from_config(cls, data: Any) -> "Augment":
-        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
-
-    def __call__(self, pair: Pair, rng: np.random.Generator) -> Example:
-        height, width = pair.image.shape[:2]
-        top, left, h, w = draw_crop(rng, height, width, self.crop_scale, self.crop_ratio)
-        image = resize(pair.image[top : top + h, left : left + w], self.image_size, self.interpolation)
-        # A draw is made only for what can happen, so that unused options cost nothing.
-        if self.flip and rng.random() < self.flip:
-            image = image[:, ::-1]
-        if self.grayscale and rng.random() < self.grayscale:
-            image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        if self.invert and rng.random() < self.invert:
-            image = 255 - image
-        return Example(image, pair.caption, pair.skipped)
+    sample = reader[index]
+    try:
+        return Pair(decode_picture(sample.image), sample.captions, 0)
+    except PictureError as error:
+        raise PictureError(
+            f"{reader.where(index)}: {error}. Make the record again, or set config.data.on_error=skip"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The example at an index of the dataset, augmented."""
+    """The example at an index of the dataset, augmented, with one of its captions."""
 
-    pairs: RandomAccess
+    pairs: Pairs
     augment: Augment
 
     def __call__(self, index: int, rng: np.random.Generator) -> Example:
-        return self.augment(self.pairs[index], rng)
-
-
-class Collate:
-    """Stacks examples to a batch. Captions are tokenised here, all at once, which is cheaper than one by one.
-
-    With `cache` the tokens of every caption met are kept.
-    """
-
-    def __init__(self, tokenize: Callable[[list[str]], Int32[np.ndarray, "b t"]], cache: bool = False):
-        self.tokenize = tokenize
-        self._cache: dict[str, np.ndarray] | None = {} if cache else None
-
-    def __call__(self, examples: Sequence[Example]) -> Batch:
-        images, captions, skipped = zip(*examples, strict=True)
-        return Batch(np.stack(images), self._tokens(list(captions)), sum(skipped))
-
-    def _tokens(self, captions: list[str]) -> Int32[np.ndarray, "b t"]:
-        if self._cache is None:
-            return self.tokenize(captions)
-        new = list({caption for caption in captions if caption not in self._cache})
-        if new:
-            self._cache.update(zip(new, self.tokenize(new), strict=True))
-        return np.stack([self._cache[caption] for caption in captions])
+        pair = self.pairs[index]
+        image = self.augment(pair.image, rng)
+        # As with the picture: no draw where there is nothing to choose.
+        which = int(rng.integers(len(pair.captions))) if len(pair.captions) > 1 else 0
+        return Example(image, pair.captions[which], pair.skipped)
 
 
 def open_dataset(data: Any, folder: str | os.PathLike) -> Pairs:
-    """The training pairs that `config.data` describes; `folder` is used where `data.path` is empty.
+    """The training pairs that `config.data` describes; `folder` is used where `data.sources` and `data.path` are empty.
 
     Raises:
-      RecordError: there is no such dataset, or its shards do not fit their indexes.
+      RecordError: there is no such dataset, or files of it are missing or cut off; all of them are named.
     """
-    source = IndexedTFRecordSource(data.path or folder, data.split, data.check_crc)
-    return Pairs(source, data.image_key, data.caption_key, data.on_error, data.cache)
+    plain = SourceSpec("tfrecord", str(data.path or folder), None, data.image_key, data.caption_key)
+    sources = parse_sources(data)
+    specs = sources or (plain,)
+    readers = [open_reader(spec, data.split, data.check_crc, data.on_error) for spec in specs]
+    _allow_open_files(sum(len(reader.shards()) for reader in readers) + OPEN_FILES_SPARE)
+    weights = [spec.weight for spec in specs if spec.weight is not None] or None
+    key_maps = [(spec.image_key, spec.caption_key) for spec in sources]
+    return Pairs(readers, weights, data.on_error, data.cache, key_maps)
 
 
 def make_loader(
     data: Any,
-    pairs: RandomAccess,
-    tokenize: Callable[[list[str]], Int32[np.ndarray, "b t"]],
+    pairs: Pairs,
+    tokenize: Callable[[Sequence[str]], Int32[np.ndarray, "b t"]],
     batch_size: int,
     seed: int,
     examples_seen: int = 0,
     host: int = 0,
     hosts: int = 1,
-) -> grain.DatasetIterator[Batch]:
+) -> Loader:
     """An endless iterator over one host's share of each batch.
 
     Args:
       data: `config.data`.
-      pairs: source of `Pair`.
+      pairs: what `open_dataset` returns.
       tokenize: captions to token ids.
       batch_size: of the whole batch, over all hosts.
       seed: the run's seed.
@@ -348,16 +203,21 @@ def make_loader(
         raise ValueError(f"train.batch_size={batch_size} cannot be divided among {hosts} hosts")
     # Indexes are shuffled and pairs looked up by `Draw`: grain's own source node measures every element it hands on,
     # which takes longer than a small picture.
-    stream = grain.MapDataset.range(len(pairs)).seed(_stream_seed(seed)).shuffle().repeat()
-    stream = stream.random_map(Draw(pairs, Augment.from_config(data)))
+    stream = _indexes(pairs, _stream_seed(seed)).random_map(Draw(pairs, Augment.from_config(data)))
     stream = stream[examples_seen + host :: hosts]
-    stream = stream.batch(batch_size // hosts, batch_fn=Collate(tokenize, data.cache))
-    threads = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.prefetch, data.threads))
-    batches = stream.to_iter_dataset(threads)
-    if data.workers:
-        flags.FLAGS.mark_as_parsed()  # grain's workers read a flag, and nobody parses flags here
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-    return iter(batches)
+    fill = Fill(tokenize, data.image_size, data.cache)
+    return Loader(stream, fill, batch_size // hosts, data.threads, data.workers, data.prefetch)
+
+
+def _indexes(pairs: Pairs, seed: int) -> grain.MapDataset[int]:
+    """The endless order of all examples: shuffled as one dataset, or mixed from sources each shuffled for itself."""
+    if pairs.weights is None:
+        return grain.MapDataset.range(len(pairs)).seed(seed).shuffle().repeat()
+    sources = [
+        grain.MapDataset.range(span.start, span.stop).seed((seed + number) % 2**32).shuffle().repeat()
+        for number, span in enumerate(pairs.spans)
+    ]
+    return grain.MapDataset.mix(sources, pairs.weights).seed(seed)
 
 
 def _stream_seed(seed: int) -> int:

@@ -1,9 +1,11 @@
 """Several processes as one run: finding each other at the start, stopping together at the end."""
 
+import json
 import os
 import signal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -37,6 +39,16 @@ def say(text: str) -> None:
     """Prints on the main process alone, at once."""
     if is_main():
         print(text, flush=True)
+
+
+def gather_texts(texts: list[str]) -> list[str]:
+    """The texts of all processes, in their order; every process has to call it."""
+    if jax.process_count() == 1:
+        return texts
+    content = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(content)))
+    rows = multihost_utils.process_allgather(np.resize(content, int(sizes.max())))
+    return [text for row, size in zip(rows, sizes, strict=True) for text in json.loads(row[:size].tobytes())]
 
 
 class StopRequest:

@@ -26,7 +26,9 @@ def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pair
             f"microbatch  {config.train.microbatch} = {config.train.microbatch // shards} on each,"
             f" {length.batch_size // config.train.microbatch} of them a step; the gradient is the whole batch's"
         )
-    say(f"dataset     {length.examples:,} pairs in {len(pairs.source.shards)} shard(s): {pairs.source.folder}")
+    say(f"dataset     {pairs.describe()}")
+    for problem in pairs.left_out:
+        say(f"left out    {problem}")
     say(
         f"length      {length.total_steps:,} steps = {config.train.epochs:g} epochs of"
         f" {length.examples / length.batch_size:.1f} steps, {length.warmup_steps:,} of them warm-up"

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import data, distributed, evaluate, host_memory, sharding
+from synthclip_jax import data, distributed, evaluate, host_memory, sharding, verify
 from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.distributed import say
 from synthclip_jax.evals import EvaluationError, results
@@ -66,7 +66,7 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     length = Length.of(config.train, len(pairs))
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
-    run = describe_run(config, len(pairs), pairs.source.digest())
+    run = describe_run(config, len(pairs), pairs.digest())
     claim_workdir(workdir / "train" / "config.json", run, started=bool(saved_steps(folder)))
 
     program = make_program(config, mesh, length)
@@ -74,11 +74,15 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     if total_steps in saved_steps(folder) and (evaluation is None or evaluation.done(total_steps)):
         say(f"Training is finished: {folder / str(total_steps)} (step {total_steps} of {total_steps}). Nothing to do.")
         return
+    if config.data.verify:
+        hosts = jax.process_index(), jax.process_count()
+        verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)
 
     # ---- State: from the newest checkpoint, from another run's parameters, or from scratch --------------------------
     shapes = program.state
     counters = {"step": shapes.step, "skipped": shapes.skipped}
     checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
+    batches: Any = None  # a loader, where there is something left to train
     metrics_file, profiler = None, Profiler(config.train.profile, workdir / "train" / "profile")
     try:
         restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
@@ -162,6 +166,8 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
             say(f"Stopped as asked at step {step} of {total_steps}; checkpoint saved. The same command continues.")
     finally:
         profiler.close()
+        if batches:
+            batches.close()
         if metrics_file:
             metrics_file.close()
         checkpoints.close()

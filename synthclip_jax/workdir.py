@@ -18,7 +18,7 @@ from synthclip_jax.preprocess import Preprocess
 PACKAGES = ("synthclip_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What may differ between two starts of one run: it changes speed, placement or reports, not what is trained.
 FREE_TO_CHANGE = re.compile(
-    r"name$|gen\.|eval\.|data\.(path|threads|workers|prefetch|cache|check_crc|verify|on_error|text_buckets)$"
+    r"name$|gen\.|eval\.|data\.(path|sources|threads|workers|prefetch|cache|check_crc|verify|on_error|text_buckets)$"
     r"|model\.(remat|scan_layers|attention)$"
     r"|train\.(log_every|save_every|eval_every|keep|keep_every|keep_best|tensorboard|wandb|profile|mesh\.\w+"
     r"|microbatch|loss_method|loss_block|non_finite)$"

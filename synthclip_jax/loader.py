@@ -1,0 +1,155 @@
+"""Batches of a stream of examples, filled ahead of need by threads or worker processes that share each batch.
+
+The stream is random access and pure: example k is the same whoever makes it and whenever. So a batch is an empty array
+at first, and each thread fills rows of it, a few at a time: batches come out in order, no row is copied twice, and
+memory is that of `prefetch` batches beside the one in use, however many threads there are.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int32, UInt8
+
+# Rows that a thread fills, or a worker process sends, at a time: few, so that all have work at the end of a batch, and
+# enough that captions are tokenised many at once.
+PART = 16
+
+
+class Example(NamedTuple):
+    """One example as training sees it."""
+
+    image: UInt8[np.ndarray, "size size 3"]
+    caption: str
+    skipped: int  # unreadable records that this one stands in for
+
+
+class Batch(NamedTuple):
+    """One host's share of a batch."""
+
+    images: UInt8[np.ndarray, "b size size 3"]
+    tokens: Int32[np.ndarray, "b t"]
+    skipped: int
+
+
+class Fill:
+    """Puts examples into the rows of a batch. Captions are tokenised many at once, which is cheaper than one by one.
+
+    With `cache` the tokens of every caption met are kept.
+    """
+
+    def __init__(self, tokenize: Callable[[Sequence[str]], Int32[np.ndarray, "b t"]], image_size: int, cache: bool):
+        self.tokenize, self.image_size = tokenize, image_size
+        self.context_length = tokenize([""]).shape[1]
+        self._cache: dict[str, np.ndarray] | None = {} if cache else None
+
+    def empty(self, rows: int) -> Batch:
+        """A batch whose rows are still to be filled."""
+        images = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
+        return Batch(images, np.empty((rows, self.context_length), np.int32), 0)
+
+    def rows(self, batch: Batch, first: int, examples: Iterator[Example] | Sequence[Example]) -> int:
+        """Fills rows from `first` on; returns the number of records skipped."""
+        captions, skipped = [], 0
+        for row, example in enumerate(examples, first):
+            batch.images[row] = example.image
+            captions.append(example.caption)
+            skipped += example.skipped
+        batch.tokens[first : first + len(captions)] = self._tokens(captions)
+        return skipped
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """A whole batch of the examples: what a worker process sends."""
+        batch = self.empty(len(examples))
+        return batch._replace(skipped=self.rows(batch, 0, examples))
+
+    def _tokens(self, captions: list[str]) -> Int32[np.ndarray, "b t"]:
+        if self._cache is None:
+            return self.tokenize(captions)
+        new = list({caption for caption in captions if caption not in self._cache})
+        if new:
+            self._cache.update(zip(new, self.tokenize(new), strict=True))
+        return np.stack([self._cache[caption] for caption in captions])
+
+
+class Loader:
+    """Endless iterator over the batches of a stream."""
+
+    def __init__(
+        self,
+        stream: grain.MapDataset[Example],
+        fill: Fill,
+        rows: int,
+        threads: int,
+        workers: int,
+        prefetch: int,
+    ):
+        """Starts nothing yet.
+
+        Args:
+          rows: examples per batch.
+          threads: threads that make examples, in this process or in each worker process.
+          workers: worker processes; 0: threads of this process do the work.
+          prefetch: batches kept ready or in the making.
+        """
+        self._stream, self._fill, self._rows, self._prefetch = stream, fill, rows, prefetch
+        self._pending: collections.deque[tuple[Batch, list[Future[int]]]] = collections.deque()
+        self._next = 0  # batches begun
+        self._parts: Iterator[Batch] | None = None
+        # Worker processes send the parts in order, and one thread puts them where they belong.
+        self._pool = ThreadPoolExecutor(1 if workers else threads, thread_name_prefix="loader")
+        self._part = PART
+        if workers:
+            self._part = max(size for size in range(1, PART + 1) if rows % size == 0)
+            flags.FLAGS.mark_as_parsed()  # grain's workers read a flag, and nobody parses flags here
+            parts = stream.batch(self._part, batch_fn=fill).to_iter_dataset(
+                grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+            )
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            self._parts = iter(parts.mp_prefetch(options))
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          RecordError, PictureError: an example of it cannot be read.
+        """
+        if not self._pending:
+            self.start_prefetch()
+        batch, parts = self._pending.popleft()
+        skipped = sum(part.result() for part in parts)
+        self.start_prefetch()
+        return batch._replace(skipped=skipped)
+
+    def start_prefetch(self) -> None:
+        """Begins as many batches as are kept ready."""
+        while len(self._pending) < self._prefetch:
+            batch, start = self._fill.empty(self._rows), self._next * self._rows
+            firsts = range(0, self._rows, self._part)
+            make = self._make if self._parts is None else self._receive
+            self._pending.append((batch, [self._pool.submit(make, batch, first, start + first) for first in firsts]))
+            self._next += 1
+
+    def close(self) -> None:
+        """Stops threads and worker processes; what they have begun is dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._parts is not None:
+            self._parts.close()  # type: ignore[attr-defined]
+        self._pending.clear()
+
+    def _make(self, batch: Batch, first: int, position: int) -> int:
+        count = min(self._part, len(batch.images) - first)
+        return self._fill.rows(batch, first, (self._stream[position + row] for row in range(count)))
+
+    def _receive(self, batch: Batch, first: int, position: int) -> int:
+        part = next(self._parts)  # type: ignore[arg-type]
+        batch.images[first : first + self._part] = part.images
+        batch.tokens[first : first + self._part] = part.tokens
+        return part.skipped

@@ -1,0 +1,165 @@
+"""Random access to pictures and captions as they lie in files of several kinds, without a copy and without decoding.
+
+Every reader finds missing and cut-off files when it is opened, before any training, and names all of them at once.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol, TypeVar
+
+from synthclip_jax.records import RecordError
+from synthclip_jax.sources import SourceSpec
+
+# Opening a file on network storage is waiting, of which many can be done at once.
+OPENING_THREADS = 16
+
+
+class Sample(NamedTuple):
+    """One example as the files hold it."""
+
+    image: bytes  # an encoded picture
+    captions: tuple[str, ...]  # at least one
+
+
+class MissingKey(RecordError):
+    """A record lacks what the key map names; the text lists the keys that there are."""
+
+
+class Shard(NamedTuple):
+    """One file of a dataset, for those who go through all of it."""
+
+    name: str
+    examples: range  # of the reader's indexes
+
+
+class Reader(Protocol):
+    """What a kind of dataset has to offer. Any number of threads may read at once."""
+
+    @property
+    def place(self) -> str:
+        """Where it lies, as the config has it."""
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """A text for each file that cannot be read and is gone without."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample:
+        """A sample.
+
+        Raises:
+          MissingKey: it has no such key.
+          RecordError: it is damaged; the text names file and record.
+        """
+
+    def where(self, index: int) -> str:
+        """How error texts name a sample."""
+
+    def shards(self) -> Sequence[Shard]:
+        """The files, in the order of their samples."""
+
+    def digest(self) -> str:
+        """Short hash that tells one dataset from another, cheaply: of names and sizes, not of all bytes."""
+
+
+def open_reader(spec: SourceSpec, split: str = "train", check_crc: bool = True, on_error: str = "raise") -> Reader:
+    """Opens a dataset; every file's size is compared with its index here.
+
+    Args:
+      split: of datasets that have splits (`tfrecord`, `tfds`).
+      check_crc: compare each record's checksum when it is read, where there are checksums.
+      on_error: `skip` leaves out files that are missing or cut off.
+
+    Raises:
+      RecordError: nothing is there, or (`on_error="raise"`) files are missing or cut off; all of them are named.
+      MissingKey: the first sample lacks what the key map names.
+    """
+    reader: Reader
+    if spec.kind == "table":
+        from synthclip_jax.readers.tables import TableReader
+
+        reader = TableReader(spec)
+    elif spec.kind == "wds":
+        from synthclip_jax.readers.tars import TarReader
+
+        reader = TarReader(spec, on_error)
+    elif spec.kind == "tfds":
+        from synthclip_jax.readers.tfds import open_tfds
+
+        reader = open_tfds(spec, split, check_crc, on_error)
+    else:
+        from synthclip_jax.readers.examples import open_img2dataset, open_tfrecords
+
+        open_kind = {"tfrecord": open_tfrecords, "img2dataset": open_img2dataset}[spec.kind]
+        reader = open_kind(spec, split, check_crc, on_error)
+    if not len(reader):
+        raise RecordError(f"{spec}: it holds no example. Generate or copy it again")
+    try:
+        reader[0]
+    except MissingKey:
+        raise
+    except RecordError:
+        pass  # damage is dealt with when the record's turn comes
+    return reader
+
+
+Opened = TypeVar("Opened")
+
+
+def open_files(
+    place: str | os.PathLike,
+    paths: Sequence[str | os.PathLike],
+    open_file: Callable[[str | os.PathLike], Opened],
+    missing: Iterable[str],
+    on_error: str,
+) -> tuple[list[Opened], list[str]]:
+    """Opens all files of a dataset at once.
+
+    Args:
+      missing: a text for each file that is known to be missing.
+
+    Returns:
+      The files that could be opened, in order, and a text for each of the others (`on_error="skip"`).
+
+    Raises:
+      RecordError: names every file that is missing or cannot be opened (`on_error="raise"`), or none can.
+    """
+
+    def attempt(path: str | os.PathLike) -> Opened | RecordError:
+        try:
+            return open_file(path)
+        except RecordError as error:
+            return error
+        except OSError as error:
+            return RecordError(f"{path}: {error.strerror}. Check that it can be read, or copy it again")
+
+    with ThreadPoolExecutor(OPENING_THREADS) as pool:
+        results = list(pool.map(attempt, paths))
+    problems = [*missing, *(str(result) for result in results if isinstance(result, RecordError))]
+    opened = [result for result in results if not isinstance(result, RecordError)]
+    if problems and (on_error == "raise" or not opened):
+        raise RecordError(damage_report(place, problems, f"of {len(opened) + len(problems)} files"))
+    return opened, problems
+
+
+def damage_report(place: str | os.PathLike, problems: Sequence[str], of: str) -> str:
+    """The text of an error about one or several damaged files or records, every one of them named."""
+    hint = "To go on without what is damaged, set config.data.on_error=skip"
+    if len(problems) == 1:
+        return f"{problems[0]} {hint}"
+    return f"{place}: {len(problems)} {of} cannot be read:\n  " + "\n  ".join(problems) + f"\n{hint}"
+
+
+def keys_of(key: str, standard: str, others: Sequence[str]) -> tuple[str, ...]:
+    """The keys that a key of the config stands for, in order: 'jpg;png' for two, the standard one for others too."""
+    keys = [part.strip() for part in key.split(";") if part.strip()]
+    return tuple(name for part in keys for name in ((part, *others) if part == standard else (part,)))
+
+
+def missing_key(where: str, wanted: Sequence[str], there: Iterable[str]) -> MissingKey:
+    """The error about a record that has none of the wanted keys."""
+    return MissingKey(
+        f"{where}: no {' or '.join(map(repr, wanted))} in it; it has {', '.join(sorted(there))}. Set"
+        " config.data.image_key and config.data.caption_key, or the keys of this entry of config.data.sources"
+    )

@@ -1,0 +1,161 @@
+"""Shards of `tf.train.Example`: TFRecords of ours, of img2dataset and of TFDS, and TFDS's ArrayRecords."""
+
+import bisect
+import functools
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from synthclip_jax.readers import Sample, Shard, keys_of, missing_key, open_files
+from synthclip_jax.readers.offsets import cached_offsets
+from synthclip_jax.records import (
+    INDEX_SUFFIX,
+    IndexedShard,
+    RecordError,
+    format_index,
+    list_shards,
+    parse_example,
+    parse_index,
+    scan_index,
+)
+from synthclip_jax.sources import SourceSpec
+
+
+class Payloads(Protocol):
+    """A shard: the serialised Example of each of its records."""
+
+    path: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, record: int) -> bytes: ...
+
+
+class ExampleReader:
+    """Pictures and captions of the records of all shards, in the order of the shards."""
+
+    def __init__(self, place: str, shards: Sequence[Payloads], image_key: str, caption_key: str, left_out=()):
+        self.place, self.payloads, self.left_out = place, shards, left_out
+        self._image_keys = keys_of(image_key, "image", ("jpg", "jpeg", "png", "webp"))
+        self._caption_keys = keys_of(caption_key, "caption", ("txt",))
+        self._ends = list(itertools.accumulate(len(shard) for shard in shards))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of a record. See `Reader`."""
+        shard, record = self._locate(index)
+        try:
+            features = parse_example(self.payloads[shard][record])
+        except RecordError as error:
+            # A shard names itself and the record, the parser knows neither.
+            named = str(error).startswith(self.payloads[shard].path)
+            raise error if named else RecordError(f"{self.where(index)}: {error}") from error
+        image = next((features[key] for key in self._image_keys if features.get(key)), None)
+        captions = next((features[key] for key in self._caption_keys if features.get(key)), None)
+        if image is None or captions is None:
+            wanted = self._image_keys if image is None else self._caption_keys
+            raise missing_key(self.where(index), wanted, (key for key in features if features[key]))
+        if not isinstance(image[0], bytes) or not isinstance(captions[0], bytes):
+            raise RecordError(f"{self.where(index)}: the picture or the caption is a number. Set other keys")
+        return Sample(image[0], tuple(caption.decode("utf-8", errors="replace") for caption in captions))
+
+    def where(self, index: int) -> str:
+        shard, record = self._locate(index)
+        return f"{self.payloads[shard].path}: record {record}"
+
+    def shards(self) -> list[Shard]:
+        starts = [0, *self._ends]
+        return [
+            Shard(shard.path, range(start, end))
+            for shard, start, end in zip(self.payloads, starts, self._ends, strict=False)
+        ]
+
+    def digest(self) -> str:
+        names = "".join(f"{pathlib.Path(s.path).name} {len(s)} {os.path.getsize(s.path)}\n" for s in self.payloads)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(shard, record in it)."""
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+class ArrayRecordShard:
+    """Random access to the payloads of an ArrayRecord file, TFDS's other format."""
+
+    def __init__(self, path: str | os.PathLike):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.path = os.fspath(path)
+        try:
+            self._source = ArrayRecordDataSource(self.path)
+            self._length = len(self._source)
+        except Exception as error:  # the library raises whatever its C++ part says
+            raise RecordError(
+                f"{self.path}: not an ArrayRecord file that can be read ({error}). Copy it again"
+            ) from None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, record: int) -> bytes:
+        try:
+            return self._source[record]
+        except Exception as error:
+            raise RecordError(f"{self.path}: record {record} cannot be read ({error}). Copy it again") from None
+
+
+def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
+    """A folder of shards named as TFDS names them, `NAME-SPLIT.tfrecord-00000-of-00128`."""
+    paths, names = list_shards(spec.place, split)
+    remedy = "Run generation again, which makes only what is missing, or copy it again."
+    missing = [f"{os.path.join(spec.place, name)}: the shard is missing. {remedy}" for name in names]
+    return _open(spec, paths, missing, check_crc, on_error)
+
+
+def open_img2dataset(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
+    """A folder of `00000.tfrecord`, `00001.tfrecord`, ... A number left out is a missing shard. There is no split."""
+    folder = pathlib.Path(spec.place)
+    if not folder.is_dir():
+        raise RecordError(f"{spec}: no such folder. Name the folder that img2dataset wrote")
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(".tfrecord"))
+    if not paths:
+        tars = next(folder.glob("*.tar"), None)
+        hint = (
+            f"There are tars: use wds:{spec.place}" if tars else "img2dataset writes them with output_format=tfrecord"
+        )
+        raise RecordError(f"{spec}: no 00000.tfrecord, 00001.tfrecord, ... in this folder. {hint}")
+    missing = [f"{path}: the shard is missing. Download or copy it again." for path in numbers_left_out(paths)]
+    return _open(spec, paths, missing, check_crc, on_error)
+
+
+def numbers_left_out(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Where files are called by their number, those that are missing between 0 and the highest."""
+    matches = [re.fullmatch(r"(\d+)(\..+)", path.name) for path in paths]
+    if not all(matches):
+        return []
+    width, suffix = len(matches[0][1]), matches[0][2]  # type: ignore[index]
+    there = {int(match[1]) for match in matches if match}
+    return [paths[0].with_name(f"{n:0{width}d}{suffix}") for n in range(max(there)) if n not in there]
+
+
+def _open(
+    spec: SourceSpec, paths: Sequence[pathlib.Path], missing: Sequence[str], check_crc: bool, on_error: str
+) -> ExampleReader:
+    opened, left_out = open_files(spec.place, paths, functools.partial(_open_shard, check_crc), missing, on_error)
+    return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, left_out)
+
+
+def _open_shard(check_crc: bool, path: str | os.PathLike) -> Payloads:
+    name = os.fspath(path)
+    if ".array_record" in os.path.basename(name):
+        return ArrayRecordShard(path)
+    if os.path.exists(name + INDEX_SUFFIX):
+        return IndexedShard(path, check_crc)
+    offsets = cached_offsets(path, lambda path: format_index(scan_index(path)))
+    return IndexedShard(path, check_crc, parse_index(offsets, path))

@@ -1,0 +1,45 @@
+"""Datasets that TensorFlow Datasets has prepared on this machine, read without TensorFlow.
+
+TFDS keeps serialised Examples whose features are called by their path, such as `captions/text`; pictures are in them
+as they were encoded. So our own reader of Examples serves, and TFDS only says where the files are.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from synthclip_jax.readers.examples import ExampleReader, open_tfrecords
+from synthclip_jax.records import RecordError
+from synthclip_jax.sources import SourceSpec
+
+
+def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
+    """A TFDS name, such as `coco_captions` or `ai2dcaption/auto_filter:1.0.0`, or the folder of a prepared dataset.
+
+    Raises:
+      RecordError: TFDS is not installed, knows no such dataset, or has not prepared it here.
+    """
+    folder = pathlib.Path(spec.place)
+    if not (folder / "dataset_info.json").is_file():
+        folder = _prepared_folder(spec)
+    splits = {entry["name"] for entry in json.loads((folder / "dataset_info.json").read_text()).get("splits", ())}
+    if splits and split not in splits:
+        raise RecordError(f"{spec}: no split {split!r}; it has {', '.join(sorted(splits))}. Set config.data.split")
+    return open_tfrecords(dataclasses.replace(spec, place=str(folder)), split, check_crc, on_error)
+
+
+def _prepared_folder(spec: SourceSpec) -> pathlib.Path:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise RecordError(
+            f"{spec}: finding a dataset by its name needs TFDS: pip install tensorflow-datasets. Or name the folder"
+            " that holds its dataset_info.json"
+        ) from None
+    try:
+        builder = tfds.builder(spec.place)
+    except Exception as error:  # TFDS raises many kinds, some of which say how to mend it
+        raise RecordError(f"{spec}: TFDS cannot open it ({error})") from error
+    if not builder.is_prepared():
+        raise RecordError(f"{spec}: not prepared on this machine. Run: tfds build {spec.place}")
+    return pathlib.Path(builder.data_dir)

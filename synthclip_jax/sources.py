@@ -1,0 +1,65 @@
+"""Which datasets a config trains on: entries of `config.data.sources`, each KIND:PLACE with a weight and a key map.
+
+    "wds:/data/cc3m"
+    ("tfrecord:/data/synth/1.0.0", 0.7)
+    ("table:/data/coco.csv", 0.3, "path", "title")
+
+KIND is one of
+
+    tfrecord     folder of tf.train.Example shards named as TFDS names them, which is what generation writes
+    img2dataset  folder of 00000.tfrecord, 00001.tfrecord, ... (img2dataset's output format `tfrecord`)
+    wds          webdataset tars: a folder, one .tar, or a pattern such as /data/cc3m/{00000..00331}.tar
+    tfds         a name of TensorFlow Datasets, already prepared on this machine (`tfds build NAME`), or its folder
+    table        CSV or Parquet file with a column of picture files and one of captions
+
+A key may name several, the first that is there counts: 'jpg;png'. The default `image` also finds jpg, jpeg, png and
+webp (in a table path and filepath), the default `caption` also finds txt and json.caption (in a table text and title).
+"""
+
+import dataclasses
+from typing import Any
+
+KINDS = ("tfrecord", "img2dataset", "wds", "tfds", "table")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+    """One dataset to train on. `weight` is its share of the mix, relative to the others'; None: as many as it has."""
+
+    kind: str
+    place: str
+    weight: float | None
+    image_key: str
+    caption_key: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.place}"
+
+
+def parse_sources(data: Any) -> tuple[SourceSpec, ...]:
+    """The sources of `config.data`, entries without keys taking `data.image_key` and `data.caption_key`.
+
+    Raises:
+      ValueError: an entry has another form, or some have weights and others not; the text says what is allowed.
+    """
+    specs = tuple(_parse(entry, data) for entry in data.sources)
+    if len({spec.weight is None for spec in specs}) > 1:
+        without = ", ".join(str(spec) for spec in specs if spec.weight is None)
+        raise ValueError(f"given no weight for {without}, allowed: a weight for each source, or for none")
+    return specs
+
+
+def _parse(entry: Any, data: Any) -> SourceSpec:
+    items = (entry,) if isinstance(entry, str) else tuple(entry) if isinstance(entry, tuple | list) else ()
+    if not 1 <= len(items) <= 4 or not isinstance(items[0], str):
+        raise ValueError(f"given {entry!r}, allowed: 'KIND:PLACE' or ('KIND:PLACE', weight, image_key, caption_key)")
+    kind, _, place = items[0].partition(":")
+    if kind not in KINDS or not place:
+        raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}")
+    weight, image_key, caption_key = (list(items[1:]) + [None] * 3)[:3]
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
+        raise ValueError(f"given weight {weight!r} for {items[0]}, allowed: a number above 0, or None")
+    for key in (image_key, caption_key):
+        if key is not None and not (isinstance(key, str) and key):
+            raise ValueError(f"given key {key!r} for {items[0]}, allowed: a text, or None")
+    return SourceSpec(kind, place, weight, image_key or data.image_key, caption_key or data.caption_key)

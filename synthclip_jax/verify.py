@@ -1,0 +1,79 @@
+"""Reads a dataset to its end before training: every record's checksum and framing, and that every picture decodes."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from synthclip_jax.augment import check_picture
+from synthclip_jax.data import Pairs
+from synthclip_jax.metrics import duration
+from synthclip_jax.preprocess import PictureError
+from synthclip_jax.readers import Reader, damage_report
+from synthclip_jax.records import RecordError
+
+RECORDS_PER_TASK = 512
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def verify(
+    pairs: Pairs,
+    threads: int,
+    on_error: str,
+    say: Callable[[str], None] = print,
+    host: int = 0,
+    hosts: int = 1,
+    gather: Callable[[list[str]], list[str]] = lambda texts: texts,
+) -> list[str]:
+    """Reads all records of all sources, each host its share, with progress and ETA.
+
+    Args:
+      threads: that read and decode, on each host.
+      on_error: `skip` says what is damaged, which training then leaves out, record by record.
+      gather: texts of this host to the texts of all.
+
+    Returns:
+      A text for each damaged record, in the order of the files.
+
+    Raises:
+      RecordError: (`on_error="raise"`) names every damaged record. What is missing or cut off is found when a dataset
+        is opened, before this.
+    """
+    tasks = list(_tasks(pairs.readers))[host::hosts]
+    total, done, started = sum(len(records) for _, records in tasks), 0, time.perf_counter()
+    problems: list[str] = []
+    next_line = started + SECONDS_BETWEEN_LINES
+    with ThreadPoolExecutor(threads) as pool:
+        for (_, records), found in zip(tasks, pool.map(lambda task: _damage(*task), tasks), strict=True):
+            problems += found
+            done += len(records)
+            if (now := time.perf_counter()) >= next_line:
+                next_line = now + SECONDS_BETWEEN_LINES
+                left = duration((now - started) / done * (total - done))
+                say(f"verify      {done:,}/{total:,} records, {len(problems):,} damaged, ETA {left}")
+    problems = gather(problems)
+    seconds = duration(time.perf_counter() - started)
+    if problems and on_error == "raise":
+        raise RecordError(damage_report("verify", problems, f"of {len(pairs):,} records"))
+    say(f"verify      {len(pairs):,} records read in {seconds}, {len(problems):,} damaged")
+    for problem in problems:
+        say(f"left out    {problem}")
+    return problems
+
+
+def _tasks(readers: Sequence[Reader]) -> Iterator[tuple[Reader, range]]:
+    for reader in readers:
+        for shard in reader.shards():
+            for start in range(0, len(shard.examples), RECORDS_PER_TASK):
+                yield reader, shard.examples[start : start + RECORDS_PER_TASK]
+
+
+def _damage(reader: Reader, records: range) -> list[str]:
+    problems = []
+    for index in records:
+        try:
+            check_picture(reader[index].image)
+        except PictureError as error:
+            problems.append(f"{reader.where(index)}: {error}. Make the record again.")
+        except RecordError as error:
+            problems.append(str(error))
+    return problems
