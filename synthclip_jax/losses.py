@@ -89,6 +89,3 @@ def _accuracies(logits: Float[Array, "b b"]) -> Metrics:
         "image_to_text_acc1": jnp.mean(positive > negatives.max(axis=1), dtype=jnp.float32),
         "text_to_image_acc1": jnp.mean(positive > negatives.max(axis=0), dtype=jnp.float32),
     }
-
-
-LOSSES: dict[str, Callable[..., tuple[Float[Array, ""], Metrics]]] = {"softmax": softmax_loss}
