@@ -1,68 +1,105 @@
-"""What the training loop costs over its compiled step; `python -m benchmarks.train_step --loop`."""
+"""What the training loop costs over its compiled step; `python -m benchmarks.train_step --loop`.
+
+Other work on the machine must hit both alike. So the loop is held up between two windows of its steps, where it asks
+for a batch, and a window of bare steps is taken there.
+"""
 
 import contextlib
 import io
+import itertools
 import os
 import pathlib
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import cv2
 import jax
 import numpy as np
 
+from synthclip_jax import train as train_loop
 from synthclip_jax.config import load_config
-from synthclip_jax.metrics import read_metrics
 from synthclip_jax.optim import Length
 from synthclip_jax.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
 from synthclip_jax.sharding import make_mesh
 from synthclip_jax.step import make_program, seed_key
-from synthclip_jax.train import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 PICTURES = 1024
-WINDOW = 10  # steps timed together
 
 
-def compare(steps: int, rounds: int, overrides: list[str]) -> dict[str, Any]:
-    """Trains for so many steps, and takes as many bare ones; in turns, so that a busy moment hits both."""
+def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
+    """Times `windows` windows of `window` steps of both, after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = pathlib.Path(folder, "dataset")
-        _write_dataset(dataset, 64)
-        batch_size = load_config(CONFIG, overrides).train.batch_size
+        base = load_config(CONFIG, overrides)
+        _write_dataset(dataset, base.data.image_size)
+        steps = window * (windows + 1) + 1
         config = load_config(
             CONFIG,
             [
                 f"data.path={dataset}",
-                f"train.epochs={(steps + 0.5) * batch_size / PICTURES}",
-                f"train.log_every={WINDOW}",
+                f"train.epochs={(steps + 0.5) * base.train.batch_size / PICTURES}",
                 "eval.datasets=",
                 *overrides,
             ],
         )
-        bare = _BareStep(config)
-        seconds: dict[str, list[float]] = {"loop": [], "bare": []}
-        for turn in range(rounds):
-            seconds["bare"] += [bare.window() for _ in range(steps // WINDOW)]
-            seconds["loop"] += _loop_windows(config, pathlib.Path(folder, f"run{turn}"))
-    step = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, value in step.items():
-        quarters = statistics.quantiles(seconds[name], n=4)
-        print(
-            f"{name:>6}: median step of {len(seconds[name])} windows of {WINDOW}; the middle half within"
-            f" {(quarters[2] - quarters[0]) / value:.1%}"
-        )
+        turns = _Turns(_BareStep(config), window)
+        make_loader = train_loop.data.make_loader
+        with (
+            mock.patch.object(train_loop.data, "make_loader", lambda *args: turns.around(make_loader(*args))),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            train_loop.train(config, pathlib.Path(folder, "run"))
+    around = [(before + after) / 2 for before, after in itertools.pairwise(turns.bare)]
+    wall, processor = np.transpose([bare / loop for bare, loop in zip(around, turns.loop, strict=True)][1:])
+    low, high = np.quantile(wall, (0.25, 0.75))
+    print(f"{len(wall)} pairs of windows of {window} steps; the middle half of the ratios: {low:.3f} to {high:.3f}")
+    print(f"ratio of processor time, loader included: {np.median(processor):.3f}")
     return {
         "config": "configs/quickstart.py",
         "overrides": overrides,
         "cores": os.cpu_count(),
         "versions": {"jax": jax.__version__},
-        "windows": {name: len(values) for name, values in seconds.items()},
-        "ratio_of": "training loop / bare step, samples per second",
-        "ratio": round(step["bare"] / step["loop"], 4),
+        "window": window,
+        "ratios": wall.round(4).tolist(),
+        "ratio_of_processor_time": round(float(np.median(processor)), 4),
+        "ratio_of": "training loop / bare step, samples per second, median",
+        "ratio": round(float(np.median(wall)), 4),
     }
+
+
+class _Turns:
+    """A loader that, before the first batch of a window, times a window of bare steps."""
+
+    def __init__(self, bare: "_BareStep", window: int):
+        self._bare_step, self._window, self._given = bare, window, 0
+        self.bare: list[np.ndarray] = []  # seconds of a window: of the clock, and of the processor
+        self.loop: list[np.ndarray] = []
+
+    def around(self, batches: Any) -> "_Turns":
+        self._batches = batches
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._given % self._window == 0:
+            jax.block_until_ready(jax.live_arrays())  # the step that the loop has dispatched belongs to its window
+            if self._given:
+                self.loop.append(_now() - self._start)
+            start = _now()
+            self._bare_step.run(self._window)
+            self._start = _now()
+            self.bare.append(self._start - start)
+        self._given += 1
+        return next(self._batches)
 
 
 class _BareStep:
@@ -79,23 +116,17 @@ class _BareStep:
         self._batch = [
             jax.device_put(x, shape.sharding) for x, shape in zip((images, tokens), program.batch, strict=True)
         ]
-        self.window()
+        self.run(1)
 
-    def window(self) -> float:
-        """Seconds of a step."""
-        start = time.perf_counter()
-        for _ in range(WINDOW):
+    def run(self, steps: int) -> None:
+        """Takes so many steps."""
+        for _ in range(steps):
             self._state, metrics = self._compiled(self._state, *self._batch)
         jax.block_until_ready((self._state, metrics))
-        return (time.perf_counter() - start) / WINDOW
 
 
-def _loop_windows(config: Any, workdir: pathlib.Path) -> list[float]:
-    """Seconds of a step between two lines of the log, but for the first, in which the loader starts."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        train(config, workdir)
-    lines = [line for line in read_metrics(workdir / "train" / "metrics.jsonl") if "examples_per_second" in line]
-    return [config.train.batch_size / line["examples_per_second"] for line in lines[1:] if not line["step"] % WINDOW]
+def _now() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _write_dataset(folder: pathlib.Path, size: int) -> None:

@@ -159,7 +159,7 @@ def main() -> None:
     if arguments.loop:
         from benchmarks.train_loop import compare
 
-        result = compare(arguments.steps or 60, arguments.rounds, arguments.set)
+        result = compare(arguments.steps or 20, arguments.rounds, arguments.set)
     else:
         result = _compare_steps(arguments)
     name = "train_step" + "_accumulate" * arguments.accumulate + "_loop" * arguments.loop + "_small" * arguments.small
