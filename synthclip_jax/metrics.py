@@ -20,10 +20,11 @@ class MetricsFile:
     """
 
     def __init__(self, path: str | os.PathLike, last_step: int = 0):
-        """Opens the file and keeps its lines up to `last_step`. A line cut off by a crash is dropped as well."""
+        """Opens the file and keeps its lines up to `last_step`, or none for a run that starts from 0 (which writes its
+        evaluation of step 0 anew). A line cut off by a crash is dropped as well."""
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(self.path) if 0 < line["step"] <= last_step]
+        kept = [line for line in read_metrics(self.path) if last_step and line["step"] <= last_step]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self.path)
