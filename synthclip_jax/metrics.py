@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import secrets
+import sys
 import time
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -82,6 +84,9 @@ class TensorBoard:
     """Scalars in TensorBoard's format, which its package writes without TensorFlow."""
 
     def __init__(self, folder: pathlib.Path, last_step: int):
+        # Where there is TensorFlow, TensorBoard would import it, which takes longer than everything else at the start.
+        # A module of this name is how it is told not to.
+        sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
