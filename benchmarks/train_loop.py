@@ -42,6 +42,7 @@ def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
             [
                 f"data.path={dataset}",
                 f"train.epochs={(steps + 0.5) * base.train.batch_size / PICTURES}",
+                "train.warmup_epochs=0",
                 "eval.datasets=",
                 *overrides,
             ],

@@ -1,0 +1,69 @@
+"""Benchmarks run from end to end at a tiny size, so that they work when there is a machine worth measuring."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = (
+    "data.image_size=32",
+    "model.vision.width=32",
+    "model.vision.heads=2",
+    "model.vision.layers=1",
+    "model.text.width=32",
+    "model.text.heads=2",
+    "model.text.layers=1",
+    "model.text.context_length=20",
+    "model.embed_dim=32",
+)
+
+
+def run(name: str, out: pathlib.Path, *flags: str) -> tuple[str, dict]:
+    """What a benchmark prints, and the JSON file that it writes."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiled sooner
+    command = [sys.executable, "-m", f"benchmarks.{name}", f"--out={out}", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = out.glob("*.json")
+    return done.stdout, json.loads(file.read_text())
+
+
+def step_flags(*flags: str) -> list[str]:
+    return ["--small", "--steps=1", "--rounds=2", *flags, *(f"--set={value}" for value in TINY)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="open_clip is not installed")
+def test_train_step_times_the_same_model_here_and_in_open_clip(tmp_path):
+    printed, result = run("train_step", tmp_path, *step_flags("--only=ours,open_clip", "--batch-size=4"))
+    contenders = result["contenders"]
+    assert contenders["ours"]["parameters"] == contenders["open_clip"]["parameters"]
+    assert all(row["samples_per_second"] > 0 and row["peak_bytes"] > 0 for row in contenders.values())
+    speeds = [contenders[name]["samples_per_second"] for name in ("ours", "open_clip")]
+    assert result["ratio"] == pytest.approx(speeds[0] / speeds[1], rel=0.01)
+    assert float(printed.split()[-1]) == result["ratio"]
+
+
+def test_train_step_times_accumulation_beside_its_microbatch(tmp_path):
+    _, result = run("train_step", tmp_path, *step_flags("--accumulate", "--batch-size=4"))
+    assert result["benchmark"] == "train_step_accumulate_small"
+    assert [result["contenders"][name]["batch_size"] for name in ("accumulated", "microbatch")] == [32, 4]
+
+
+def test_train_step_times_the_training_loop_beside_its_step(tmp_path):
+    flags = [f"--set={value}" for value in (*TINY, "train.batch_size=16", "data.threads=1")]
+    printed, result = run("train_step", tmp_path, "--loop", "--steps=2", "--rounds=3", *flags)
+    assert len(result["ratios"]) == 3
+    assert float(printed.split()[-1]) == pytest.approx(result["ratio"], abs=1e-3)
+
+
+def test_train_step_says_what_is_missing_and_runs_the_rest(capsys, monkeypatch):
+    from benchmarks import train_step
+
+    monkeypatch.setitem(train_step.NEEDS, "ours", ("jax", "no_such_package"))
+    assert train_step.measure({"ours": ("ours", {})}, 1, 1, in_turns=False) == {}
+    assert "ours: not run, missing here: no_such_package" in capsys.readouterr().out
