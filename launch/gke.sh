@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of a GKE cluster: one JobSet, one pod per TPU host, restarted after preemptions.
+#
+#   launch/gke.sh apply --name=run1 --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=8x8 --hosts=16 \
+#       --claim=CLAIM -- --config=configs/synthci_30m.py --workdir=/workdir/run1
+#   launch/gke.sh logs|status|delete --name=run1
+#
+# --image: built with launch/Dockerfile (EXTRA=tpu). --claim: a ReadWriteMany volume claim, mounted at /workdir.
+# --chips=4: chips per host (v5e and v6e hosts have 1, 4 or 8). The cluster needs the JobSet controller.
+# --dry-run prints the manifest and the command instead of running it.
+set -euo pipefail
+
+usage() {
+  sed -n '2,11s/^# \{0,1\}//p' "$0"
+  exit "${1:-0}"
+}
+
+fail() {
+  echo "$0: $*" >&2
+  exit 2
+}
+
+dry=false action="" name="" image="" accelerator="" topology="" hosts="" claim="" chips=4 restarts=100 flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    apply | logs | status | delete) action="$1" ;;
+    --name=*) name="${1#*=}" ;;
+    --image=*) image="${1#*=}" ;;
+    --accelerator=*) accelerator="${1#*=}" ;;
+    --topology=*) topology="${1#*=}" ;;
+    --hosts=*) hosts="${1#*=}" ;;
+    --claim=*) claim="${1#*=}" ;;
+    --chips=*) chips="${1#*=}" ;;
+    --restarts=*) restarts="${1#*=}" ;;
+    --dry-run) dry=true ;;
+    -h | --help) usage ;;
+    --)
+      shift
+      flags=("$@")
+      break
+      ;;
+    *) fail "unknown argument $1 (flags for training come after --). See $0 --help" ;;
+  esac
+  shift
+done
+[ -n "$action" ] || usage 2
+[ -n "$name" ] || fail "--name is needed"
+
+run() {
+  if $dry; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+# A YAML list of double-quoted strings, which JSON's rules of quoting fit.
+arguments() {
+  local flag
+  for flag in "${flags[@]}"; do
+    flag="${flag//\\/\\\\}"
+    printf '                    - "%s"\n' "${flag//\"/\\\"}"
+  done
+}
+
+manifest() {
+  cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+spec:
+  failurePolicy:
+    maxRestarts: $restarts
+  replicatedJobs:
+    - name: train
+      replicas: 1
+      template:
+        spec:
+          parallelism: $hosts
+          completions: $hosts
+          completionMode: Indexed
+          backoffLimit: 0
+          template:
+            spec:
+              restartPolicy: Never
+              # Time to save after SIGTERM, which all hosts do at the same step.
+              terminationGracePeriodSeconds: 300
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: $accelerator
+                cloud.google.com/gke-tpu-topology: $topology
+              tolerations:
+                - key: google.com/tpu
+                  operator: Exists
+              containers:
+                - name: train
+                  image: $image
+                  args:
+$(arguments)
+                  resources:
+                    requests:
+                      google.com/tpu: $chips
+                    limits:
+                      google.com/tpu: $chips
+                  volumeMounts:
+                    - name: workdir
+                      mountPath: /workdir
+              volumes:
+                - name: workdir
+                  persistentVolumeClaim:
+                    claimName: $claim
+YAML
+}
+
+apply() {
+  local key
+  for key in image accelerator topology hosts claim; do
+    [ -n "${!key}" ] || fail "apply: --$key is needed"
+  done
+  [ ${#flags[@]} -gt 0 ] || fail "apply: what to train is missing: -- --config=... --workdir=/workdir/..."
+  if $dry; then
+    manifest
+    echo "---"
+    run kubectl apply --filename=-
+  else
+    manifest | kubectl apply --filename=-
+  fi
+}
+
+case "$action" in
+  apply) apply ;;
+  logs) run kubectl logs --follow --tail=100 "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+  status) run kubectl get jobset,jobs,pods "--selector=jobset.sigs.k8s.io/jobset-name=$name" --output=wide ;;
+  delete) run kubectl delete jobset "$name" --wait ;;
+esac

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of one machine.
+#
+#   launch/gpus.sh [--processes=N] [--dry-run] -- --config=configs/synthci_30m.py --workdir=W
+#
+# One process uses all GPUs, which is all that most machines need. --processes=N starts one process per GPU instead,
+# each with a loader of its own, for when a single Python process cannot feed that many. SIGTERM and SIGINT reach all
+# of them: they save at the same step and end with status 0. Exit status: the first one that is not 0.
+set -euo pipefail
+
+processes=1 dry=false flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --processes=*) processes="${1#*=}" ;;
+    --dry-run) dry=true ;;
+    -h | --help)
+      sed -n '2,8s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+    --)
+      shift
+      flags=("$@")
+      break
+      ;;
+    *)
+      echo "$0: unknown argument $1 (flags for training come after --). See $0 --help" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+
+command=("${PYTHON:-python3}" -m synthclip_jax.train ${flags[@]+"${flags[@]}"})
+# JAX takes three quarters of a GPU's memory otherwise.
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
+
+if [ "$processes" = 1 ]; then
+  if $dry; then
+    printf '%q ' "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION" "${command[@]}"
+    echo
+    exit 0
+  fi
+  exec "${command[@]}"
+fi
+
+address="localhost:${PORT:-9876}"
+children=()
+trap 'kill -TERM "${children[@]}" 2>/dev/null' TERM INT
+for ((index = 0; index < processes; index++)); do
+  settings=(JAX_COORDINATOR_ADDRESS="$address" JAX_NUM_PROCESSES="$processes" JAX_PROCESS_ID="$index"
+    CUDA_VISIBLE_DEVICES="$index")
+  if $dry; then
+    printf '%q ' "${settings[@]}" "${command[@]}"
+    echo
+  else
+    env "${settings[@]}" "${command[@]}" &
+    children+=($!)
+  fi
+done
+
+status=0 left=${#children[@]}
+while [ "$left" -gt 0 ]; do
+  code=0 ended=""
+  wait -n -p ended || code=$?
+  [ -n "${ended:-}" ] || continue # a signal ended the waiting, and no child
+  left=$((left - 1))
+  if [ "$code" != 0 ] && [ "$status" = 0 ]; then
+    status=$code
+    kill -TERM "${children[@]}" 2>/dev/null || true # the others would wait for it for a long time
+  fi
+done
+exit "$status"

@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU pod: a queued resource of TPU VMs, the same command on every worker.
+#
+#   launch/tpu_vm.sh create  --name=run1 --zone=us-east5-a --type=v5litepod-64 --spot
+#   launch/tpu_vm.sh install --name=run1 --zone=us-east5-a --nfs=10.0.0.2:/share
+#   launch/tpu_vm.sh start   --name=run1 --zone=us-east5-a -- --config=configs/synthci_30m.py --workdir=/mnt/synthclip/run1
+#   launch/tpu_vm.sh logs|status|stop|delete --name=run1 --zone=us-east5-a
+#   launch/tpu_vm.sh keep    ...   create, install, start, and all of it again after every preemption, until training
+#                                  is finished; takes the options of all three
+#
+# --dry-run prints the commands instead of running them. All workers need the workdir at the same place: --nfs mounts a
+# Filestore share (or any NFS) at /mnt/synthclip. The code is the commit that is checked out here.
+set -euo pipefail
+
+usage() {
+  sed -n '2,14s/^# \{0,1\}//p' "$0"
+  exit "${1:-0}"
+}
+
+fail() {
+  echo "$0: $*" >&2
+  exit 2
+}
+
+dry=false action="" name="" zone="" kind="" project="" nfs="" spot=false wait=60 flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    create | install | start | logs | status | stop | delete | keep) action="$1" ;;
+    --name=*) name="${1#*=}" ;;
+    --zone=*) zone="${1#*=}" ;;
+    --type=*) kind="${1#*=}" ;;
+    --project=*) project="${1#*=}" ;;
+    --nfs=*) nfs="${1#*=}" ;;
+    --wait=*) wait="${1#*=}" ;;
+    --spot) spot=true ;;
+    --dry-run) dry=true ;;
+    -h | --help) usage ;;
+    --)
+      shift
+      flags=("$@")
+      break
+      ;;
+    *) fail "unknown argument $1 (flags for training come after --). See $0 --help" ;;
+  esac
+  shift
+done
+[ -n "$action" ] || usage 2
+if [ -z "$name" ] || [ -z "$zone" ]; then fail "--name and --zone are needed"; fi
+
+gcloud=(gcloud compute tpus)
+place=(--zone="$zone" --quiet)
+[ -z "$project" ] || place+=(--project="$project")
+
+run() {
+  if $dry; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+on_workers() { # which workers, command
+  run "${gcloud[@]}" tpu-vm ssh "$name" --worker="$1" --command="$2" "${place[@]}"
+}
+
+runtime() {
+  case "$kind" in
+    v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) return 1 ;;
+  esac
+}
+
+create() {
+  local version options=()
+  version=$(runtime) || fail "--type=$kind: allowed are v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
+  ! $spot || options+=(--spot)
+  run "${gcloud[@]}" queued-resources create "$name" --node-id="$name" --accelerator-type="$kind" \
+    --runtime-version="$version" ${options[@]+"${options[@]}"} "${place[@]}"
+}
+
+# ACTIVE once the VMs are there; WAITING_FOR_RESOURCES, PROVISIONING before; SUSPENDED after a preemption.
+state() {
+  "${gcloud[@]}" queued-resources describe "$name" --format='value(state.state)' "${place[@]}" 2>/dev/null || echo NONE
+}
+
+install() {
+  local archive=/tmp/synthclip_jax.tar.gz command
+  # The VMs' own Python is too old: uv brings one.
+  command='set -e; mkdir -p synthclip_jax; tar -xzf synthclip_jax.tar.gz -C synthclip_jax; cd synthclip_jax'
+  command+='; pip install --user --quiet uv; ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv'
+  command+='; ~/.local/bin/uv pip install --quiet --python .venv/bin/python ".[tpu]"'
+  if [ -n "$nfs" ]; then
+    command+='; sudo apt-get install -y -qq nfs-common; sudo mkdir -p /mnt/synthclip'
+    command+="; mountpoint -q /mnt/synthclip || sudo mount -t nfs \"$nfs\" /mnt/synthclip; sudo chmod 777 /mnt/synthclip"
+  fi
+  run git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$archive" HEAD
+  run "${gcloud[@]}" tpu-vm scp "$archive" "$name:" --worker=all "${place[@]}"
+  on_workers all "$command"
+}
+
+start() {
+  [ ${#flags[@]} -gt 0 ] || fail "start: what to train is missing: -- --config=... --workdir=..."
+  local command
+  command=$(printf ' %q' .venv/bin/python -m synthclip_jax.train "${flags[@]}")
+  # Detached, so that it outlives this connection.
+  on_workers all "cd synthclip_jax && nohup setsid sh -c 'echo \$\$ > train.pid; exec$command' > train.log 2>&1 < /dev/null &"
+}
+
+finished() {
+  "${gcloud[@]}" tpu-vm ssh "$name" --worker=0 --command="grep -q '^Training is finished' synthclip_jax/train.log" \
+    "${place[@]}" >/dev/null 2>&1
+}
+
+running() {
+  "${gcloud[@]}" tpu-vm ssh "$name" --worker=0 --command="kill -0 \$(cat synthclip_jax/train.pid)" \
+    "${place[@]}" >/dev/null 2>&1
+}
+
+delete() {
+  run "${gcloud[@]}" queued-resources delete "$name" --force "${place[@]}"
+}
+
+keep() {
+  if $dry; then
+    create && install && start && delete
+    return
+  fi
+  local now
+  while true; do
+    now=$(state)
+    echo "$(date '+%F %T') $name is $now"
+    case "$now" in
+      NONE) create ;;
+      SUSPENDED | FAILED) delete ;; # preempted: checkpoints are on the share, the next round starts anew
+      ACTIVE)
+        if finished; then
+          echo "training is finished; $0 delete gives the TPUs back"
+          return
+        fi
+        if ! running; then
+          install
+          start
+        fi
+        ;;
+    esac
+    sleep "$wait"
+  done
+}
+
+case "$action" in
+  create) create ;;
+  install) install ;;
+  start) start ;;
+  logs) on_workers 0 "tail -n 100 -F synthclip_jax/train.log" ;;
+  status) run "${gcloud[@]}" queued-resources describe "$name" "${place[@]}" ;;
+  # SIGTERM: all workers save at the same step and end with status 0.
+  stop) on_workers all "kill -TERM \$(cat synthclip_jax/train.pid)" ;;
+  delete) delete ;;
+  keep) keep ;;
+esac

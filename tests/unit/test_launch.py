@@ -1,0 +1,214 @@
+"""The launch scripts: clean shell, commands that the installed tools accept, and what they do when things go wrong."""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh")) + sorted(LAUNCH.glob("*.sbatch"))
+TRAINING = ["--", "--config=configs/synthci_30m.py", "--workdir=/mnt/run", "--config.train.profile=(3, 4)"]
+POD = ["--name=run1", "--zone=us-east5-a", "--type=v5litepod-64", "--spot", "--nfs=10.0.0.2:/share", "--project=p"]
+SLICE = ["--name=run1", "--image=registry/image", "--accelerator=tpu-v5-lite-podslice", "--topology=8x8", "--hosts=16"]
+SLICE += ["--claim=runs"]
+
+
+def launch(script, *arguments, **environment):
+    return subprocess.run(
+        [str(LAUNCH / script), *arguments],
+        text=True,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def dry_run(script, *arguments):
+    result = launch(script, "--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    result = subprocess.run(["shellcheck", *map(str, SCRIPTS)], text=True, capture_output=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_is_executable_and_explains_itself(script):
+    assert os.access(script, os.X_OK)
+    result = launch(script.name, "--help")
+    assert result.returncode == 0
+    assert "--dry-run" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("tpu_vm.sh", ["create", "--name=x"], "--name and --zone are needed"),
+        ("tpu_vm.sh", ["create", *POD, "--type=v9-8"], "v5litepod"),
+        ("tpu_vm.sh", ["start", *POD], "what to train is missing"),
+        ("tpu_vm.sh", ["create", *POD, "--zome=x"], "unknown argument --zome=x"),
+        ("gke.sh", ["apply", "--name=x"], "--image is needed"),
+        ("gpus.sh", ["--config=x"], "flags for training come after --"),
+    ],
+)
+def test_wrong_arguments_are_named(script, arguments, message):
+    result = launch(script, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+# ---- What the tools say of the commands ----------------------------------------------------------------------------
+
+ACTIONS = ("create", "install", "start", "logs", "status", "stop", "delete", "keep")
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+def test_gcloud_accepts_every_command():
+    commands = {
+        shlex.join(command)
+        for action in ACTIONS
+        for command in dry_run("tpu_vm.sh", action, *POD, *TRAINING)
+        if command[0] == "gcloud"
+    }
+    assert len(commands) >= 8
+    for command in commands:
+        # What is run on the workers is no matter of gcloud's, and its linter cannot take quotes.
+        plain = " ".join("--command=x" if word.startswith("--command=") else word for word in shlex.split(command))
+        lint = subprocess.run(
+            ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={plain}"], text=True, capture_output=True
+        )
+        (verdict,) = json.loads(lint.stdout)
+        assert verdict["success"], f"{plain}: {verdict['error_message']}"
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("action", ["apply", "logs", "status", "delete"])
+def test_kubectl_knows_every_flag(action):
+    command = dry_run("gke.sh", action, *SLICE, *TRAINING)[-1]
+    assert command[0] == "kubectl"
+    result = subprocess.run([*command, "--help"], text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert subprocess.run([*command, "--no-such-flag", "--help"], capture_output=True).returncode != 0
+
+
+def test_the_manifest_is_a_jobset_that_runs_the_command_on_every_host():
+    yaml = pytest.importorskip("yaml")
+    result = launch("gke.sh", "apply", "--dry-run", *SLICE, *TRAINING, '--config.name=a"b')
+    manifest = yaml.safe_load(result.stdout.split("\n---\n")[0])
+    assert manifest["kind"] == "JobSet"
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 16
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "8x8"
+    (container,) = pod["containers"]
+    assert container["args"] == [*TRAINING[1:], '--config.name=a"b']
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+def test_what_runs_on_the_workers_is_the_training_command_with_its_flags_unchanged(tmp_path):
+    """The remote command is run here, with a stand-in for Python that notes its arguments."""
+    command = next(word for word in dry_run("tpu_vm.sh", "start", *POD, *TRAINING)[0] if word.startswith("--command="))
+    python = tmp_path / "synthclip_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho done\n')
+    python.chmod(0o755)
+    subprocess.run(["sh", "-c", command.removeprefix("--command=")], cwd=tmp_path, check=True, timeout=30)
+    log = tmp_path / "synthclip_jax" / "train.log"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and "done" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert log.read_text().splitlines() == ["-m", "synthclip_jax.train", *TRAINING[1:], "done"]
+
+
+# ---- A preemption --------------------------------------------------------------------------------------------------
+
+FAKE_GCLOUD = """#!/usr/bin/env bash
+# A cloud of one queued resource: preempted once while training, and finished after the second start.
+cd "$(dirname "$0")"
+echo "$*" >> calls
+case "$*" in
+  *queued-resources\\ create*) echo ACTIVE > state ;;
+  *queued-resources\\ delete*) rm -f state running ;;
+  *queued-resources\\ describe*)
+    [ -f state ] || exit 1
+    if [ -f running ] && [ "$(grep -c nohup calls)" = 1 ]; then echo SUSPENDED > state; fi
+    cat state ;;
+  *grep*finished*) [ -f running ] && [ "$(grep -c nohup calls)" = 2 ] ;;
+  *kill\\ -0*) [ -f running ] ;;
+  *nohup*) touch running ;;
+esac
+"""
+
+
+def test_a_preempted_pod_is_created_again_and_training_goes_on(tmp_path):
+    fake = tmp_path / "gcloud"
+    fake.write_text(FAKE_GCLOUD)
+    fake.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = launch("tpu_vm.sh", "keep", "--wait=0.05", *POD, *TRAINING, PATH=path)
+    assert result.returncode == 0, result.stderr
+    assert "training is finished" in result.stdout
+    words = ("create", "delete", "scp", "nohup")
+    told = [word for call in (tmp_path / "calls").read_text().splitlines() for word in words if f" {word} " in call]
+    assert told == ["create", "scp", "nohup", "delete", "create", "scp", "nohup"]
+
+
+# ---- Several processes on one machine ------------------------------------------------------------------------------
+
+
+def test_one_process_per_gpu_gets_its_place_from_the_environment(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS,'
+        ' GPU $CUDA_VISIBLE_DEVICES: $*"\n'
+    )
+    python.chmod(0o755)
+    result = launch("gpus.sh", "--processes=2", "--", "--config=c", PYTHON=str(python), PORT="1234")
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == [
+        f"{index} of 2 at localhost:1234, GPU {index}: -m synthclip_jax.train --config=c" for index in range(2)
+    ]
+
+
+def test_a_process_that_fails_takes_the_others_with_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$JAX_PROCESS_ID" = 1 ] || exec sleep 60\nexit 3\n')
+    python.chmod(0o755)
+    start = time.monotonic()
+    # The second one is waited for second: the first one has to learn of its failure.
+    result = launch("gpus.sh", "--processes=2", "--", "--config=c", PYTHON=str(python))
+    assert result.returncode == 3
+    assert time.monotonic() - start < 30
+
+
+def test_sigterm_reaches_all_processes_and_the_script_waits_for_them(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import os, pathlib, signal, sys, time\n"
+        "me = pathlib.Path(sys.argv[3]) / os.environ['JAX_PROCESS_ID']\n"
+        "def stop(*_):\n    time.sleep(0.3)\n    me.with_suffix('.saved').touch()\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\nme.touch()\ntime.sleep(60)\n"
+    )
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        [str(LAUNCH / "gpus.sh"), "--processes=2", "--", str(tmp_path)], env={**os.environ, "PYTHON": str(python)}
+    )
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / name).exists() for name in "01"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert all((tmp_path / f"{name}.saved").exists() for name in "01")
