@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
+from synthclip_jax.distributed import gather_texts, of_first
 from synthclip_jax.models import make_model
 from synthclip_jax.sharding import path_name
 
@@ -165,18 +166,22 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints and none of them can be read.
         """
-        steps = saved_steps(self.folder)
+        steps = of_first(saved_steps(self.folder))
         wanted = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
         for step in reversed(steps):
+            problem = None
             try:
                 _raise_together(check_checksums, self.folder / str(step))
                 loaded = self._checkpointer.load_checkpointables(step, wanted)
                 info = self._checkpointer.checkpointables_metadata(step).custom_metadata
                 if not info or info.get("format") != FORMAT:
                     raise ValueError(f"its metadata lacks format {FORMAT}")
-                return Restored(step, loaded["params"], loaded["optimizer"], loaded.get("ema"), info)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                self._set_aside(step, error)
+                problem = _one_line(error)
+            problems = [text for text in gather_texts([problem or ""]) if text]  # what one cannot read none uses
+            if not problems:
+                return Restored(step, loaded["params"], loaded["optimizer"], loaded.get("ema"), info)
+            self._set_aside(step, problem or problems[0])
         if steps:
             raise CheckpointError(
                 f"{self.folder}: none of the checkpoints at steps {steps} can be read; they are now in"
@@ -188,9 +193,9 @@ class Checkpoints:
     def _damaged(self) -> pathlib.Path:
         return self.folder.parent / "damaged"
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, problem: str) -> None:
         print(
-            f"checkpoint of step {step} cannot be read ({_one_line(error)}); moved to"
+            f"checkpoint of step {step} cannot be read ({problem}); moved to"
             f" {self._damaged / str(step)}, trying the one before",
             flush=True,
         )

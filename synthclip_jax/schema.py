@@ -235,6 +235,9 @@ TRAIN: Tree = {
     "tensorboard": Field(True, "write TensorBoard's files too, where the package is installed"),
     "wandb": Field("", "project at Weights & Biases to report to, where the package is installed; empty: none"),
     "profile": Field((0, 0), "(first, last) step that the profiler records; (0, 0): none", item=int, length=2, low=0),
+    "peer_timeout": Field(
+        100, "seconds without a sign of life from one of several processes after which all others end too", low=1
+    ),
     "mesh": {
         "data": Field(-1, "devices along the batch; -1: all that are left", low=-1),
         "fsdp": Field(1, "devices that share parameters and batch", low=-1),

@@ -88,6 +88,26 @@ def check_batch(batch_size: int, mesh: Mesh, microbatch: int = 0) -> None:
         )
 
 
+def batch_share(mesh: Mesh, process: int) -> tuple[int, int]:
+    """Which part of every batch a process has to load: (index of the part, number of parts).
+
+    As a rule every process has a part of its own. Processes that only `tensor` tells apart hold the same rows.
+
+    Raises:
+      MeshError: the parts of two processes overlap.
+    """
+    rows: dict[int, set[int]] = {}
+    for place, device in enumerate(mesh.devices.ravel()):  # `tensor` is the last axis and splits no rows
+        rows.setdefault(device.process_index, set()).add(place // mesh.shape["tensor"])
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    if {len(part) * len(parts) for part in parts} != {batch_shards(mesh)}:
+        raise MeshError(
+            f"train.mesh.tensor={mesh.shape['tensor']}: the devices of one process must be a multiple or a divisor of"
+            " it, so that processes load either the same rows or different ones"
+        )
+    return parts.index(tuple(sorted(rows[process]))), len(parts)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How arrays with a leading batch axis are split."""
     return NamedSharding(mesh, P(BATCH_AXES))

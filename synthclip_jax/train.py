@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,11 +68,12 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
     run = describe_run(config, len(pairs), pairs.digest())
-    claim_workdir(workdir / "train" / "config.json", run, started=bool(saved_steps(folder)))
+    saved = distributed.of_first(saved_steps(folder))
+    claim_workdir(workdir / "train" / "config.json", run, started=bool(saved))
 
     program = make_program(config, mesh, length)
     evaluation = make_evaluation(config, program.graphdef, workdir)
-    if total_steps in saved_steps(folder) and (evaluation is None or evaluation.done(total_steps)):
+    if total_steps in saved and (evaluation is None or evaluation.done(total_steps)):
         say(f"Training is finished: {folder / str(total_steps)} (step {total_steps} of {total_steps}). Nothing to do.")
         return
     if config.data.verify:
@@ -106,9 +108,9 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
         start_sheet(config, mesh, length, shapes.params, pairs)
         examples_seen, skipped = progress["examples_seen"], progress["skipped"]
         if first_step < total_steps:
-            hosts = jax.process_index(), jax.process_count()
+            share = sharding.batch_share(mesh, jax.process_index())
             tokenize = Tokenizer(config.model.text.context_length)
-            batches = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *hosts)
+            batches = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
             batches.start_prefetch()
             started = time.perf_counter()
             compiled = program.lower().compile()
@@ -181,7 +183,8 @@ class Evaluation:
 
     def done(self, step: int) -> bool:
         """Whether this step has been evaluated already."""
-        return results.result_path(self.workdir, step, evaluate.SUITE).exists()
+        there = results.result_path(self.workdir, step, evaluate.SUITE).exists()
+        return bool(distributed.of_first([there])[0])
 
     def __call__(self, step: int, params: Any) -> dict[str, float]:
         metrics = self.evaluator.run(params)
@@ -213,8 +216,14 @@ def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) 
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs between starts in the user's cache folder, unless JAX was told of a place already."""
-    if not jax.config.jax_compilation_cache_dir:
+    """Keeps compiled programs between starts in the user's cache folder, unless JAX was told of a place already.
+
+    Not on several CPU devices: there a program from the cache runs its collectives in any order and hangs (jaxlib
+    0.10.2).
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif not jax.config.jax_compilation_cache_dir:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "synthclip_jax" / "xla"))
 
@@ -226,10 +235,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="folder of the run: dataset, checkpoints, metrics")
     arguments, config = config_lib.parse_args(parser, argv)
     host_memory.keep_freed_memory()
-    distributed.initialize()
+    distributed.initialize(config.train.peer_timeout)
     use_compile_cache()
     try:
         train(config, arguments.workdir)
+        return 0
     except (
         CheckpointError,
         DatasetError,
@@ -243,8 +253,11 @@ def main(argv: list[str] | None = None) -> int:
         sharding.MeshError,
     ) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+    return distributed.leave(1)
 
 
 if __name__ == "__main__":

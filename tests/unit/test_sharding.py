@@ -1,6 +1,7 @@
 """Meshes from configs, and that arrays are born where the rules say."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from synthclip_jax.sharding import (
     RULES,
     MeshError,
     batch_sharding,
+    batch_share,
     check_batch,
     infer_shardings,
     make_mesh,
@@ -70,6 +72,34 @@ def test_a_batch_is_split_over_data_and_fsdp():
     assert images.sharding == batch_sharding(mesh)
     assert {shard.data.shape for shard in images.addressable_shards} == {(2, 4)}
     np.testing.assert_array_equal(images, np.arange(32).reshape(8, 4))
+
+
+def mesh_of_processes(shape, devices_each):
+    """What `batch_share` looks at, for several processes."""
+    devices = [types.SimpleNamespace(process_index=i // devices_each) for i in range(np.prod(shape))]
+    return types.SimpleNamespace(
+        devices=np.array(devices).reshape(shape), shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices_each", "shares"),
+    [
+        ((8, 1, 1), 8, [(0, 1)]),
+        ((2, 2, 2), 4, [(0, 2), (1, 2)]),
+        ((1, 4, 2), 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 1, 4), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes hold one shard of rows
+        ((1, 1, 8), 4, [(0, 1), (0, 1)]),
+    ],
+)
+def test_each_process_loads_the_rows_that_its_devices_hold(shape, devices_each, shares):
+    mesh = mesh_of_processes(shape, devices_each)
+    assert [batch_share(mesh, process) for process in range(len(shares))] == shares
+
+
+def test_processes_whose_rows_overlap_are_refused():
+    with pytest.raises(MeshError, match="multiple or a divisor"):
+        batch_share(mesh_of_processes((2, 1, 3), 2), 0)
 
 
 def specs(mesh):
