@@ -9,7 +9,7 @@ import pytest
 import toy_config
 
 from synthclip_jax import sharding
-from synthclip_jax.config import ConfigError, check
+from synthclip_jax.config import ConfigError, check, digest
 from synthclip_jax.optim import Length
 from synthclip_jax.step import make_program
 
@@ -17,7 +17,7 @@ LENGTH = Length(112, 16, 28, 3)
 
 
 def toy(**changes):
-    """A config with changes given as `section__key=value`; remembered by text, since configs cannot be hashed."""
+    """The toy config with changes given as `section__key=value`."""
     config = toy_config.get_config()
     config.model.vision.layers = 1  # the loop over layers has tests of its own
     for name, value in changes.items():
@@ -39,13 +39,24 @@ def batch(step, words=10):
     return images, tokens
 
 
+STATES = {}  # compiling the random draws takes longer than compiling the step
+
+
+def initial_state(program, config):
+    """The state that a run starts from, drawn once for each kind of state and put where this program wants it."""
+    kind = digest({"model": config.model, "frozen": config.train.frozen, "ema": bool(config.train.ema)})
+    if kind not in STATES:
+        STATES[kind] = jax.device_get(program.init(jax.random.key(0)))
+    return jax.device_put(STATES[kind], jax.tree.map(lambda shape: shape.sharding, program.state))
+
+
 def run(config, mesh=(1, 1, 1), steps=3, words=10, before=lambda state: state):
     """(state after some steps, metrics of each) on the first devices that the mesh needs."""
     devices = jax.devices()[: np.prod(mesh)]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)), devices)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
     program = make_program(config, mesh, LENGTH)
-    state = before(program.init(jax.random.key(0)))
+    state = before(initial_state(program, config))
     rows = []
     for step in range(steps):
         state, metrics = program.step(state, *sharding.shard_batch(batch(step, words=words), mesh))
@@ -111,7 +122,7 @@ def test_text_cut_to_the_longest_caption_changes_nothing_but_the_length(microbat
     config = toy(data__text_buckets=(5,), train__microbatch=microbatch)
     mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])
     programs = [make_program(config, mesh, LENGTH) for config in (config, toy())]
-    states = [program.init(jax.random.key(0)) for program in programs]
+    states = [initial_state(program, config) for program in programs]
     for words, length in ((3, 5.0), (10, 12.0), (3, 5.0)):
         rows = []
         for index, program in enumerate(programs):
@@ -125,7 +136,7 @@ def test_patches_are_left_out_anew_at_every_step():
     config = toy(train__patch_dropout=0.5, train__learning_rate=0.0, train__lr_start=0.0, train__lr_end=0.0)
     mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])
     program = make_program(config, mesh, LENGTH)
-    state, same = program.init(jax.random.key(0)), sharding.shard_batch(batch(0), mesh)
+    state, same = initial_state(program, config), sharding.shard_batch(batch(0), mesh)
     losses = []
     for _ in range(3):
         state, metrics = program.step(state, *same)
@@ -195,7 +206,7 @@ def test_the_moving_average_follows_the_parameters():
     config = toy(train__ema=0.9)
     mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])
     program = make_program(config, mesh, LENGTH)
-    state = program.init(jax.random.key(0))
+    state = initial_state(program, config)
     expected = np.asarray(state.params["text"]["tokens"])
     for step in range(4):
         state, _ = program.step(state, *sharding.shard_batch(batch(step), mesh))
@@ -235,8 +246,8 @@ def test_activations_of_one_microbatch_are_held_at_a_time():
     """Temporary memory with 16 microbatches is far below that of the whole batch."""
 
     def temporary(microbatch):
-        config = toy(train__batch_size=256, train__microbatch=microbatch)
+        config = toy(train__batch_size=512, train__microbatch=microbatch)
         mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])
         return make_program(config, mesh, LENGTH).lower().compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(16) < temporary(0) / 4
+    assert temporary(16) < temporary(0) / 4  # embeddings, gradients and the pictures themselves stay
