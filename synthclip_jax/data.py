@@ -162,13 +162,17 @@ class Draw:
 def open_dataset(data: Any, folder: str | os.PathLike) -> Pairs:
     """The training pairs that `config.data` describes; `folder` is used where `data.sources` and `data.path` are empty.
 
+    With `data.verify` files that are missing or cut off are left out here, to be named with all other damage by
+    `synthclip_jax.verify`.
+
     Raises:
       RecordError: there is no such dataset, or files of it are missing or cut off; all of them are named.
     """
     plain = SourceSpec("tfrecord", str(data.path or folder), None, data.image_key, data.caption_key)
     sources = parse_sources(data)
     specs = sources or (plain,)
-    readers = [open_reader(spec, data.split, data.check_crc, data.on_error) for spec in specs]
+    on_error = "skip" if data.verify else data.on_error
+    readers = [open_reader(spec, data.split, data.check_crc, on_error) for spec in specs]
     _allow_open_files(sum(len(reader.shards()) for reader in readers) + OPEN_FILES_SPARE)
     weights = [spec.weight for spec in specs if spec.weight is not None] or None
     key_maps = [(spec.image_key, spec.caption_key) for spec in sources]

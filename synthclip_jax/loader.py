@@ -6,6 +6,7 @@ memory is that of `prefetch` batches beside the one in use, however many threads
 """
 
 import collections
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,6 +19,18 @@ from jaxtyping import Int32, UInt8
 # Rows that a thread fills, or a worker process sends, at a time: few, so that all have work at the end of a batch, and
 # enough that captions are tokenised many at once.
 PART = 16
+
+
+MOST_THREADS = 16  # beyond, they wait for the interpreter lock; worker processes help there
+
+
+def thread_count(asked: int, processes: int = 1) -> int:
+    """Threads of each process for reading and decoding: those asked for, or (0) two for each core there is to use.
+
+    Decoding fills a core, reading waits for the disk; more than that costs speed where cores are few.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or max(1, min(2 * cores // processes, MOST_THREADS))
 
 
 class Example(NamedTuple):
@@ -92,7 +105,7 @@ class Loader:
 
         Args:
           rows: examples per batch.
-          threads: threads that make examples, in this process or in each worker process.
+          threads: see `thread_count`; in this process, or in each worker process.
           workers: worker processes; 0: threads of this process do the work.
           prefetch: batches kept ready or in the making.
         """
@@ -100,7 +113,9 @@ class Loader:
         self._pending: collections.deque[tuple[Batch, list[Future[int]]]] = collections.deque()
         self._next = 0  # batches begun
         self._parts: Iterator[Batch] | None = None
+        self._failed: Exception | None = None
         # Worker processes send the parts in order, and one thread puts them where they belong.
+        threads = thread_count(threads, max(workers, 1))
         self._pool = ThreadPoolExecutor(1 if workers else threads, thread_name_prefix="loader")
         self._part = PART
         if workers:
@@ -139,7 +154,8 @@ class Loader:
 
     def close(self) -> None:
         """Stops threads and worker processes; what they have begun is dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # A thread that waits for a worker process gets its part first: without it, it would wait for ever.
+        self._pool.shutdown(wait=self._parts is not None, cancel_futures=True)
         if self._parts is not None:
             self._parts.close()  # type: ignore[attr-defined]
         self._pending.clear()
@@ -149,7 +165,13 @@ class Loader:
         return self._fill.rows(batch, first, (self._stream[position + row] for row in range(count)))
 
     def _receive(self, batch: Batch, first: int, position: int) -> int:
-        part = next(self._parts)  # type: ignore[arg-type]
+        if self._failed is not None:
+            raise self._failed  # worker processes that have failed send nothing any more
+        try:
+            part = next(self._parts)  # type: ignore[arg-type]
+        except Exception as error:
+            self._failed = error
+            raise
         batch.images[first : first + self._part] = part.images
         batch.tokens[first : first + self._part] = part.tokens
         return part.skipped

@@ -143,7 +143,7 @@ DATA: Tree = {
     "grayscale": Field(0.0, "probability of turning a training picture gray", low=0.0, high=1.0),
     "invert": Field(0.0, "probability of inverting a training picture's brightness", low=0.0, high=1.0),
     "flip": Field(0.0, "probability of mirroring a training picture", low=0.0, high=1.0),
-    "threads": Field(16, "threads that read and decode, per process", low=1),
+    "threads": Field(0, "threads that read and decode, per process; 0: two for each core, at most 16", low=0),
     "workers": Field(0, "worker processes; 0: threads of this process do the work", low=0),
     "prefetch": Field(2, "batches kept ready", low=1),
     "cache": Field(False, "keep every decoded picture in memory: pays where pictures are few and small"),
@@ -224,7 +224,9 @@ TRAIN: Tree = {
     "patch_dropout": Field(0.0, "share of a picture's patches left out in training (FLIP)", low=0.0, high=0.95),
     "init_from": Field("", "workdir or checkpoint whose parameters this run starts from; empty: random ones"),
     "non_finite": Field(
-        "stop", "a loss or gradient that is not finite: stop, or skip that update and count it", choices=("stop", "skip")
+        "stop",
+        "a loss or gradient that is not finite: stop, or skip that update and count it",
+        choices=("stop", "skip"),
     ),
     "log_every": Field(50, "steps between two lines of the log", low=1),
     "save_every": Field(1000, "steps between two checkpoints", low=1),

@@ -64,6 +64,9 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     mesh = sharding.make_mesh(config.train.mesh)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
     pairs = data.open_dataset(config.data, dataset_folder(workdir, config.name, config.gen.version))
+    if config.data.verify:
+        hosts = jax.process_index(), jax.process_count()
+        verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)
     length = Length.of(config.train, len(pairs))
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
@@ -76,9 +79,6 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     if total_steps in saved and (evaluation is None or evaluation.done(total_steps)):
         say(f"Training is finished: {folder / str(total_steps)} (step {total_steps} of {total_steps}). Nothing to do.")
         return
-    if config.data.verify:
-        hosts = jax.process_index(), jax.process_count()
-        verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)
 
     # ---- State: from the newest checkpoint, from another run's parameters, or from scratch --------------------------
     shapes = program.state

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from synthclip_jax.augment import check_picture
 from synthclip_jax.data import Pairs
+from synthclip_jax.loader import thread_count
 from synthclip_jax.metrics import duration
 from synthclip_jax.preprocess import PictureError
 from synthclip_jax.readers import Reader, damage_report
@@ -27,7 +28,7 @@ def verify(
     """Reads all records of all sources, each host its share, with progress and ETA.
 
     Args:
-      threads: that read and decode, on each host.
+      threads: that read and decode, on each host; see `thread_count`.
       on_error: `skip` says what is damaged, which training then leaves out, record by record.
       gather: texts of this host to the texts of all.
 
@@ -35,14 +36,13 @@ def verify(
       A text for each damaged record, in the order of the files.
 
     Raises:
-      RecordError: (`on_error="raise"`) names every damaged record. What is missing or cut off is found when a dataset
-        is opened, before this.
+      RecordError: (`on_error="raise"`) names every damaged record, and every file that was left out at opening.
     """
     tasks = list(_tasks(pairs.readers))[host::hosts]
     total, done, started = sum(len(records) for _, records in tasks), 0, time.perf_counter()
     problems: list[str] = []
     next_line = started + SECONDS_BETWEEN_LINES
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(thread_count(threads)) as pool:
         for (_, records), found in zip(tasks, pool.map(lambda task: _damage(*task), tasks), strict=True):
             problems += found
             done += len(records)
@@ -52,8 +52,9 @@ def verify(
                 say(f"verify      {done:,}/{total:,} records, {len(problems):,} damaged, ETA {left}")
     problems = gather(problems)
     seconds = duration(time.perf_counter() - started)
-    if problems and on_error == "raise":
-        raise RecordError(damage_report("verify", problems, f"of {len(pairs):,} records"))
+    if on_error == "raise" and (pairs.left_out or problems):
+        what = f"files and records (of {len(pairs):,})"
+        raise RecordError(damage_report("verify", [*pairs.left_out, *problems], what))
     say(f"verify      {len(pairs):,} records read in {seconds}, {len(problems):,} damaged")
     for problem in problems:
         say(f"left out    {problem}")

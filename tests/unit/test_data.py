@@ -1,8 +1,10 @@
 """The data pipeline: what is read, what is drawn, and that the stream depends on nothing but seed and position."""
 
+import collections
 import itertools
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from toy_dataset import caption, jpeg, picture, write_dataset
 from synthclip_jax import data as data_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.data import Pairs, make_loader
+from synthclip_jax.loader import Batch
 from synthclip_jax.preprocess import PictureError
 from synthclip_jax.readers import open_reader
 from synthclip_jax.records import INDEX_SUFFIX, RecordError
@@ -50,7 +53,9 @@ def pairs(shards):
 
 def take(config, pairs, count, batch_size=8, **kwargs):
     loader = make_loader(config, pairs, tokenize, batch_size, **{"seed": 0, **kwargs})
-    return list(itertools.islice(loader, count))
+    batches = list(itertools.islice(loader, count))
+    loader.close()
+    return batches
 
 
 def assert_same(batches, others):
@@ -171,9 +176,10 @@ def test_the_stream_does_not_depend_on_threads_or_cache(pairs, shards, config, t
     assert_same(take(config, Pairs(pairs.readers, cache=True), 6), expected)
 
 
-def test_the_stream_does_not_depend_on_worker_processes(pairs, config):
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_stream_does_not_depend_on_worker_processes(pairs, config, workers):
     expected = take(config, pairs, 6)
-    config.workers = 2
+    config.workers = workers
     assert_same(take(config, pairs, 6), expected)
 
 
@@ -184,12 +190,156 @@ def test_the_stream_continues_where_it_was_left(pairs, config, seen):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_each_batch_of_the_one_host_stream(pairs, config, hosts):
-    expected = take(config, pairs, 4)
-    parts = [take(config, pairs, 4, host=host, hosts=hosts) for host in range(hosts)]
-    for step, batch in enumerate(expected):
-        for host in range(hosts):
-            np.testing.assert_array_equal(parts[host][step].images, batch.images[host::hosts])
-            np.testing.assert_array_equal(parts[host][step].tokens, batch.tokens[host::hosts])
+    assert_same(take_together(config, pairs, 4, hosts), take(config, pairs, 4))
+
+
+def take_together(config, pairs, count, hosts, **kwargs):
+    """The batches of which each host has its share."""
+    parts = [take(config, pairs, count, host=host, hosts=hosts, **kwargs) for host in range(hosts)]
+    whole = []
+    for shares in zip(*parts, strict=True):
+        images, tokens = (
+            np.stack([getattr(share, name) for share in shares], axis=1).reshape(
+                -1, *getattr(shares[0], name).shape[1:]
+            )
+            for name in ("images", "tokens")
+        )
+        whole.append(Batch(images, tokens, sum(share.skipped for share in shares)))
+    return whole
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_hosts_and_workers_may_join_and_leave_between_restarts(mixture, config, mixed):
+    """1, 2, 4 and again 2 hosts, with threads or workers: together the batches of one host that never stopped."""
+    pairs = mixture(weights=(3, 1)) if mixed else mixture()
+    expected = take(config, pairs, 10)
+    seen, batches = 0, []
+    for hosts, workers, count in ((1, 2, 2), (2, 0, 1), (4, 0, 3), (2, 0, 4)):
+        config.workers = workers
+        batches += take_together(config, pairs, count, hosts, examples_seen=seen)
+        seen += 8 * count
+    assert_same(batches, expected)
+    if not mixed:
+        epoch = captions_of(batches)[: len(pairs)]
+        assert sorted(epoch) == sorted(caption(i) for source in pairs.spans for i in range(len(source)))
+
+
+# ---- Several sources and several captions --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Two sources of 20 and 12 examples that share their first 12 captions, not their pictures."""
+
+    def make(weights=None, **kwargs):
+        if not (tmp_path / "b").exists():
+            write_dataset(tmp_path / "a", EXAMPLES, shards=2)
+            write_dataset(tmp_path / "b", 12, shards=1, replaced={i: jpeg(255 - picture(i)) for i in range(12)})
+        return Pairs([reader(tmp_path / "a"), reader(tmp_path / "b")], weights, **kwargs)
+
+    return make
+
+
+def captions_of(batches):
+    return [bytes(row[row > 0].tolist()).decode() for batch in batches for row in batch.tokens]
+
+
+def sources_of(pairs, config, count, **kwargs):
+    """Which (source, example) the stream shows."""
+    order = data_lib._indexes(pairs, 5)
+    return [next((n, i - span.start) for n, span in enumerate(pairs.spans) if i in span) for i in order[:count]]
+
+
+def test_sources_without_weights_are_one_dataset_seen_once_an_epoch(mixture, config):
+    pairs = mixture()
+    assert len(pairs) == EXAMPLES + 12
+    shown = captions_of(take(config, pairs, 8))
+    everything = sorted([caption(i) for i in range(EXAMPLES)] + [caption(i) for i in range(12)])
+    assert sorted(shown[:32]) == sorted(shown[32:]) == everything
+    assert shown[:32] != shown[32:]
+
+
+@pytest.mark.parametrize("weights", [(3, 1), (0.2, 0.8), (1, 1)])
+def test_sources_are_mixed_by_weight_and_each_is_seen_evenly(mixture, config, weights):
+    pairs = mixture(weights)
+    shown = sources_of(pairs, config, 400)
+    share = weights[0] / sum(weights)
+    for part in (shown[:40], shown[40:200], shown):  # not only in the long run
+        assert abs(sum(source == 0 for source, _ in part) - share * len(part)) <= 2
+    for source, span in enumerate(pairs.spans):
+        examples = [example for which, example in shown if which == source]
+        epochs = [examples[start : start + len(span)] for start in range(0, len(examples), len(span))][:-1]
+        assert all(sorted(epoch) == list(range(len(span))) for epoch in epochs)
+        assert len(set(map(tuple, epochs))) == len(epochs) > 2
+
+
+def test_a_mix_shows_the_pictures_of_the_source_it_draws_from(mixture, config):
+    config.update(flip=0.0, grayscale=0.0, invert=0.0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    pairs = mixture((1, 2))
+    images = np.concatenate([batch.images for batch in take(config, pairs, 4)])
+    order = data_lib._indexes(pairs, data_lib._stream_seed(0))
+    for index, image in zip(order[:32], images, strict=True):
+        np.testing.assert_array_equal(image, pairs[index].image)
+
+
+def test_the_digest_knows_sources_weights_and_key_maps(mixture):
+    plain = mixture()
+    maps = [("image", "caption")] * 2
+    variants = [plain, mixture((1, 1)), mixture((1, 2)), mixture(key_maps=maps)]
+    assert len({pairs.digest() for pairs in variants}) == len(variants)
+    assert mixture((1, 2)).digest() == mixture((1, 2)).digest()
+    assert Pairs(plain.readers[:1]).digest() == plain.readers[0].digest()
+
+
+def test_the_sheet_names_sources_and_their_shares(mixture):
+    assert re.fullmatch(
+        r"32 pairs: 20 pairs in 2 shard\(s\) \(75.0% of the mix\): .*/a; 12 pairs in 1 .*\(25.0% of .*/b",
+        mixture((3, 1)).describe(),
+    )
+    assert re.fullmatch(r"20 pairs in 2 shard\(s\): .*/a", Pairs(mixture().readers[:1]).describe())
+
+
+def test_a_bad_picture_is_replaced_by_one_of_its_own_source(tmp_path):
+    write_dataset(tmp_path / "a", 4, shards=1, replaced={3: b"bad"})
+    write_dataset(tmp_path / "b", 4, shards=1)
+    pairs = Pairs([reader(tmp_path / "a"), reader(tmp_path / "b")], (1, 1), on_error="skip")
+    assert (pairs[3].captions, pairs[3].skipped) == (pairs[0].captions, 1)
+
+
+class SeveralCaptions(Pairs):
+    def __getitem__(self, index):
+        pair = super().__getitem__(index)
+        return pair._replace(captions=tuple(f"{word} {index}" for word in ("one", "two", "three")))
+
+
+def test_of_several_captions_one_is_drawn_at_each_step(pairs, config):
+    several = SeveralCaptions(pairs.readers)
+    batches = take(config, several, 50)
+    shown = captions_of(batches)
+    words = collections.Counter(text.split()[0] for text in shown)
+    assert all(90 <= words[word] <= 180 for word in ("one", "two", "three"))  # 400 draws
+    assert len({word for text in shown if text.endswith(" 7") for word in text.split()[:1]}) == 3
+    assert captions_of(take(config, several, 50)) == shown
+    # The picture is cropped before the caption is drawn, so that it is the same however many captions there are.
+    for batch, other in zip(batches, take(config, pairs, 50), strict=True):
+        np.testing.assert_array_equal(batch.images, other.images)
+
+
+def open_sources(config, *sources):
+    config.sources = sources
+    return data_lib.open_dataset(config, "/nowhere")
+
+
+def test_a_config_names_sources_by_kind_and_place(tmp_path, config):
+    write_dataset(tmp_path / "a", EXAMPLES, shards=2)
+    write_dataset(tmp_path / "b", 12, shards=1)
+    one = open_sources(config, f"tfrecord:{tmp_path}/a")
+    assert (len(one), one.weights) == (EXAMPLES, None)
+    two = open_sources(config, (f"tfrecord:{tmp_path}/a", 1), (f"tfrecord:{tmp_path}/b", 0.5, None, "id"))
+    assert (len(two), two.weights) == (EXAMPLES + 12, [1, 0.5])
+    assert two[EXAMPLES].captions == ("000000-0000-00",)
+    with pytest.raises(RecordError, match="/nowhere: no such dataset folder"):
+        open_sources(config)
 
 
 def test_hosts_that_do_not_divide_the_batch_are_refused(pairs, config):
