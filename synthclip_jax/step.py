@@ -60,7 +60,7 @@ class Program(NamedTuple):
     state: TrainState  # of jax.ShapeDtypeStruct
     batch: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]  # images, tokens
     init: Callable[[Array], TrainState]  # compiled; parameters are born where they live
-    step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]  # compiled; the state given is used up
+    step: jax.stages.Wrapped  # (state, images, tokens) -> (state, metrics), compiled; the state given is used up
 
     def lower(self) -> jax.stages.Lowered:
         """The step on abstract arrays, ready to be compiled."""
