@@ -38,7 +38,8 @@ def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pair
     for name, count in parameter_table(params, depth=1):
         say(f"parameters  {name:<12} {count:>14,}")
     per_pair = flops.train_flops(config.model, config.data.image_size, patch_dropout=config.train.patch_dropout)
-    say(f"FLOPs       {per_pair / 1e9:,.2f} G per pair, {per_pair * length.batch_size / 1e12:,.2f} T per step")
+    per_step = per_pair * length.batch_size
+    say(f"FLOPs       {per_pair / 1e9:,.4g} GFLOP per pair, {per_step / 1e9:,.4g} GFLOP per step")
     peak = flops.peak_flops(devices[0].device_kind)
     if peak:
         say(

@@ -139,7 +139,7 @@ def test_the_sheet_and_the_progress_line_say_what_a_person_wants_to_know(finishe
     out = finished[1]
     for words in ("jax 0.", "mesh        data=1, fsdp=1, tensor=1", "112 pairs in 2 shard(s)", "84 steps = 12 epochs"):
         assert words in out
-    for words in ("visual", "total", "compiled in", "G per pair", "temporary", "starting from scratch"):
+    for words in ("visual", "total", "compiled in", "GFLOP per pair", "temporary", "starting from scratch"):
         assert words in out
     line = next(line for line in out.splitlines() if line.startswith("step 84/84"))
     for words in ("ln B 2.7726", "logit scale", "lr ", "/s (", "per device)", "data wait", "ETA 0s"):
