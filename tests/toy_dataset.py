@@ -40,12 +40,12 @@ def jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
 
 
-def example(index: int, image: bytes | None = None) -> bytes:
+def example(index: int, image: bytes | None = None, numbered: bool = False) -> bytes:
     return serialize_example(
         {
             "id": [f"{index:06d}-0000-00".encode()],
             "image": [jpeg(picture(index)) if image is None else image],
-            "caption": [caption(index).encode()],
+            "caption": [(f"number {index}" if numbered else caption(index)).encode()],
         }
     )
 
@@ -56,13 +56,19 @@ def write_dataset(
     shards: int = 2,
     name: str = "toy",
     replaced: dict[int, bytes] | None = None,
+    numbered: bool = False,
 ) -> list[pathlib.Path]:
-    """Writes shards and indexes; `replaced` gives encoded pictures to put in place of some."""
+    """Writes shards and indexes.
+
+    Args:
+      replaced: encoded pictures to put in place of some.
+      numbered: captions are "number 0", "number 1" and so on, so that each tells which example it is of.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for shard in range(shards):
         indexes = range(shard * examples // shards, (shard + 1) * examples // shards)
-        content, index = frame_shard(example(i, (replaced or {}).get(i)) for i in indexes)
+        content, index = frame_shard(example(i, (replaced or {}).get(i), numbered) for i in indexes)
         path = folder / str(ShardName(name, "train", shard, shards))
         path.write_bytes(content)
         path.with_name(path.name + INDEX_SUFFIX).write_bytes(index)
