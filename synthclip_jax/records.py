@@ -245,17 +245,27 @@ def parse_example(payload: bytes) -> dict[str, list[Any]]:
     Raises:
       RecordError: the bytes are not an Example.
     """
+    return {name: feature_values(feature) for name, feature in parse_features(payload).items()}
+
+
+def parse_features(payload: bytes) -> Mapping[str, Any]:
+    """The features of a serialised `tf.train.Example` as protobuf has them, for `feature_values`.
+
+    Raises:
+      RecordError: the bytes are not an Example.
+    """
     from google.protobuf.message import DecodeError
 
     try:
-        example = _example_class().FromString(payload)
+        return _example_class().FromString(payload).features.feature
     except DecodeError as error:
         raise RecordError(f"not a tf.train.Example ({error})") from error
-    values = {}
-    for name, feature in example.features.feature.items():
-        kind = feature.WhichOneof("kind")
-        values[name] = list(getattr(feature, kind).value) if kind else []
-    return values
+
+
+def feature_values(feature: Any) -> list[Any]:
+    """The values of a feature; none if it holds nothing."""
+    kind = feature.WhichOneof("kind")
+    return list(getattr(feature, kind).value) if kind else []
 
 
 def serialize_example(values: Mapping[str, list[Any]]) -> bytes:

@@ -9,6 +9,7 @@ import functools
 import gzip
 import html
 import importlib.resources
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,6 +104,8 @@ def _byte_symbols() -> list[str]:
 
 @functools.cache
 def _backend() -> tuple[Any, Any]:
+    # The loader's threads each tokenise; the library's own would only get in their way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     splitter = pre_tokenizers.Split(Regex(f"{START_TOKEN}|{END_TOKEN}|{WORD}"), behavior="removed", invert=True)

@@ -7,8 +7,8 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from synthclip_jax.readers import Sample, Shard, keys_of, missing_key, open_files
 from synthclip_jax.readers.offsets import cached_offsets
@@ -16,9 +16,10 @@ from synthclip_jax.records import (
     INDEX_SUFFIX,
     IndexedShard,
     RecordError,
+    feature_values,
     format_index,
     list_shards,
-    parse_example,
+    parse_features,
     parse_index,
     scan_index,
 )
@@ -50,16 +51,15 @@ class ExampleReader:
         """The sample of a record. See `Reader`."""
         shard, record = self._locate(index)
         try:
-            features = parse_example(self.payloads[shard][record])
+            features = parse_features(self.payloads[shard][record])
         except RecordError as error:
             # A shard names itself and the record, the parser knows neither.
             named = str(error).startswith(self.payloads[shard].path)
             raise error if named else RecordError(f"{self.where(index)}: {error}") from error
-        image = next((features[key] for key in self._image_keys if features.get(key)), None)
-        captions = next((features[key] for key in self._caption_keys if features.get(key)), None)
+        image, captions = _first(features, self._image_keys), _first(features, self._caption_keys)
         if image is None or captions is None:
             wanted = self._image_keys if image is None else self._caption_keys
-            raise missing_key(self.where(index), wanted, (key for key in features if features[key]))
+            raise missing_key(self.where(index), wanted, (key for key in features if feature_values(features[key])))
         if not isinstance(image[0], bytes) or not isinstance(captions[0], bytes):
             raise RecordError(f"{self.where(index)}: the picture or the caption is a number. Set other keys")
         return Sample(image[0], tuple(caption.decode("utf-8", errors="replace") for caption in captions))
@@ -83,6 +83,13 @@ class ExampleReader:
         """(shard, record in it)."""
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+def _first(features: Mapping[str, Any], keys: Sequence[str]) -> list[Any] | None:
+    for key in keys:
+        if key in features and (values := feature_values(features[key])):
+            return values
+    return None
 
 
 class ArrayRecordShard:

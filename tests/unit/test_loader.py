@@ -57,24 +57,56 @@ def test_threads_share_the_work_of_one_batch():
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_no_more_batches_are_held_than_asked_for(prefetch, monkeypatch):
-    alive, most = [], 0
-    empty = Fill.empty
+def test_no_more_batches_are_held_than_asked_for_and_their_memory_is_used_again(prefetch, monkeypatch):
+    alive: list[weakref.ref] = []
+    most, made = 0, np.empty
 
-    def count(self, rows):
+    def count(shape, dtype):
         nonlocal most
-        batch = empty(self, rows)
-        alive.append(weakref.ref(batch.images))
-        most = max(most, sum(reference() is not None for reference in alive))
-        return batch
+        array = made(shape, dtype)
+        if len(shape) == 4:
+            alive.append(weakref.ref(array))
+            most = max(most, sum(reference() is not None for reference in alive))
+        return array
 
-    monkeypatch.setattr(Fill, "empty", count)
+    monkeypatch.setattr(np, "empty", count)
     batches = loader(rows=16, threads=8, prefetch=prefetch)
     for batch in itertools.islice(batches, 20):
         time.sleep(0.002)  # a step, in which the loader may run ahead
         assert batch.images.shape == (16, SIZE, SIZE, 3)
     batches.close()
-    assert most == prefetch + 2  # those kept ready, the one handed out, and the one before, which the loop still holds
+    # Those kept ready, the one handed out, and the one before, which the loop holds until it has the next.
+    assert most == len(alive) == prefetch + 2
+
+
+def test_a_batch_that_somebody_still_uses_is_not_written_over():
+    jnp = pytest.importorskip("jax.numpy")
+    kept, views, arrays = [], [], []
+    batches = loader(rows=16, threads=2, prefetch=2)
+    for step, batch in enumerate(itertools.islice(batches, 30)):
+        if step % 3 == 0:
+            kept.append(batch.images)
+        elif step % 3 == 1:
+            views.append(batch.images[3:, 1])
+        else:
+            arrays.append(jnp.asarray(batch.images))
+    batches.close()
+    for step in range(30):
+        expected = np.arange(step * 16, (step + 1) * 16) % 256
+        found = [kept, views, arrays][step % 3][step // 3]
+        if step % 3 == 1:
+            np.testing.assert_array_equal(found[:, 0, 0], expected[3:])
+        else:
+            np.testing.assert_array_equal(found[:, 0, 0, 0], expected)
+
+
+def test_memory_that_is_held_for_a_while_is_given_back():
+    fill = Fill(tokenize, SIZE, cache=False)
+    many = [fill.empty(4).images for _ in range(10)]
+    references = [weakref.ref(images) for images in many]
+    del many
+    fill.empty(4)
+    assert sum(reference() is not None for reference in references) == 1
 
 
 def test_batches_are_made_ahead_of_need():

@@ -1,0 +1,249 @@
+"""Our loader beside tf.data: the same TFRecords, the same work, taking turns on the same machine.
+
+    python -m benchmarks.loader [--rounds=11] [--out=benchmarks/results]
+
+Both read tf.train.Examples of 256-px JPEGs, check their CRC, shuffle, repeat, decode, crop at random (half to all of
+the area, ratio 3/4 to 4/3), resize to 224 px bilinearly, and give uint8 batches in a fixed order. Captions are
+tokenised by the same tokenizer in both, in tf.data's case where its batches arrive, beside its own threads. tf.data
+decodes only the crop (`decode_and_crop_jpeg`), leaves all numbers of threads to AUTOTUNE, and shuffles file names and a
+buffer of records, where ours is one permutation of all.
+
+Each is a process of its own that is stopped while the other runs. A turn begins with batches that are not counted, so
+that nothing made ahead of time is. The last line's last number is the median ratio of a turn of ours to the turns of
+tf.data before and after it, in pictures per second; the line before has the same of processor time, which other
+programs on the machine disturb less.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+SIZE, CROP = 256, 224
+SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
+SHARDS = 8
+SHUFFLE_BUFFER = 1024
+PACKAGES = {
+    "ours": ("grain", "simplejpeg", "opencv-python-headless", "numpy", "tokenizers"),
+    "tf.data": ("tensorflow-cpu", "tensorflow"),
+}
+WORDS = ("a", "the", "red", "small", "old", "dog", "castle", "river", "table", "beside", "under", "with", "painted")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
+    parser.add_argument("--pictures", type=int, default=4096, help="in the dataset that is made for it")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=12, help="counted in a turn")
+    parser.add_argument("--rounds", type=int, default=11, help="turns of ours, each between two of tf.data")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for loader.json")
+    parser.add_argument("--serve", choices=PIPELINES, help=argparse.SUPPRESS)
+    parser.add_argument("--dataset", type=pathlib.Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.serve:
+        serve(PIPELINES[arguments.serve](arguments.dataset, arguments.batch), arguments.batches * arguments.batch)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_dataset(pathlib.Path(folder), arguments.pictures)
+        print(f"{arguments.pictures} JPEGs of {SIZE} px, {size / arguments.pictures / 1024:.1f} KB each", flush=True)
+        with contextlib.ExitStack() as stack:
+            command = [sys.executable, "-m", "benchmarks.loader", f"--dataset={folder}"]
+            command += [f"--batch={arguments.batch}", f"--batches={arguments.batches}"]
+            contenders = {name: stack.enter_context(Contender([*command, f"--serve={name}"])) for name in PIPELINES}
+            turns: dict[str, list[dict[str, float]]] = {"ours": [], "tf.data": [contenders["tf.data"].turn()]}
+            for _ in range(arguments.rounds):
+                turns["ours"].append(contenders["ours"].turn())
+                turns["tf.data"].append(contenders["tf.data"].turn())
+    summary = summarise(turns, arguments) | {"kilobytes": round(size / arguments.pictures / 1024, 1)}
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "loader.json").write_text(json.dumps(summary, indent=1) + "\n")
+    low, high = summary["middle_half"]
+    print(f"{arguments.rounds} turns of {arguments.batches * arguments.batch} pictures; middle half {low} to {high}")
+    print(f"ours over tf.data, pictures per second of processor time: {summary['ratio_of_processor_time']}")
+    print(f"ours over tf.data, pictures per second: {summary['ratio']}")
+
+
+def summarise(turns: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The medians of what each turn of ours is to the two of tf.data around it."""
+    ratios = {}
+    for key in ("seconds", "processor_seconds"):
+        around = [(one[key] + other[key]) / 2 for one, other in itertools.pairwise(turns["tf.data"])]
+        ratios[key] = [theirs / ours[key] for theirs, ours in zip(around, turns["ours"], strict=True)]
+    return {
+        "benchmark": "loader",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: versions(packages) for name, packages in PACKAGES.items()},
+        "cores": len(os.sched_getaffinity(0)),
+        "batch": arguments.batch,
+        "pictures_per_turn": arguments.batch * arguments.batches,
+        "ratios": [round(ratio, 3) for ratio in ratios["seconds"]],
+        "middle_half": np.quantile(ratios["seconds"], (0.25, 0.75)).round(3).tolist(),
+        "ratio_of_processor_time": round(statistics.median(ratios["processor_seconds"]), 3),
+        "ratio_of": "ours / tf.data, pictures per second, median over turns",
+        "ratio": round(statistics.median(ratios["seconds"]), 3),
+    }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+class Contender:
+    """One pipeline in a process of its own, which is stopped unless it is its turn."""
+
+    def __init__(self, command: list[str]):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        self.turn()  # reads all files, and lets AUTOTUNE find its numbers
+
+    def turn(self) -> dict[str, float]:
+        """Seconds that a turn takes, of the clock and of the processor."""
+        self._process.send_signal(signal.SIGCONT)
+        print("turn", file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            sys.exit(self._process.stderr.read())  # type: ignore[union-attr]
+        self._process.send_signal(signal.SIGSTOP)
+        return json.loads(line)
+
+    def __enter__(self) -> "Contender":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]  # pictures, tokens
+
+
+def serve(batches: Batches, pictures: int) -> None:
+    """Takes a turn whenever a line comes in."""
+    for _ in sys.stdin:
+        # What was made ahead of time is taken first, a quarter of a turn at least.
+        take(batches, pictures // 4)
+        started = time.perf_counter(), time.process_time()
+        take(batches, pictures)
+        seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+        print(json.dumps({"seconds": seconds, "processor_seconds": processor}), flush=True)
+
+
+def take(batches: Batches, pictures: int) -> None:
+    while pictures > 0:
+        images, tokens = next(batches)
+        assert images.shape[1:] == (CROP, CROP, 3)
+        assert images.dtype == np.uint8
+        assert tokens.shape == (len(images), 77)
+        pictures -= len(images)
+
+
+def ours(folder: pathlib.Path, batch: int) -> Batches:
+    """The training loader with its default settings."""
+    from synthclip_jax.config import default_config
+    from synthclip_jax.data import make_loader, open_dataset
+    from synthclip_jax.tokenizer import Tokenizer
+
+    data = default_config().data
+    data.update(image_size=CROP, crop_scale=SCALE, crop_ratio=RATIO, interpolation="bilinear")
+    loader = make_loader(data, open_dataset(data, folder), Tokenizer(), batch, seed=0)
+    return ((made.images, made.tokens) for made in loader)
+
+
+def tf_data(folder: pathlib.Path, batch: int) -> Batches:
+    """The pipeline that TensorFlow's guides advise for such data."""
+    import tensorflow as tf
+
+    from synthclip_jax.tokenizer import Tokenizer
+
+    features = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "caption")}
+
+    def read(payload):
+        example = tf.io.parse_single_example(payload, features)
+        shape = tf.image.extract_jpeg_shape(example["image"])
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros([0, 0, 4]),
+            area_range=SCALE,
+            aspect_ratio_range=RATIO,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.image.decode_and_crop_jpeg(example["image"], window, channels=3)
+        image = tf.image.resize(image, [CROP, CROP], method="bilinear")
+        return tf.cast(tf.round(image), tf.uint8), example["caption"]
+
+    files = sorted(str(path) for path in folder.glob("*.tfrecord-?????-of-?????"))
+    dataset = (
+        tf.data.Dataset.from_tensor_slices(files)
+        .shuffle(len(files))
+        .repeat()
+        .interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=tf.data.AUTOTUNE)
+        .shuffle(SHUFFLE_BUFFER)
+        .map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(batch, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    tokenize = Tokenizer()
+    for images, captions in dataset.as_numpy_iterator():
+        yield images, tokenize([caption.decode() for caption in captions])
+
+
+PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_data, "ours": ours}
+
+
+def write_dataset(folder: pathlib.Path, pictures: int) -> int:
+    """Writes shards of pictures as rich in detail as photographs, with captions; returns the bytes of the pictures."""
+    from synthclip_jax.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+
+    total = 0
+    for shard in range(SHARDS):
+        payloads = []
+        for number in range(shard * pictures // SHARDS, (shard + 1) * pictures // SHARDS):
+            rng = np.random.default_rng(number)
+            image = picture(rng)
+            total += len(image)
+            caption = " ".join(rng.choice(WORDS, 12))
+            payloads.append(serialize_example({"image": [image], "caption": [caption.encode()]}))
+        content, index = frame_shard(payloads)
+        path = folder / str(ShardName("invented", "train", shard, SHARDS))
+        path.write_bytes(content)
+        path.with_name(path.name + INDEX_SUFFIX).write_bytes(index)
+    return total
+
+
+def picture(rng: np.random.Generator) -> bytes:
+    """A JPEG of smooth noise in five octaves: as many bytes as a photograph of this size."""
+    import cv2
+
+    image = np.full((SIZE, SIZE, 3), 128, np.float32)
+    for side, strength in ((3, 50), (12, 35), (48, 25), (128, 12), (SIZE, 6)):
+        noise = rng.normal(0, strength, (side, side, 3)).astype(np.float32)
+        image += cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
+
+
+if __name__ == "__main__":
+    main()
