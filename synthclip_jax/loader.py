@@ -6,8 +6,11 @@ memory is that of `prefetch` batches beside the one in use, however many threads
 """
 
 import collections
+import functools
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -32,6 +35,17 @@ def thread_count(asked: int, processes: int = 1) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return asked or max(1, min(2 * cores // processes, MOST_THREADS))
+
+
+def _end_with(parent: int, worker: int, workers: int) -> None:
+    """Ends this worker process when its parent is no more: one that was killed could not tell it to."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Example(NamedTuple):
@@ -141,7 +155,7 @@ class Loader:
                 grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
             )
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            self._parts = iter(parts.mp_prefetch(options))
+            self._parts = iter(parts.mp_prefetch(options, functools.partial(_end_with, os.getpid())))
 
     def __iter__(self) -> "Loader":
         return self

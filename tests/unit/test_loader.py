@@ -1,6 +1,10 @@
 """Filling batches: all threads work on the same one, no more are held than asked for, and closing ends it."""
 
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -8,6 +12,7 @@ import weakref
 import grain
 import numpy as np
 import pytest
+from toy_dataset import write_dataset
 
 from synthclip_jax.loader import PART, Example, Fill, Loader, thread_count
 from synthclip_jax.records import RecordError
@@ -151,6 +156,43 @@ def test_closing_drops_what_is_not_begun():
     for thread in names:
         thread.join(timeout=20)
     assert len(started) <= 2 * PART
+
+
+PROGRAM = """
+import multiprocessing, sys, time
+from synthclip_jax.config import default_config
+from synthclip_jax.data import make_loader, open_dataset
+from synthclip_jax.tokenizer import Tokenizer
+
+data = default_config().data
+data.update(workers=1, image_size=32)
+batches = make_loader(data, open_dataset(data, sys.argv[1]), Tokenizer(), 8, seed=0)
+next(batches)
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_worker_processes_end_with_a_process_that_is_killed(tmp_path):
+    write_dataset(tmp_path, 20)
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    assert ended(worker)
+
+
+def ended(pid, seconds=20):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        stat = pathlib.Path(f"/proc/{pid}/stat")
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True  # nobody has asked how it ended
+        time.sleep(0.1)
+    return False
 
 
 def test_captions_met_before_are_not_tokenised_again():
