@@ -21,11 +21,12 @@ quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m synthclip_jax.report --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # The parts that need neither torch nor TensorFlow, in an environment of their own: PYTHON=python3.12 tries the newest jax.
+# With libtpu, so that the plan for a TPU pod is made by the real compiler.
 test-jax: .venv-jax/installed
-	.venv-jax/bin/python -m pytest $(JAX_TESTS)
+	.venv-jax/bin/python $(PYTEST) $(JAX_TESTS)
 
 # vLLM's CPU build pins its own torch, so it gets an environment of its own.
 test-vllm: .venv-vllm/installed
@@ -60,7 +61,7 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
 
 .venv-jax/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-jax
-	.venv-jax/bin/python -m pip install -qq --editable . pyarrow pytest pytest-timeout hypothesis
+	.venv-jax/bin/python -m pip install -qq --editable '.[tpu]' pyarrow pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 .venv-vllm/installed: pyproject.toml
