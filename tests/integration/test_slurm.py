@@ -176,12 +176,12 @@ def begin(cluster, job, workdir, least):
     """Makes a job that was put back start now: SLURM holds it for two minutes otherwise."""
 
     def started():
-        cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-        return (workdir / "job.txt").read_text().count("starting from scratch") + (
-            workdir / "job.txt"
-        ).read_text().count("continuing at step") > least
+        if cluster.state(job) == "PENDING":
+            cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return len(re.findall("^(starting from scratch|continuing at step)", output.read_text(), re.MULTILINE)) > least
 
-    wait_for(started, "second start", 200)
+    output = workdir / "job.txt"
+    wait_for(started, f"start number {least + 1}", 200)
 
 
 def test_a_job_that_is_preempted_and_one_that_is_requeued_end_like_one_that_was_left_alone(cluster, new_workdir):
