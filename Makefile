@@ -7,8 +7,8 @@ CONFIG := configs/quickstart.py
 WORKDIR ?= runs/quickstart
 # Extra flags for every step of the quickstart, such as QUICKSTART_FLAGS=--config.seed=1
 QUICKSTART_FLAGS ?=
-JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data distributed flops host_memory loader losses \
-  metrics models optim preprocess prompts readers records sharding tokenizer verify weights zeroshot) \
+JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data device_feed distributed flops host_memory \
+  loader losses metrics models optim preprocess prompts readers records sharding tokenizer verify weights zeroshot) \
   tests/integration/test_train.py tests/integration/test_evaluate.py
 
 .PHONY: quickstart test test-jax test-vllm lint format clean

@@ -48,9 +48,9 @@ def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
             ],
         )
         turns = _Turns(_BareStep(config), window)
-        make_loader = train_loop.data.make_loader
+        feed = train_loop.DeviceFeed
         with (
-            mock.patch.object(train_loop.data, "make_loader", lambda *args: turns.around(make_loader(*args))),
+            mock.patch.object(train_loop, "DeviceFeed", lambda *args: turns.around(feed(*args))),
             contextlib.redirect_stdout(io.StringIO()),
         ):
             train_loop.train(config, pathlib.Path(folder, "run"))
@@ -73,7 +73,7 @@ def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
 
 
 class _Turns:
-    """A loader that, before the first batch of a window, times a window of bare steps."""
+    """A feed that, before the first batch of a window, times a window of bare steps."""
 
     def __init__(self, bare: "_BareStep", window: int):
         self._bare_step, self._window, self._given = bare, window, 0

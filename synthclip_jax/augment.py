@@ -123,7 +123,7 @@ class Augment:
         image = resize(image[top : top + h, left : left + w], self.image_size, self.interpolation)
         # A draw is made only for what can happen, so that unused options cost nothing.
         if self.flip and rng.random() < self.flip:
-            image = image[:, ::-1]
+            image = cv2.flip(image, 1)
         if self.grayscale and rng.random() < self.grayscale:
             image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         if self.invert and rng.random() < self.invert:

@@ -26,6 +26,7 @@ from flax import nnx
 from synthclip_jax import config as config_lib
 from synthclip_jax import data, distributed, evaluate, host_memory, sharding, verify
 from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_parameters, saved_steps
+from synthclip_jax.device_feed import DeviceFeed
 from synthclip_jax.distributed import say
 from synthclip_jax.evals import EvaluationError, results
 from synthclip_jax.evals.datasets import DatasetError, MissingDataset
@@ -84,7 +85,7 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     shapes = program.state
     counters = {"step": shapes.step, "skipped": shapes.skipped}
     checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
-    batches: Any = None  # a loader, where there is something left to train
+    batches: Any = None  # where there is something left to train
     metrics_file, profiler = None, Profiler(config.train.profile, workdir / "train" / "profile")
     try:
         restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
@@ -110,8 +111,8 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
         if first_step < total_steps:
             share = sharding.batch_share(mesh, jax.process_index())
             tokenize = Tokenizer(config.model.text.context_length)
-            batches = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
-            batches.start_prefetch()
+            loader = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
+            batches = DeviceFeed(loader, mesh, total_steps - first_step)
             started = time.perf_counter()
             compiled = program.lower().compile()
             compile_sheet(compiled, time.perf_counter() - started)
@@ -152,11 +153,10 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
 
             profiler.before(step + 1)
             waited = time.perf_counter()
-            batch = next(batches)
-            images, tokens = sharding.shard_batch((batch.images, batch.tokens), mesh)
+            images, tokens, unreadable = next(batches)
             log.data_wait += time.perf_counter() - waited
             examples_seen += batch_size
-            skipped += batch.skipped
+            skipped += unreadable
             state, metrics = compiled(state, images, tokens)
             log.step(step + 1, metrics, skipped)
             profiler.after(step + 1, metrics)
