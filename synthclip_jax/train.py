@@ -219,7 +219,7 @@ def use_compile_cache() -> None:
     """Keeps compiled programs between starts in the user's cache folder, unless JAX was told of a place already.
 
     Not on several CPU devices: there a program from the cache runs its collectives in any order and hangs (jaxlib
-    0.10.2).
+    0.10.2 and 0.12.0).
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
