@@ -69,6 +69,33 @@ def train_flops(config: Any, image_size: int, tokens: int | None = None, patch_d
     return 3 * forward_flops(config, image_size, tokens, patch_dropout)
 
 
+def recomputed_flops(
+    config: Any, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0, accumulated: bool = False
+) -> int:
+    """What is computed twice for one pair: by `config.remat`, and by accumulation, which embeds everything once more.
+
+    `full` repeats whole blocks. `dots` keeps the products with weights and repeats those inside attention, and much
+    that is no matrix product and therefore not counted.
+    """
+    vision, text = config.vision, config.text
+    patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
+    lengths = ((vision, patches + 1), (text, text.context_length if tokens is None else tokens))
+    by_policy = {"none": 0, "dots": 0, "full": 0}
+    for tower, length in lengths:
+        by_policy["dots"] += tower.layers * 4 * length**2 * tower.width
+        by_policy["full"] += tower.layers * block_flops(tower.width, length)
+    again = forward_flops(config, image_size, tokens, patch_dropout) if accumulated else 0
+    return by_policy[config.remat] + again
+
+
+def loss_flops(embed_dim: int, batch_size: int, ring: bool = False) -> int:
+    """Matrix products of the loss for one pair, in float32: similarities and their gradients; ring repeats the former.
+
+    They count neither in `train_flops` nor in MFU.
+    """
+    return (4 if ring else 3) * 2 * batch_size * embed_dim
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Dense bf16 peak of one device in FLOP/s, or None for a device not in the table (CPUs)."""
     for name, peak in PEAK_FLOPS.items():

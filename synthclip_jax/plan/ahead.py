@@ -1,0 +1,105 @@
+"""The training step compiled for TPUs that are not here, with the compiler of theirs (libtpu) on any machine."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from synthclip_jax.plan.chips import Topology
+from synthclip_jax.plan.traffic import Traffic, traffic
+
+# What the compiler says when it refuses a program: in the first form that of all buffers alive at the worst moment,
+# arguments included; in the second that of all buffers as they are laid out.
+_REFUSED = (
+    r"memory required for HLO temporaries \(SIZE\) exceeds available HBM \(SIZE\)",
+    r"memory space hbm\. Used SIZE of SIZE hbm",
+    r"Requires SIZE, has SIZE available",
+)
+_SIZE = r"([\d.]+)([KMGTP]?)"
+_UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(("", *"KMGTP"))}
+
+
+class CompilerError(RuntimeError):
+    """libtpu is missing, or cannot compile a program for another reason than its memory."""
+
+
+class Attempt(NamedTuple):
+    """What became of compiling a step.
+
+    Attributes:
+      fits: the compiler found room for it.
+      needed: bytes of a chip's memory at the worst moment, arguments included.
+      usable: bytes that the compiler allows; known if it refused.
+      given: bytes of the arguments by kind; see `estimate.state_bytes`.
+      traffic: what the program moves; None if it does not fit.
+    """
+
+    fits: bool
+    needed: float
+    usable: float | None
+    given: dict[str, float]
+    traffic: Traffic | None
+
+
+def quiet_libtpu() -> None:
+    """Sets what libtpu reads when it is loaded, so that it looks for no TPU. Call it before JAX starts."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # Asked for on machines of Google's cloud; elsewhere it waits for their servers and complains.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # There is no TPU to share, so that several plans may be made at the same time.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+
+
+def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
+    """A function that compiles the training step of a config for a slice.
+
+    Raises (so does the function):
+      CompilerError: there is no libtpu here, or the compiler failed.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    from synthclip_jax import sharding
+    from synthclip_jax.plan.estimate import any_length, state_bytes
+    from synthclip_jax.step import make_program
+
+    options: dict[str, Any] = {}
+    if topology.name.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # one device per chip, as on newer TPUs
+    if topology.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        if "not installed" in str(error):
+            raise CompilerError("the compiler for TPUs is not here. Install it: pip install libtpu") from error
+        raise CompilerError(f"{topology.name}: libtpu says: {error}") from error
+
+    def attempt(config: Any) -> Attempt:
+        mesh = sharding.make_mesh(config.train.mesh, devices)
+        sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
+        program = make_program(config, mesh, any_length(config.train))
+        given = state_bytes(program)
+        try:
+            compiled = program.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed, usable = parse_refusal(str(error))
+            return Attempt(False, needed, usable, given, None)
+        return Attempt(True, compiled.memory_analysis().peak_memory_in_bytes, None, given, traffic(compiled.as_text()))
+
+    return attempt
+
+
+def parse_refusal(message: str) -> tuple[float, float]:
+    """Bytes needed and bytes there are, from what the compiler says.
+
+    Raises:
+      CompilerError: it says something else.
+    """
+    for pattern in _REFUSED:
+        if found := re.search(pattern.replace("SIZE", _SIZE), message):
+            needed, needed_unit, usable, usable_unit = found.groups()
+            return float(needed) * _UNITS[needed_unit], float(usable) * _UNITS[usable_unit]
+    raise CompilerError(f"the compiler for TPUs failed:\n{message}")

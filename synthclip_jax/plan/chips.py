@@ -1,0 +1,112 @@
+"""What machines can do: chips, and how many of them are joined in which shape.
+
+Bandwidths are one way and those of a whole chip. Numbers are the makers':
+TPU: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (which give interconnects as Gbit/s one way, or both ways).
+GPU: NVIDIA's data sheets of A100 (SXM), H100 (SXM), H200 (SXM) and of the DGX machines built from them (networks).
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+
+from synthclip_jax.flops import peak_flops
+
+GIB = 2**30
+
+
+class TopologyError(ValueError):
+    """A machine that is not known; the text lists those that are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, as JAX counts devices.
+
+    Attributes:
+      device_kind: JAX's name of it.
+      memory: bytes of HBM.
+      usable: bytes of it that a program may use. TPU: what libtpu 0.0.42 says when it refuses a program. GPU: what JAX
+        takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION=0.75).
+      memory_bandwidth: bytes/s to and from HBM.
+      link_bandwidth: bytes/s to the other chips: of a TPU through all its links, of a GPU to those of its host.
+      network_bandwidth: GPU: bytes/s to the GPUs of other hosts.
+      float32_cost: how much longer a float32 product of full precision takes than one in bf16.
+      shapes: TPU: shapes of the slices that can be had.
+    """
+
+    device_kind: str
+    memory: float
+    usable: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float = 0.0
+    float32_cost: float = 6.0  # TPU: three bf16 parts of each factor, six products
+    shapes: tuple[str, ...] = ()
+
+    @property
+    def peak_flops(self) -> float:
+        return peak_flops(self.device_kind) or math.nan
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+
+CHIPS = {
+    "v4": Chip("TPU v4", 32 * GIB, 30.75 * GIB, 1228e9, 300e9, shapes=_CUBES),
+    "v5e": Chip("TPU v5 lite", 16 * GIB, 15.75 * GIB, 819e9, 200e9, shapes=_FLAT),
+    "v5p": Chip("TPU v5", 96 * GIB, 95.74 * GIB, 2765e9, 600e9, shapes=(*_CUBES, "16x16x16", "16x16x24")),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 31.25 * GIB, 1640e9, 400e9, shapes=_FLAT),
+    "a100": Chip("NVIDIA A100", 80 * GIB, 60 * GIB, 2039e9, 300e9, 25e9, 312 / 19.5),
+    "h100": Chip("NVIDIA H100", 80 * GIB, 60 * GIB, 3350e9, 450e9, 50e9, 989.4 / 67),
+    "h200": Chip("NVIDIA H200", 140 * GIB, 105 * GIB, 4800e9, 450e9, 50e9, 989.4 / 67),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips in a shape: of a TPU slice its torus, of GPUs (on each host, hosts)."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def is_tpu(self) -> bool:
+        return bool(self.chip.shapes)
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @classmethod
+    def parse(cls, name: str) -> "Topology":
+        """`v5e:16x16`, `h100:8` (one host), `h100:8x4` (four hosts of eight).
+
+        Raises:
+          TopologyError: there is no such machine.
+        """
+        kind, _, shape = name.lower().partition(":")
+        chip = CHIPS.get(kind)
+        if chip and (shape in chip.shapes or (not chip.shapes and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", shape))):
+            sizes = tuple(int(size) for size in shape.split("x"))
+            return cls(f"{kind}:{shape}", chip, sizes if chip.shapes else (*sizes, 1)[:2])
+        near = _nearest(kind, shape)
+        known = [f"  {kind}: {' '.join(chip.shapes)}" for kind, chip in CHIPS.items() if chip.shapes]
+        gpus = [kind for kind, chip in CHIPS.items() if not chip.shapes]
+        known.append(f"  {', '.join(gpus)}: GPUs on each host, x hosts if more than one, such as h100:8 or h100:8x4")
+        hint = f". Did you mean {near}?" if near else ""
+        raise TopologyError(f"--topology={name}: no such machine{hint} Known:\n" + "\n".join(known))
+
+
+def _nearest(kind: str, shape: str) -> str | None:
+    names = [f"{kind}:{shape}" for kind, chip in CHIPS.items() for shape in chip.shapes or ("8", "8x4")]
+    # gcloud's names of accelerators end with the number of chips; with that of cores for v4 and v5p, two in a chip.
+    accelerator = re.fullmatch(r"(v4|v5p|v5litepod|v6e)-(\d+)", kind)
+    if accelerator:
+        kind = accelerator[1].replace("v5litepod", "v5e")
+        count = int(accelerator[2]) // (2 if kind in ("v4", "v5p") else 1)
+        same = [shape for shape in CHIPS[kind].shapes if math.prod(map(int, shape.split("x"))) == count]
+        return f"{kind}:{same[0]}" if same else None
+    same_kind = difflib.get_close_matches(f"{kind}:{shape}", [n for n in names if n.startswith(f"{kind}:")], 1, 0.0)
+    return next(iter(same_kind or difflib.get_close_matches(f"{kind}:{shape}", names, 1)), None)
