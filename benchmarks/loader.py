@@ -9,9 +9,11 @@ decodes only the crop (`decode_and_crop_jpeg`), leaves all numbers of threads to
 buffer of records, where ours is one permutation of all.
 
 Each is a process of its own that is stopped while the other runs. A turn begins with batches that are not counted, so
-that nothing made ahead of time is. The last line's last number is the median ratio of a turn of ours to the turns of
-tf.data before and after it, in pictures per second; the line before has the same of processor time, which other
-programs on the machine disturb less.
+that nothing made ahead of time is. Before that, the quickstart's training runs for a while on as many invented pictures
+as it draws, and its log says what share of a step it waits for data.
+
+The last line's last number is the median ratio of a turn of ours to the turns of tf.data before and after it, in
+pictures per second; the line before has the same of processor time, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+QUICKSTART = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 SIZE, CROP = 256, 224
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 SHARDS = 8
@@ -51,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--batches", type=int, default=12, help="counted in a turn")
     parser.add_argument("--rounds", type=int, default=11, help="turns of ours, each between two of tf.data")
+    parser.add_argument(
+        "--steps", type=int, default=240, help="of the quickstart's training, the first third not counted"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="folder for loader.json")
     parser.add_argument("--serve", choices=PIPELINES, help=argparse.SUPPRESS)
     parser.add_argument("--dataset", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -58,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.serve:
         serve(PIPELINES[arguments.serve](arguments.dataset, arguments.batch), arguments.batches * arguments.batch)
         return
+    wait = data_wait(arguments.steps) if arguments.steps else None
     with tempfile.TemporaryDirectory() as folder:
         size = write_dataset(pathlib.Path(folder), arguments.pictures)
         print(f"{arguments.pictures} JPEGs of {SIZE} px, {size / arguments.pictures / 1024:.1f} KB each", flush=True)
@@ -69,10 +76,16 @@ def main(argv: list[str] | None = None) -> None:
             for _ in range(arguments.rounds):
                 turns["ours"].append(contenders["ours"].turn())
                 turns["tf.data"].append(contenders["tf.data"].turn())
-    summary = summarise(turns, arguments) | {"kilobytes": round(size / arguments.pictures / 1024, 1)}
+    summary = {
+        **summarise(turns, arguments),
+        "kilobytes": round(size / arguments.pictures / 1024, 1),
+        "data_wait_in_the_quickstart": wait,
+    }
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "loader.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if wait is not None:
+        print(f"the quickstart's training waits for data: {wait:.2%} of a step, its first third not counted")
     low, high = summary["middle_half"]
     print(f"{arguments.rounds} turns of {arguments.batches * arguments.batch} pictures; middle half {low} to {high}")
     print(f"ours over tf.data, pictures per second of processor time: {summary['ratio_of_processor_time']}")
@@ -99,6 +112,25 @@ def summarise(turns: dict[str, list[dict[str, float]]], arguments: argparse.Name
         "ratio_of": "ours / tf.data, pictures per second, median over turns",
         "ratio": round(statistics.median(ratios["seconds"]), 3),
     }
+
+
+def data_wait(steps: int) -> float:
+    """Share of a step for which the quickstart's training waits for data, with pictures invented."""
+    from synthclip_jax.config import load_config
+    from synthclip_jax.metrics import read_metrics
+
+    config = load_config(QUICKSTART)
+    pictures = 80 * config.train.batch_size  # as many as the quickstart draws, or so
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(pathlib.Path(folder, "dataset"), pictures, config.gen.images.size)
+        command = [sys.executable, "-m", "synthclip_jax.train", f"--config={QUICKSTART}", f"--workdir={folder}/run"]
+        command += [f"--config.data.path={folder}/dataset", f"--config.train.epochs={steps / 80}"]
+        command += ["--config.eval.datasets=", f"--config.train.save_every={steps}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        lines = read_metrics(pathlib.Path(folder, "run", "train", "metrics.jsonl"))
+    return round(statistics.mean(line["data_wait"] for line in lines if line["step"] > steps // 3), 4)
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -214,16 +246,17 @@ def tf_data(folder: pathlib.Path, batch: int) -> Batches:
 PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_data, "ours": ours}
 
 
-def write_dataset(folder: pathlib.Path, pictures: int) -> int:
+def write_dataset(folder: pathlib.Path, pictures: int, side: int = SIZE) -> int:
     """Writes shards of pictures as rich in detail as photographs, with captions; returns the bytes of the pictures."""
     from synthclip_jax.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
 
+    folder.mkdir(exist_ok=True)
     total = 0
     for shard in range(SHARDS):
         payloads = []
         for number in range(shard * pictures // SHARDS, (shard + 1) * pictures // SHARDS):
             rng = np.random.default_rng(number)
-            image = picture(rng)
+            image = picture(rng, side)
             total += len(image)
             caption = " ".join(rng.choice(WORDS, 12))
             payloads.append(serialize_example({"image": [image], "caption": [caption.encode()]}))
@@ -234,14 +267,14 @@ def write_dataset(folder: pathlib.Path, pictures: int) -> int:
     return total
 
 
-def picture(rng: np.random.Generator) -> bytes:
+def picture(rng: np.random.Generator, size: int) -> bytes:
     """A JPEG of smooth noise in five octaves: as many bytes as a photograph of this size."""
     import cv2
 
-    image = np.full((SIZE, SIZE, 3), 128, np.float32)
-    for side, strength in ((3, 50), (12, 35), (48, 25), (128, 12), (SIZE, 6)):
-        noise = rng.normal(0, strength, (side, side, 3)).astype(np.float32)
-        image += cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    image = np.full((size, size, 3), 128, np.float32)
+    for side, strength in ((3, 50), (12, 35), (48, 25), (128, 12), (size, 6)):
+        noise = rng.normal(0, strength, (min(side, size), min(side, size), 3)).astype(np.float32)
+        image += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
     return cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
 
 

@@ -20,21 +20,19 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32, UInt8
 
-# Rows that a thread fills, or a worker process sends, at a time: few, so that all have work at the end of a batch, and
-# enough that captions are tokenised many at once.
-PART = 16
-
-
+# Rows that a thread fills, or a worker process sends, at a time: at most so many, and few enough that all threads have
+# work. Captions are tokenised as many at once.
+PART = 32
 MOST_THREADS = 16  # beyond, they wait for the interpreter lock; worker processes help there
 
 
 def thread_count(asked: int, processes: int = 1) -> int:
-    """Threads of each process for reading and decoding: those asked for, or (0) two for each core there is to use.
+    """Threads of each process for reading and decoding: those asked for, or (0) one more than there are cores to use.
 
-    Decoding fills a core, reading waits for the disk; more than that costs speed where cores are few.
+    Decoding fills a core, and reading now and then waits for the disk; more than that costs speed on few cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or max(1, min(2 * cores // processes, MOST_THREADS))
+    return asked or min(cores // processes + 1, MOST_THREADS)
 
 
 def _end_with(parent: int, worker: int, workers: int) -> None:
@@ -147,7 +145,7 @@ class Loader:
         # Worker processes send the parts in order, and one thread puts them where they belong.
         threads = thread_count(threads, max(workers, 1))
         self._pool = ThreadPoolExecutor(1 if workers else threads, thread_name_prefix="loader")
-        self._part = PART
+        self._part = max(1, min(PART, rows * prefetch // (2 * threads)))
         if workers:
             self._part = max(size for size in range(1, PART + 1) if rows % size == 0)
             flags.FLAGS.mark_as_parsed()  # grain's workers read a flag, and nobody parses flags here

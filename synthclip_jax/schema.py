@@ -143,7 +143,7 @@ DATA: Tree = {
     "grayscale": Field(0.0, "probability of turning a training picture gray", low=0.0, high=1.0),
     "invert": Field(0.0, "probability of inverting a training picture's brightness", low=0.0, high=1.0),
     "flip": Field(0.0, "probability of mirroring a training picture", low=0.0, high=1.0),
-    "threads": Field(0, "threads that read and decode, per process; 0: two for each core, at most 16", low=0),
+    "threads": Field(0, "threads that read and decode, per process; 0: one more than cores, at most 16", low=0),
     "workers": Field(0, "worker processes; 0: threads of this process do the work", low=0),
     "prefetch": Field(2, "batches kept ready", low=1),
     "cache": Field(False, "keep every decoded picture in memory: pays where pictures are few and small"),

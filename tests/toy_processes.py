@@ -24,7 +24,7 @@ SMALL = (
     *("--config.model.text.width=16", "--config.model.embed_dim=16", "--config.model.scan_layers=false"),
     *("--config.train.log_every=1", "--config.train.peer_timeout=10"),
 )
-PATIENCE = 240  # seconds for anything that must happen; what never happens fails after that
+PATIENCE = 400  # seconds for anything that must happen; what never happens fails after that
 
 
 class Training:

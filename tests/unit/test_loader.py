@@ -212,6 +212,6 @@ def test_captions_met_before_are_not_tokenised_again():
 
 def test_the_number_of_threads_follows_the_cores_unless_it_is_given(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2), raising=False)
-    assert [thread_count(0), thread_count(5), thread_count(0, 2), thread_count(0, 9)] == [4, 5, 2, 1]
+    assert [thread_count(0), thread_count(5), thread_count(0, 2), thread_count(0, 9)] == [3, 5, 2, 1]
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(200), raising=False)
     assert thread_count(0) == 16
