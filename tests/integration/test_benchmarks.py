@@ -67,3 +67,12 @@ def test_train_step_says_what_is_missing_and_runs_the_rest(capsys, monkeypatch):
     monkeypatch.setitem(train_step.NEEDS, "ours", ("jax", "no_such_package"))
     assert train_step.measure({"ours": ("ours", {})}, 1, 1, in_turns=False) == {}
     assert "ours: not run, missing here: no_such_package" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
+def test_loader_takes_turns_with_tf_data(tmp_path):
+    flags = ["--pictures=64", "--batch=8", "--batches=2", "--rounds=2", "--steps=0"]
+    printed, result = run("loader", tmp_path, *flags)
+    assert len(result["ratios"]) == 2
+    assert result["ratio"] > 0
+    assert float(printed.split()[-1]) == result["ratio"]
