@@ -11,9 +11,9 @@ JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data de
   loader losses metrics models optim plan preprocess prompts readers records sharding step tokenizer verify weights \
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
 # Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.
-PYTEST := -m pytest --numprocesses=2 --dist=loadfile
+PYTEST := -m pytest --numprocesses=2 --dist=loadfile -m 'not slow'
 
-.PHONY: quickstart test test-jax test-vllm lint format clean
+.PHONY: quickstart test test-slow test-jax test-vllm lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -24,6 +24,10 @@ quickstart: $(VENV)/installed-quickstart
 
 test: $(VENV)/installed-test
 	$(BIN)/python $(PYTEST)
+
+# What takes minutes: several processes killed at every moment, a SLURM cluster.
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
 
 # The parts that need neither torch nor TensorFlow, in an environment of their own: PYTHON=python3.12 tries the newest jax.
 # With libtpu, so that the plan for a TPU pod is made by the real compiler.

@@ -60,6 +60,11 @@ class Training:
     def alive(self) -> bool:
         return all(process.poll() is None for process in self.processes)
 
+    def stands_still(self, index: int) -> bool:
+        """Whether a process was stopped by SIGSTOP (on Linux)."""
+        state = pathlib.Path(f"/proc/{self.processes[index].pid}/stat").read_text()
+        return state.rpartition(")")[2].split()[0] == "T"
+
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Waits until something is true while all processes live."""
         deadline = time.monotonic() + PATIENCE

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from synthclip_jax.evals import EvaluationError, intervals, prompts
 from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_datasets
+from synthclip_jax.loader import thread_count
 from synthclip_jax.preprocess import PictureError, Preprocess, open_picture
 from synthclip_jax.tokenizer import Tokenizer
 
@@ -261,7 +262,7 @@ class ZeroShot:
                     images[row], valid[row] = picture, True
             return [(example.key, example.label) for example, _ in batch], images, valid
 
-        with ThreadPoolExecutor(min(self.config.data.threads, 2 * (os.cpu_count() or 1))) as pool:
+        with ThreadPoolExecutor(thread_count(self.config.data.threads)) as pool:
             ahead: collections.deque = collections.deque()
             while batch := list(itertools.islice(examples, batch_size)):
                 ahead.append(

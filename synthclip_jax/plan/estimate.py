@@ -138,6 +138,7 @@ def work(config: Any, topology: Topology, need: Need) -> Work:
     # Gradients are summed once a microbatch; with fsdp, parameters are also fetched for both passes.
     wire = parts * 2 * (shards - 1) / shards * gradients + parts * split * gradients
     wire += 4 * 4 * train.batch_size * model.embed_dim * (shards - 1) / shards
+    state = need.parameters + need.optimizer + need.ema
     return Work(
         model=train.batch_size * flops.train_flops(*of_pair),
         recomputed=train.batch_size * flops.recomputed_flops(*of_pair, accumulated),

@@ -10,6 +10,8 @@ import pytest
 from toy_dataset import write_dataset
 from toy_processes import Training, assert_same_run, checkpoints, run
 
+pytestmark = pytest.mark.slow
+
 # Few by default, since each costs a start of training. Before a release: CHAOS_KILLS=20.
 KILLS = int(os.environ.get("CHAOS_KILLS", "3"))
 EPOCHS = KILLS + 3  # of 7 steps: more than are done between two kills

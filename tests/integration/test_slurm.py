@@ -18,6 +18,8 @@ from toy_dataset import write_dataset
 from synthclip_jax.checkpoint import checkpoint_folder, load_model, saved_steps
 from synthclip_jax.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 42  # 112 examples, batch 16, 6 epochs
 TIMES = {"examples_per_second", "data_wait", "seconds"}
