@@ -16,6 +16,8 @@ from synthclip_jax import data
 from synthclip_jax.checkpoint import checkpoint_folder
 from synthclip_jax.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 112
 EPOCH = 7  # steps of 16 examples
 STEPS = 6 * EPOCH
@@ -25,8 +27,6 @@ EPOCHS = "--config.train.epochs=6"
 STUCK_SAVE = """
 import os, re, signal, sys, jax
 from synthclip_jax import train
-
-pytestmark = pytest.mark.slow
 
 where = sys.argv.pop(1)
 
