@@ -183,6 +183,9 @@ def begin(cluster, job, workdir, least):
         return len(re.findall("^(starting from scratch|continuing at step)", output.read_text(), re.MULTILINE)) > least
 
     output = workdir / "job.txt"
+    # SLURM tells starts of a job apart by the second: one within the second of the last end would be refused.
+    wait_for(lambda: cluster.state(job) == "PENDING", "job in the queue", 200)
+    time.sleep(2)
     wait_for(started, f"start number {least + 1}", 200)
 
 
