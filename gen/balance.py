@@ -14,7 +14,6 @@ only found in another form ("Cats" for `cat`) does not count.
 import dataclasses
 import hashlib
 import io
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,9 +42,11 @@ from gen.store import (
     differences,
     read_json,
     sha256,
+    stage_folder,
     to_json,
     write_atomic,
 )
+from synthclip_jax.locations import Location, parquet_source
 
 CAPTIONS_PER_ID = 10_000  # a caption's number has four digits
 BLOCK = 262_144  # captions written at once
@@ -65,7 +66,7 @@ class MatchWorker:
       fold_case: see `Matcher`.
     """
 
-    def __init__(self, folder: pathlib.Path, bank: Bank, seed: int, fold_case: bool):
+    def __init__(self, folder: Location, bank: Bank, seed: int, fold_case: bool):
         self._folder, self._seed = folder, seed
         self._matcher = Matcher(bank.texts, fold_case)
 
@@ -74,7 +75,9 @@ class MatchWorker:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        captions = pq.read_table(self._folder / shard["file"], columns=["id", "concept_id", "caption_index", "caption"])
+        captions = pq.read_table(
+            parquet_source(self._folder / shard["file"]), columns=["id", "concept_id", "caption_index", "caption"]
+        )
         texts, ids = captions.column("caption").to_pylist(), captions.column("id").to_pylist()
         digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
         halves = np.frombuffer(digests, "<u8").reshape(-1, 2)
@@ -134,7 +137,7 @@ def first_of_equal(
     return first
 
 
-def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage on the committed captions of a workdir.
 
     Returns:
@@ -144,11 +147,11 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
       BalanceError: captions are missing, none has a match, or the target size cannot be reached.
       PlanMismatch: the workdir was balanced with another configuration, or its captions have changed.
     """
-    workdir = pathlib.Path(workdir)
-    bank_digest = _bank_digest(workdir)
-    captions_folder = workdir / "gen" / "captions"
+    version = config.gen.version
+    bank_digest = _bank_digest(workdir, version)
+    captions_folder = stage_folder(workdir, "captions", version)
     shards, captions_digest = _caption_shards(captions_folder)
-    store = StageStore(workdir / "gen" / "balance")
+    store = StageStore(stage_folder(workdir, "balance", version))
     store.ensure_plan(
         {
             "stage": "balance",
@@ -165,7 +168,7 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
         _check_parameters(result["parameters"], parameters, result_path)
         if all(_size(store.folder / name) == meta["bytes"] for name, meta in result["files"].items()):
             return _summary(result)
-    bank = load_bank(workdir)
+    bank = load_bank(workdir, version)
     records = executor(
         store,
         shards,
@@ -194,13 +197,13 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
     return _summary(result)
 
 
-def _bank_digest(workdir: pathlib.Path) -> str:
+def _bank_digest(workdir: Location, version: str) -> str:
     """The digest of a workdir's bank, without reading its concepts unless there is none to complain about."""
-    path = workdir / "gen" / "concepts" / "bank.json"
-    return read_json(path)["digest"] if path.exists() else load_bank(workdir).digest
+    path = stage_folder(workdir, "concepts", version) / "bank.json"
+    return read_json(path)["digest"] if path.exists() else load_bank(workdir, version).digest
 
 
-def _caption_shards(folder: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+def _caption_shards(folder: Location) -> tuple[list[dict[str, Any]], str]:
     """The shards to match, one per committed caption shard, and a digest over the captions.
 
     Raises:
@@ -223,22 +226,23 @@ def _caption_shards(folder: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
     return shards, digest.hexdigest()[:16]
 
 
-def _check_parameters(there: Mapping[str, Any], now: Mapping[str, Any], path: pathlib.Path) -> None:
+def _check_parameters(there: Mapping[str, Any], now: Mapping[str, Any], path: Location) -> None:
     lines = differences(there, now, "gen.balance.")
     if lines:
         shown = "\n  ".join(lines)
         raise PlanMismatch(
-            f"{path}: this workdir was balanced with other parameters (there -> now):\n  {shown}\nUse those, or another"
-            f" --workdir. While no pictures are made yet, delete {path} and only the selection is made again"
+            f"{path}: this workdir was balanced with other parameters (there -> now):\n  {shown}\nUse those, or"
+            " start another version beside it with --new-version. While no pictures are made yet, delete"
+            f" {path} and only the selection is made again"
         )
 
 
-def _read_pool(paths: list[pathlib.Path]) -> Pool:
+def _read_pool(paths: list[Location]) -> Pool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = ["concept_id", "caption_index", "text_high", "text_low", "draw", "matches"]
-    tables = [pq.read_table(path, columns=columns) for path in paths]
+    tables = [pq.read_table(parquet_source(path), columns=columns) for path in paths]
     table = pa.concat_tables(tables)
 
     def column(name: str) -> np.ndarray:
@@ -327,7 +331,7 @@ def _curve_text(curve: list[KeepRate], t: float, pool: int, unique: int, matched
     return "\n".join(lines)
 
 
-def _selected_table(kept: Pool, folder: pathlib.Path, shards: list[dict[str, Any]], bank: Bank) -> bytes:
+def _selected_table(kept: Pool, folder: Location, shards: list[dict[str, Any]], bank: Bank) -> bytes:
     """The captions kept as a Parquet file, in the order of ids, written block by block."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -359,7 +363,7 @@ def _blocks(count: int) -> Iterator[Int64[np.ndarray, "block"]]:
 
 
 def _caption_rows(
-    shard_of: Int32[np.ndarray, "block"], row_of: Int64[np.ndarray, "block"], folder: pathlib.Path, shards: list[dict]
+    shard_of: Int32[np.ndarray, "block"], row_of: Int64[np.ndarray, "block"], folder: Location, shards: list[dict]
 ) -> Any:
     """The rows of the caption shards at the given places, in that order, as a table."""
     import pyarrow as pa
@@ -369,7 +373,8 @@ def _caption_rows(
     tables, places = [], []
     for shard in np.unique(shard_of):
         place = np.flatnonzero(shard_of == shard)
-        tables.append(pq.read_table(folder / shards[shard]["file"], columns=columns).take(row_of[place]))
+        source = parquet_source(folder / shards[shard]["file"])
+        tables.append(pq.read_table(source, columns=columns).take(row_of[place]))
         places.append(place)
     return pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
 
@@ -380,7 +385,7 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _size(path: pathlib.Path) -> int:
+def _size(path: Location) -> int:
     return path.stat().st_size if path.exists() else -1
 
 

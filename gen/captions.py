@@ -11,7 +11,6 @@ once and never made again: an engine need not be able to repeat itself.
 
 import collections
 import io
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,8 @@ from gen.caption_engines import CaptionEngine, Conversation, engine_identity, ma
 from gen.concepts import Bank, Concept, load_bank
 from gen.executor import Executor, run_local
 from gen.progress import Progress
-from gen.store import ShardOutput, StageStore
+from gen.store import ShardOutput, StageStore, stage_folder
+from synthclip_jax.locations import Location
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (
@@ -178,7 +178,7 @@ class CaptionWorker:
         return buffer.getvalue()
 
 
-def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: makes every shard that is not there yet.
 
     Returns:
@@ -188,11 +188,11 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
       CaptionError: the language model gives nothing, or nothing that is a caption.
       PlanMismatch: the workdir was made with another configuration.
     """
-    captions, workdir = config.gen.captions, pathlib.Path(workdir)
-    bank = load_bank(workdir)
+    captions = config.gen.captions
+    bank = load_bank(workdir, config.gen.version)
     total = len(bank.concepts) * captions.per_concept
     of = -(-total // captions.shard_size)
-    store = StageStore(workdir / "gen" / "captions")
+    store = StageStore(stage_folder(workdir, "captions", config.gen.version))
     store.ensure_plan(
         {
             "stage": "captions",

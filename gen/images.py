@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import hashlib
 import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,9 @@ from gen import draws
 from gen.executor import Executor, run_local
 from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, make_engine
 from gen.progress import Progress
-from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
+from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
+from synthclip_jax.generated import find_version
+from synthclip_jax.locations import Location, parquet_source
 from synthclip_jax.records import INDEX_SUFFIX, ShardName, dataset_folder, frame_shard
 
 SPLIT = "train"
@@ -205,12 +206,12 @@ def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int
     return buffer.getvalue()
 
 
-def selected_path(workdir: str | pathlib.Path) -> pathlib.Path:
+def selected_path(workdir: Location, version: str = "") -> Location:
     """Where balancing leaves the captions to draw."""
-    return pathlib.Path(workdir) / "gen" / "balance" / "selected.parquet"
+    return stage_folder(workdir, "balance", version) / "selected.parquet"
 
 
-def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: makes every shard that is not there yet.
 
     Returns:
@@ -221,23 +222,22 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
     """
     import pyarrow.parquet as pq
 
-    images, path = config.gen.images, selected_path(workdir)
+    images, version = config.gen.images, find_version(workdir, config.gen.version).dataset
+    path = selected_path(workdir, version)
     if not path.exists():
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    pictures = pq.read_metadata(path).num_rows * images.per_caption
+    pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
     if not pictures:
         raise StoreError(f"{path}: balancing kept no caption, so there is nothing to draw. Raise config.gen.balance.t")
     of = -(-pictures // images.shard_size)
-    store = StageStore(
-        pathlib.Path(workdir) / "gen" / "images", dataset_folder(workdir, config.name, config.gen.version)
-    )
+    store = StageStore(stage_folder(workdir, "images", version), dataset_folder(workdir, config.name, version))
     store.ensure_plan(
         {
             "stage": "images",
             "dataset": config.name,
-            "version": config.gen.version,
+            "version": version,
             "seed": config.seed,
             "selected": digest,
             "pictures": pictures,
@@ -256,7 +256,7 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
     records = executor(
         store,
         shards,
-        lambda: ImageWorker(make_engine(images), pq.read_table(path), config),
+        lambda: ImageWorker(make_engine(images), pq.read_table(parquet_source(path)), config),
         label="images",
         unit="pictures",
     )

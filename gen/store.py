@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from synthclip_jax.generated import stage_folder as stage_folder  # where a stage lies, for all who read or write it
+
 DATA_PREFIX = "data:"  # a file name with this prefix goes to the data folder instead of the stage folder
 
 

@@ -35,6 +35,7 @@ from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
 from gen.store import ShardOutput, StageStore, StoreError, sha256
 from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.locations import Location, location, parquet_source
 
 SEED = 0
 PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8}
@@ -249,7 +250,7 @@ def find_outline_font() -> pathlib.Path | None:
     return path if path.is_file() else None
 
 
-def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Makes the test sets that are not there yet.
 
     Returns:
@@ -261,11 +262,11 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
     """
     import pyarrow.parquet as pq
 
-    workdir = pathlib.Path(workdir)
+    workdir, version = location(workdir), config.gen.version
     known = by_name()
     nouns = [
         known[concept.text]
-        for concept in load_bank(workdir).concepts
+        for concept in load_bank(workdir, version).concepts
         if concept.source == "sprites" and concept.text in known
     ]
     if not nouns:
@@ -273,12 +274,14 @@ def run(config: Any, workdir: str | pathlib.Path, executor: Executor = run_local
             "the concept bank has no entry from the sprites' vocabulary, so there are no classes to test. Add "
             "'sprites' to config.gen.concepts.sources, or evaluate on test sets of your own (config.eval.datasets)"
         )
-    path = selected_path(workdir)
+    path = selected_path(workdir, version)
     if not path.exists():
         raise StoreError(
             f"{path}: no balanced captions yet, and test captions must differ from them: run python -m gen"
         )
-    used = frozenset(map(caption_key, pq.read_table(path, columns=["caption"]).column("caption").to_pylist()))
+    used = frozenset(
+        map(caption_key, pq.read_table(parquet_source(path), columns=["caption"]).column("caption").to_pylist())
+    )
     size, color, outline = config.gen.images.size, find_color_font(), find_outline_font()
     makers: dict[str, Maker | None] = {
         "composites": functools.partial(composites, nouns, used, size),
@@ -325,7 +328,7 @@ def main() -> None:
         prog="python -m gen.testsets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run, after python -m gen")
+    parser.add_argument("--workdir", required=True, type=location, help="folder of the run, after python -m gen")
     arguments, config = parse_args(parser)
     try:
         summary = run(config, arguments.workdir)

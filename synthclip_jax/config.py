@@ -260,8 +260,8 @@ def _check_combinations(config: Any) -> Iterator[str]:
     """Values that are fine alone and impossible together."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", config.name):
         yield f"name: given {config.name!r}, allowed: a lower-case letter, then letters, digits, underscores"
-    if not re.fullmatch(r"\d+\.\d+\.\d+", config.gen.version):
-        yield f"gen.version: given {config.gen.version!r}, allowed: MAJOR.MINOR.PATCH, such as '1.0.0'"
+    if config.gen.version and not re.fullmatch(r"\d{1,9}\.\d{1,9}\.\d{1,9}", config.gen.version):
+        yield f"gen.version: given {config.gen.version!r}, allowed: MAJOR.MINOR.PATCH, such as '1.0.0', or empty"
     yield from _check_generation(config.gen)
     yield from _check_training(config)
     if config.model.attention == "cudnn" and config.model.compute_dtype != "bfloat16":

@@ -9,7 +9,6 @@ index is only a cache: it is rebuilt from the record headers when it is missing.
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 import struct
 import threading
@@ -18,6 +17,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+
+from synthclip_jax.generated import find_version
+from synthclip_jax.locations import Location, is_unreachable, is_url, location, size_of
 
 HEADER_BYTES = 12  # length + its crc
 FOOTER_BYTES = 4  # crc of the payload
@@ -72,15 +74,15 @@ def parse_index(text: bytes, file: str | os.PathLike) -> np.ndarray:
     return index
 
 
-def scan_index(path: str | os.PathLike) -> np.ndarray:
+def scan_index(path: str | os.PathLike | Location) -> np.ndarray:
     """Builds the index `[records, (offset, length)]` of a shard by hopping from header to header.
 
     Raises:
       RecordError: the file ends inside a record, or a header's checksum does not fit.
     """
-    size = os.path.getsize(path)
+    size = size_of(path)
     index, offset = [], 0
-    with open(path, "rb") as file:
+    with location(path).open("rb") as file:
         while offset < size:
             file.seek(offset)
             header = file.read(HEADER_BYTES)
@@ -103,7 +105,7 @@ def scan_index(path: str | os.PathLike) -> np.ndarray:
 _REMEDY = "The shard is damaged: delete it and its commit record and run generation again, or copy it again."
 
 
-def load_index(path: str | os.PathLike) -> np.ndarray:
+def load_index(path: str | os.PathLike | Location) -> np.ndarray:
     """The index of a shard, from its index file if there is one, else from the headers.
 
     Returns:
@@ -112,12 +114,12 @@ def load_index(path: str | os.PathLike) -> np.ndarray:
     Raises:
       RecordError: the shard is shorter or longer than its index says, or its headers are damaged.
     """
-    file = pathlib.Path(f"{path}{INDEX_SUFFIX}")
+    file = location(f"{path}{INDEX_SUFFIX}")
     if not file.exists():
         return scan_index(path)
     index = parse_index(file.read_bytes(), file)
     lengths = index[:, 1]
-    size = os.path.getsize(path)
+    size = size_of(path)
     if lengths.sum() != size:
         raise RecordError(
             f"{path}: the file has {size} bytes, its index expects {lengths.sum()} ({len(index)} records). {_REMEDY}"
@@ -126,7 +128,7 @@ def load_index(path: str | os.PathLike) -> np.ndarray:
 
 
 class RandomAccessFile:
-    """A file that any number of threads may read at once.
+    """A file that any number of threads may read at once, also one in an object store, from which ranges are read.
 
     It is opened on first use and never pickled, so that a worker process opens its own. Reads use `os.pread`, which
     keeps no position.
@@ -134,12 +136,24 @@ class RandomAccessFile:
 
     _opening = threading.Lock()
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike | Location):
+        self.path = str(path)
+        self._remote = location(path) if is_url(path) else None
         self._file: int | None = None
 
     def read(self, offset: int, length: int) -> bytes:
-        """These bytes; fewer if the file is shorter."""
+        """These bytes; fewer if the file is shorter.
+
+        Raises:
+          RecordError: the object store cannot be reached.
+        """
+        if self._remote is not None:
+            try:
+                return self._remote.fs.cat_file(self._remote.path, start=offset, end=offset + length)
+            except Exception as error:
+                if isinstance(error, OSError) or is_unreachable(error):
+                    raise RecordError(f"{self.path}: cannot be read from the object store ({error})") from error
+                raise
         if self._file is None:
             with self._opening:
                 if self._file is None:
@@ -163,9 +177,9 @@ class RandomAccessFile:
 class IndexedShard:
     """Random access to the payloads of one shard, for any number of threads at once."""
 
-    def __init__(self, path: str | os.PathLike, check_crc: bool = True, index: np.ndarray | None = None):
+    def __init__(self, path: str | os.PathLike | Location, check_crc: bool = True, index: np.ndarray | None = None):
         """`index` is that of `load_index`, which is called if it is not given."""
-        self.path = os.fspath(path)
+        self.path = str(path)
         self.check_crc = check_crc
         self.index = load_index(path) if index is None else index
         self._file = RandomAccessFile(path)
@@ -298,12 +312,12 @@ class ShardName:
         return f"{self.dataset}-{self.split}.tfrecord-{self.index:05d}-of-{self.of:05d}"
 
 
-def dataset_folder(workdir: str | os.PathLike, name: str, version: str) -> pathlib.Path:
-    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`."""
-    return pathlib.Path(workdir) / "dataset" / name / version
+def dataset_folder(workdir: str | os.PathLike | Location, name: str, version: str = "") -> Location:
+    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`; without a version the newest (`generated`)."""
+    return location(workdir) / "dataset" / name / (version or find_version(workdir).dataset)
 
 
-def find_shards(folder: str | os.PathLike, split: str) -> list[pathlib.Path]:
+def find_shards(folder: str | os.PathLike | Location, split: str) -> list[Location]:
     """The shards of a split in order.
 
     Raises:
@@ -318,13 +332,13 @@ def find_shards(folder: str | os.PathLike, split: str) -> list[pathlib.Path]:
     return paths
 
 
-def list_shards(folder: str | os.PathLike, split: str) -> tuple[list[pathlib.Path], list[str]]:
+def list_shards(folder: str | os.PathLike | Location, split: str) -> tuple[list[Location], list[str]]:
     """The shards of a split in order, and the names of those of the set that are missing.
 
     Raises:
       RecordError: there is no such folder, or it holds no shard of the split, or those of several sets.
     """
-    folder = pathlib.Path(folder)
+    folder = location(folder)
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such dataset folder. Generate it (python -m gen) or set config.data.path")
     named = re.compile(rf"(.+)-{re.escape(split)}\.(?:tfrecord|array_record)-(\d+)-of-(\d+)")

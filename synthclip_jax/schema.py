@@ -164,6 +164,9 @@ MODEL: Tree = {
         "slip", "image tower: slip (timm's ViT, the paper) or openai (OpenAI CLIP's)", choices=("slip", "openai")
     ),
     "embed_dim": Field(512, "width of the shared embedding", low=1),
+    "quick_gelu": Field(
+        True, "text tower and openai tower: QuickGELU (OpenAI, the paper), or exact GELU (most of open_clip's weights)"
+    ),
     "logit_bias": Field(False, "a learned bias on the logits, which the sigmoid loss needs"),
     "compute_dtype": Field("bfloat16", "activations; parameters are float32", choices=("bfloat16", "float32")),
     "remat": Field("none", "activations recomputed in the backward pass", choices=("none", "dots", "full")),
@@ -248,6 +251,11 @@ TRAIN: Tree = {
 }
 
 EVAL: Tree = {
+    "suites": Field(
+        ("zeroshot",),
+        "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suites",
+        item=str,
+    ),
     "datasets": Field(
         (),
         "test sets: 'wds:FOLDER' (CLIP_benchmark's layout) or 'folder:FOLDER' (one folder a class), with 'NAME=' before"
@@ -262,7 +270,7 @@ SCHEMA: Tree = {
     "name": Field("synthclip", "name of the experiment and of its dataset: lower-case letters, digits, underscores"),
     "seed": Field(0, "seed of every random draw", low=0, high=2**63 - 1),
     "gen": {
-        "version": Field("1.0.0", "version of the dataset, MAJOR.MINOR.PATCH"),
+        "version": Field("", "version of the dataset, MAJOR.MINOR.PATCH; empty: the newest, 1.0.0 in a new workdir"),
         "concepts": CONCEPTS,
         "captions": CAPTIONS,
         "balance": BALANCE,

@@ -16,6 +16,7 @@ import numpy as np
 
 from synthclip_jax.evals import results
 from synthclip_jax.evals.datasets import Dataset, Example, open_dataset
+from synthclip_jax.generated import list_versions, stage_folder
 from synthclip_jax.metrics import read_metrics
 from synthclip_jax.records import IndexedShard, RecordError, find_shards, parse_example
 
@@ -87,12 +88,12 @@ class Run:
     @functools.cached_property
     def bank(self) -> dict[str, Any]:
         """Summary of the concept bank."""
-        return self._json("gen/concepts/bank.json", "There is no concept bank in this workdir.")
+        return self._json(self._gen("concepts") / "bank.json", "There is no concept bank in this workdir.")
 
     def concept_texts(self, ids: set[int]) -> dict[int, str]:
         """The texts of some concepts."""
         texts = {}
-        with (self.folder / "gen/concepts/bank.jsonl").open(encoding="utf-8") as file:
+        with (self._gen("concepts") / "bank.jsonl").open(encoding="utf-8") as file:
             for line in file:
                 concept = json.loads(line)
                 if concept["id"] in ids:
@@ -105,8 +106,8 @@ class Run:
         Raises:
           Missing: it has not begun.
         """
-        folder = self.folder / "gen" / name
-        plan = self._json(f"gen/{name}/plan.json", f"The {name} stage has not been run in this workdir.")
+        folder = self._gen(name)
+        plan = self._json(folder / "plan.json", f"The {name} stage has not been run in this workdir.")
         records = [json.loads(path.read_bytes()) for path in sorted((folder / "commits").glob("[0-9]*.json"))]
         if not records:
             raise Missing(f"The {name} stage has been planned, and no shard of it is finished yet.")
@@ -129,7 +130,7 @@ class Run:
     def caption_words(self) -> tuple[np.ndarray, bool]:
         """Lengths of accepted captions in words, and whether they are all of them or a sample of the shards."""
         lengths: list[int] = []
-        files = self._parquet("captions/captions-*.parquet", "There are no captions in this workdir.")
+        files = self._parquet("captions-*.parquet", "There are no captions in this workdir.")
         step = 1
         for index, path in enumerate(files):
             if index % step:
@@ -142,7 +143,7 @@ class Run:
     def rejected_captions(self, per_reason: int = 3) -> dict[str, list[tuple[str, str]]]:
         """A few rejected answers by reason: (concept, text)."""
         found: dict[str, list[tuple[str, str]]] = {}
-        for path in self._parquet("captions/rejects-*.parquet", "No rejects are recorded.")[:16]:
+        for path in self._parquet("rejects-*.parquet", "No rejects are recorded.")[:16]:
             columns = _columns(path, ["reason", "concept", "text"])
             for reason, concept, answer in zip(*columns.values(), strict=True):
                 if len(found.setdefault(reason, [])) < per_reason:
@@ -152,11 +153,11 @@ class Run:
     @functools.cached_property
     def balance(self) -> dict[str, Any]:
         """The result of balancing."""
-        return self._json("gen/balance/balance.json", "The captions have not been balanced yet.")
+        return self._json(self._gen("balance") / "balance.json", "The captions have not been balanced yet.")
 
     def concept_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """In how many captions each concept is, before and after balancing."""
-        folder = self.folder / "gen" / "balance"
+        folder = self._gen("balance")
         return tuple(
             np.load(folder / self.balance[key], allow_pickle=False) for key in ("counts_before", "counts_after")
         )
@@ -165,11 +166,12 @@ class Run:
 
     @functools.cached_property
     def dataset_folder(self) -> pathlib.Path:
-        """The dataset made in this workdir: the newest version, if there are several."""
+        """The dataset made in this workdir: the version that training used, else the newest."""
         folders = [path.parent for path in (self.folder / "dataset").glob("*/*/*.tfrecord-00000-of-*")]
         if not folders:
             raise Missing("There are no pictures in this workdir yet.")
-        return max(folders, key=lambda path: (path / "provenance.json").exists() * 1e12 + path.stat().st_mtime)
+                complete = {path: (path / "provenance.json").exists() for path in folders}
+        return max(folders, key=lambda path: (path.name == self._version, complete[path], path.stat().st_mtime))
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
@@ -224,7 +226,7 @@ class Run:
     @functools.cached_property
     def training(self) -> dict[str, Any]:
         """What was trained: config, dataset, versions."""
-        return self._json("train/config.json", "Training has not begun in this workdir.")
+        return self._json(self.folder / "train" / "config.json", "Training has not begun in this workdir.")
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:
@@ -266,14 +268,24 @@ class Run:
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
-    def _json(self, name: str, otherwise: str) -> dict[str, Any]:
-        path = self.folder / name
+    def _gen(self, stage: str) -> pathlib.Path:
+        """The folder of a stage."""
+        return stage_folder(self.folder, stage, self._version)
+
+    @functools.cached_property
+    def _version(self) -> str:
+        """The dataset's version that the page is about: the one that training's config names, else the newest."""
+        training = optional(lambda: self.training["config"]["gen"]["version"])
+        there = [version.dataset for version in list_versions(self.folder)]
+        return training if training in there else there[-1]
+
+    def _json(self, path: pathlib.Path, otherwise: str) -> dict[str, Any]:
         if not path.exists():
             raise Missing(otherwise)
         return json.loads(path.read_bytes())
 
     def _parquet(self, pattern: str, otherwise: str) -> list[pathlib.Path]:
-        paths = sorted((self.folder / "gen").glob(pattern))
+        paths = sorted(self._gen("captions").glob(pattern))
         if not paths:
             raise Missing(otherwise)
         try:

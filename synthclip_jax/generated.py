@@ -1,0 +1,139 @@
+"""Where a workdir keeps what generation makes: the folder of each stage, and which version of the dataset is meant.
+
+    W/gen/STAGE                    of the first version
+    W/gen/STAGE@2                  of the second one, if that stage changed; otherwise it uses the first one's folder
+    W/gen/versions/00002.json      which folders belong to the second version; never changed once it is there
+    W/dataset/NAME/1.1.0           the second version's pictures
+
+`python -m gen --new-version` starts a version. A version is called by its dataset's, MAJOR.MINOR.PATCH
+(`config.gen.version`), and the newest is meant where none is named.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+
+from synthclip_jax.locations import Location, location
+
+FIRST = "1.0.0"
+_NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
+
+
+class VersionError(ValueError):
+    """A version that the workdir does not have, or whose record is damaged; the text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of what a workdir generates.
+
+    Attributes:
+      number: counts from 1.
+      dataset: the dataset's version, MAJOR.MINOR.PATCH.
+      stages: names of folders in `W/gen` by stage; a stage that is not in it has the name that its number gives.
+    """
+
+    number: int
+    dataset: str
+    stages: Mapping[str, str]
+
+    def folder_name(self, stage: str) -> str:
+        """The name of a stage's folder in `W/gen`."""
+        return self.stages.get(stage) or (stage if self.number == 1 else f"{stage}@{self.number}")
+
+    def next(self, order: tuple[str, ...], changed: str, dataset: str = "") -> "Version":
+        """The version after this one: the changed stage and all after it get folders of their own."""
+        number, later = self.number + 1, order[order.index(changed) :]
+        stages = {stage: f"{stage}@{number}" if stage in later else self.folder_name(stage) for stage in order}
+        major, minor, _ = map(int, self.dataset.split("."))
+        return Version(number, dataset or f"{major}.{minor + 1}.0", stages)
+
+
+def versions_folder(workdir: str | os.PathLike | Location) -> Location:
+    """Where the records of a workdir's versions are."""
+    return location(workdir) / "gen" / "versions"
+
+
+def record_path(workdir: str | os.PathLike | Location, number: int) -> Location:
+    """Where the record of a version is."""
+    return versions_folder(workdir) / f"{number:05d}.json"
+
+
+def list_versions(workdir: str | os.PathLike | Location) -> list[Version]:
+    """All versions of a workdir, oldest first: at least one, which may not have begun.
+
+    Raises:
+      VersionError: a record is damaged.
+    """
+    folder = versions_folder(workdir)
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = [_read(folder / name) for name in names if re.fullmatch(r"\d{5}\.json", name)]
+    return found if found and found[0].number == 1 else [Version(1, _first(workdir), {}), *found]
+
+
+def find_version(workdir: str | os.PathLike | Location, wanted: str = "") -> Version:
+    """The version that is called so; the newest if none is named.
+
+    Raises:
+      VersionError: there is none of this name. Where nothing has been generated, any name will do.
+    """
+    versions = list_versions(workdir)
+    if not wanted:
+        return versions[-1]
+    for version in versions:
+        if version.dataset == wanted:
+            return version
+    if len(versions) == 1 and not record_path(workdir, 1).exists() and not _planned(workdir):
+        return dataclasses.replace(versions[0], dataset=wanted)
+    there = ", ".join(version.dataset for version in versions)
+    raise VersionError(
+        f"gen.version: given {wanted!r}, but {location(workdir)} has {there}. Name one of those, leave it empty for the"
+        " newest, or start another one: python -m gen --new-version ..."
+    )
+
+
+def stage_folder(workdir: str | os.PathLike | Location, stage: str, version: str = "") -> Location:
+    """The folder of a stage: `W/gen/STAGE`, or `W/gen/STAGE@2` where a later version changed it.
+
+    Args:
+      version: of the dataset, `config.gen.version`; empty: the newest.
+
+    Raises:
+      VersionError: the workdir has no such version.
+    """
+    return location(workdir) / "gen" / find_version(workdir, version).folder_name(stage)
+
+
+def _read(path: Location) -> Version:
+    try:
+        record = json.loads(path.read_bytes())
+        number, dataset, stages = record["number"], record["dataset"], record["stages"]
+        sound = isinstance(number, int) and _NAME.fullmatch(dataset) and f"{number:05d}.json" == path.name
+        if not sound or not all(re.fullmatch(r"[\w-]+(@\d+)?", name) for name in [*stages, *stages.values()]):
+            raise ValueError("it is not a version's record")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VersionError(
+            f"{path}: damaged ({error!r}). It says which folders of gen/ belong to a version: restore it, or write it"
+            ' again as {"number": ..., "dataset": "1.1.0", "stages": {"captions": "captions@2", ...}}'
+        ) from error
+    return Version(number, dataset, dict(stages))
+
+
+def _planned(workdir: str | os.PathLike | Location) -> str:
+    """The version in the plan of the first pictures; empty if there is none."""
+    path = location(workdir) / "gen" / "images" / "plan.json"
+    try:
+        version = json.loads(path.read_bytes()).get("version", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return version if isinstance(version, str) and _NAME.fullmatch(version) else ""
+
+
+def _first(workdir: str | os.PathLike | Location) -> str:
+    """The first version's name: as planned; else, where only datasets were copied here, that of the newest."""
+    if planned := _planned(workdir):
+        return planned
+    folders = [path for path in (location(workdir) / "dataset").glob("*/*") if _NAME.fullmatch(path.name)]
+    return max((path.name for path in folders), key=lambda name: tuple(map(int, name.split("."))), default=FIRST)
