@@ -170,7 +170,7 @@ class Run:
         folders = [path.parent for path in (self.folder / "dataset").glob("*/*/*.tfrecord-00000-of-*")]
         if not folders:
             raise Missing("There are no pictures in this workdir yet.")
-                complete = {path: (path / "provenance.json").exists() for path in folders}
+        complete = {path: (path / "provenance.json").exists() for path in folders}
         return max(folders, key=lambda path: (path.name == self._version, complete[path], path.stat().st_mtime))
 
     @functools.cached_property
