@@ -61,7 +61,7 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
-	$(PIP) --editable '.[gen,tfds,report,test]'
+	$(PIP) --editable '.[gen,tfds,report,explore,test]'
 	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
 	touch $@
 

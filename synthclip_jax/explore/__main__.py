@@ -1,0 +1,68 @@
+"""Serves a page to look at a dataset through a trained model.
+
+    python -m synthclip_jax.explore --workdir=runs/quickstart
+
+Type a text and see the nearest pictures; drop a picture and see its zero-shot scores over class names that can be
+edited; walk through the dataset concept by concept. The page is for this machine alone unless --host says otherwise:
+whoever reaches it can read the dataset.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+CLASSES = 100  # concepts that the field of class names starts with
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, embeds a sample of the dataset once, and serves until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m synthclip_jax.explore",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--data", type=pathlib.Path, help="dataset folder; default: the one the run was trained on")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--pictures", type=int, default=20_000, help="most pictures to look at; 0: all (default 20000)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=7860, help="port (default 7860)")
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        print("explore: the page needs Gradio: pip install 'synthclip_jax[explore]'", file=sys.stderr)
+        return 1
+    from synthclip_jax.checkpoint import CheckpointError, checkpoint_folder, saved_steps
+    from synthclip_jax.encoder import load_encoder
+    from synthclip_jax.explore.collection import Collection
+    from synthclip_jax.explore.page import Explorer, build_page
+    from synthclip_jax.records import RecordError, dataset_folder
+
+    workdir = arguments.workdir
+    try:
+        step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step
+        encoder = load_encoder(workdir, step)
+        config = encoder.config
+        trained_on = config.data.path or dataset_folder(workdir, config.name, config.gen.version)
+        keys = config.data.split, arguments.pictures, config.data.image_key, config.data.caption_key
+        collection = Collection(arguments.data or trained_on, *keys)
+    except (CheckpointError, RecordError) as error:
+        print(f"explore: {error}", file=sys.stderr)
+        return 1
+    collection.embed(encoder, workdir / "explore" / str(step))
+    classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
+    page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)
+    page.launch(
+        server_name=arguments.host, server_port=arguments.port, share=False, quiet=True, prevent_thread_lock=True
+    )
+    print(f"Open http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The page itself, with Gradio: three tabs over one collection and one model.
+
+Captions and concepts are untrusted text: Gradio puts the captions of a gallery and the labels of a classification on
+the page as text, never as HTML, and nothing here builds HTML from them.
+"""
+
+import io
+from collections.abc import Sequence
+
+import gradio as gr
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from synthclip_jax.encoder import Encoder
+from synthclip_jax.evals.prompts import template_sets
+from synthclip_jax.evals.zeroshot import text_classifier
+from synthclip_jax.explore.collection import Collection
+
+SHOWN = 24  # pictures of a gallery
+TOP = 10  # classes of a classification
+
+
+class Explorer:
+    """What the page does, without the page."""
+
+    def __init__(self, collection: Collection, encoder: Encoder):
+        self.collection, self.encoder = collection, encoder
+
+    def search(self, text: str) -> list[tuple[Image.Image, str]]:
+        """The nearest pictures to a text, each with its similarity and caption."""
+        if not text.strip():
+            return []
+        (vector,) = self.encoder.texts([text])
+        found = self.collection.nearest(vector, SHOWN)
+        return [self._shown(number, f"{similarity:.3f}  ") for number, similarity in found]
+
+    def classify(self, picture: Image.Image | None, classes: str, templates: str) -> dict[str, float]:
+        """Probability of each class name (one a line) for a picture, by the model's own logit scale.
+
+        Raises:
+          gr.Error: there are no class names, or the picture cannot be encoded.
+        """
+        if picture is None:
+            return {}
+        names = list(dict.fromkeys(line.strip() for line in classes.splitlines() if line.strip()))
+        if not names:
+            raise gr.Error("Write at least one class name, one a line.", print_exception=False)
+        classifier = text_classifier(self.encoder.texts, names, template_sets()[templates], self.encoder.batch_size)
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "PNG")
+        (batch,) = self.encoder.pictures([(0, buffer.getvalue())])
+        if batch.skipped:
+            raise gr.Error("This picture does not decode.", print_exception=False)
+        logits = np.exp(np.asarray(self.encoder.params["logit_scale"])) * (classifier @ batch.embeddings[0])
+        return dict(zip(names, map(float, _softmax(logits)), strict=True))
+
+    def walk(self, concept: str | None, page: int) -> tuple[list[tuple[Image.Image, str]], str, int]:
+        """One screen of a concept's pictures, what is shown in words, and the page that it is."""
+        numbers = self.collection.of_concept(concept or "")
+        pages = max(1, -(-len(numbers) // SHOWN))
+        page %= pages
+        part = numbers[page * SHOWN : (page + 1) * SHOWN]
+        return [self._shown(number) for number in part], f"{len(numbers):,} pictures, page {page + 1} of {pages}", page
+
+    def _shown(self, number: int, before: str = "") -> tuple[Image.Image, str]:
+        image = Image.open(io.BytesIO(self.collection.image(number)))
+        return image, before + self.collection.entries[number].caption
+
+
+def _softmax(logits: Float[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -> gr.Blocks:
+    """The page, not yet served."""
+    collection = explorer.collection
+    taken = f"{len(collection):,} of {collection.total:,} pictures" if len(collection) < collection.total else (
+        f"all {collection.total:,} pictures"
+    )  # fmt: skip
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown("# Explore")
+        gr.Textbox(f"{title}: {taken} of {collection.folder.parent.name}", show_label=False, interactive=False)
+        with gr.Tab("Find pictures"):
+            text = gr.Textbox(label="Text", placeholder="a dog on a beach", elem_id="search")
+            found = gr.Gallery(label="Nearest pictures, with their cosine similarity", columns=6, elem_id="found")
+            text.submit(explorer.search, text, found)
+        with gr.Tab("Name a picture"):
+            with gr.Row():
+                picture = gr.Image(label="Picture", type="pil", sources=["upload", "clipboard"], elem_id="picture")
+                with gr.Column():
+                    classes = gr.Textbox("\n".join(default_classes), label="Class names, one a line", lines=10)
+                    templates = gr.Dropdown(sorted(template_sets()), value="simple", label="Prompt templates")
+            label = gr.Label(label="Zero-shot", num_top_classes=TOP, elem_id="label")
+            for change in (picture.change, classes.change, templates.change):
+                change(explorer.classify, [picture, classes, templates], label, show_progress="minimal")
+        with gr.Tab("Walk the concepts"):
+            number = gr.State(0)
+            concept = gr.Dropdown(collection.concepts, label="Concept", value=None, elem_id="concept")
+            position = gr.Textbox(show_label=False, interactive=False)
+            shown = gr.Gallery(label="Pictures", columns=6, elem_id="shown")
+            with gr.Row():
+                back, forward = gr.Button("Back"), gr.Button("Forward")
+            outputs = [shown, position, number]
+            concept.change(lambda concept: explorer.walk(concept, 0), concept, outputs)
+            back.click(lambda concept, page: explorer.walk(concept, page - 1), [concept, number], outputs)
+            forward.click(lambda concept, page: explorer.walk(concept, page + 1), [concept, number], outputs)
+    return page

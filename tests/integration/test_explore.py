@@ -1,0 +1,199 @@
+"""`python -m synthclip_jax.explore`: the page as a person uses it, in a headless browser."""
+
+import io
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+
+import fake_run
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_config
+from PIL import Image
+from toy_processes import free_port
+
+from synthclip_jax import config as config_lib
+from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.encoder import load_encoder
+from synthclip_jax.explore.collection import Collection
+from synthclip_jax.models import make_model
+
+HOSTILE = "A dog <img src=x onerror='document.title=`taken over`'> on a <b>table</b>."
+CONCEPTS = ("cat", "dog", "zebra")
+CAPTIONS = [(0, "A cat on a table."), (0, "A cat at night."), (1, HOSTILE), (2, "A zebra in the snow.")]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir with a dataset of 3 concepts and a checkpoint of an untrained model."""
+    workdir = tmp_path_factory.mktemp("explored")
+    fake_run.make_generation(workdir, CONCEPTS, CAPTIONS, per_caption=10)
+    config = toy_config.get_config()
+    _, init = make_model(config.model, config.data.image_size)
+    checkpoints = Checkpoints(checkpoint_folder(workdir), keep=1)
+    params = jax.jit(init)(jax.random.key(0))
+    checkpoints.save(7, params, {"step": jnp.int32(7)}, {"config": config_lib.plain(config)})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir):
+    return load_encoder(workdir)
+
+
+@pytest.fixture
+def collection(workdir):
+    return Collection(workdir / "dataset" / "toy" / "1.0.0")
+
+
+def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path):
+    collection.embed(encoder, tmp_path)
+    for number in (0, 11, len(collection) - 1):
+        (batch,) = encoder.pictures([(0, collection.image(number))])
+        (first, similarity), *others = collection.nearest(batch.embeddings[0], 5)
+        assert similarity == pytest.approx(1, abs=1e-5)
+        assert collection.image(first) == collection.image(number) or others[0][1] == pytest.approx(1, abs=1e-5)
+        assert [s for _, s in others] == sorted((s for _, s in others), reverse=True)
+
+
+def test_embeddings_are_computed_once(collection, encoder, workdir, tmp_path, monkeypatch):
+    collection.embed(encoder, tmp_path)
+    again = Collection(workdir / "dataset" / "toy" / "1.0.0")
+    monkeypatch.setattr(type(encoder), "pictures", None)
+    again.embed(encoder, tmp_path)
+    np.testing.assert_array_equal(again.embeddings, collection.embeddings)
+
+
+def test_a_large_dataset_is_sampled_over_its_whole_length(workdir):
+    folder = workdir / "dataset" / "toy" / "1.0.0"
+    everything, sample = Collection(folder), Collection(folder, limit=7)
+    assert len(sample) == 7
+    assert sample.total == len(everything) == everything.total
+    assert sample.entries[0] == everything.entries[0]
+    assert sample.entries[-1] == everything.entries[-1]
+
+
+def test_concepts_list_all_their_pictures(collection):
+    assert collection.concepts == sorted(CONCEPTS)
+    assert sum(len(collection.of_concept(concept)) for concept in CONCEPTS) == len(collection)
+    assert {collection.entries[number].concept for number in collection.of_concept("zebra")} == {"zebra"}
+    assert collection.of_concept("unicorn") == []
+
+
+def start(*arguments):
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "synthclip_jax.explore", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("made", "words"), [(False, "no such dataset folder"), (True, "checkpoint")])
+def test_a_workdir_without_dataset_or_checkpoint_is_refused_with_what_is_missing(workdir, tmp_path, made, words):
+    pytest.importorskip("gradio")
+    if made:
+        shutil.copytree(workdir / "dataset", tmp_path / "dataset")
+    else:
+        (tmp_path / "train").symlink_to(workdir / "train")
+    process = start(f"--workdir={tmp_path}")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert words in output
+    assert "Traceback" not in output
+
+
+@pytest.fixture(scope="module")
+def address(workdir):
+    """The page, served by the command."""
+    pytest.importorskip("gradio")
+    port = free_port()
+    process = start(f"--workdir={workdir}", f"--port={port}")
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 200
+    try:
+        while True:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium here (Debian: chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    foreign = []
+    page.on("request", lambda request: foreign.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.goto(address)
+    page.get_by_role("tab", name="Find pictures").wait_for(timeout=60_000)
+    yield page
+    assert "taken over" not in page.title()
+    page.close()
+
+
+def captions_in(page, gallery):
+    page.wait_for_function(f"document.querySelectorAll('#{gallery} .caption-label').length > 0", timeout=60_000)
+    return [item.inner_text() for item in page.query_selector_all(f"#{gallery} .caption-label")]
+
+
+def test_typing_a_text_shows_pictures_with_similarity_and_caption_and_runs_none_of_it(page):
+    page.locator("#search textarea, #search input").first.fill("a zebra in the snow")
+    page.keyboard.press("Enter")
+    captions = captions_in(page, "found")
+    similarities = [float(caption.split()[0]) for caption in captions]
+    assert similarities == sorted(similarities, reverse=True)
+    assert all(-1 <= value <= 1 for value in similarities)
+    assert any("<img src=x" in caption for caption in captions)  # as text
+    assert page.query_selector("#found .caption-label img") is None
+
+
+def test_a_dropped_picture_gets_scores_over_the_class_names(page):
+    page.get_by_role("tab", name="Name a picture").click()
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(buffer, "PNG")
+    page.locator("#picture input[type=file]").first.set_input_files(
+        {"name": "red.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    )
+    page.get_by_label("Class names, one a line").fill("red thing\nblue thing")
+    page.wait_for_function("document.querySelector('#label')?.innerText.includes('blue thing')", timeout=60_000)
+    text = page.locator("#label").inner_text()
+    assert "red thing" in text
+    assert "zebra" not in text
+    shares = [int(word.rstrip("%")) for word in text.split() if word.endswith("%")]
+    assert 99 <= sum(shares) <= 101
+
+
+def test_walking_a_concept_shows_its_pictures_and_captions(page):
+    page.get_by_role("tab", name="Walk the concepts").click()
+    page.locator("#concept input").click()
+    page.get_by_role("option", name="zebra").click()
+    captions = captions_in(page, "shown")
+    assert set(captions) == {"A zebra in the snow."}
+    assert page.get_by_text("10 pictures, page 1 of 1") is not None
