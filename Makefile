@@ -7,7 +7,7 @@ CONFIG := configs/quickstart.py
 WORKDIR ?= runs/quickstart
 # Extra flags for every step of the quickstart, such as QUICKSTART_FLAGS=--config.seed=1
 QUICKSTART_FLAGS ?=
-JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data device_feed distributed flops host_memory \
+JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data device_feed distributed encoder flops host_memory \
   loader losses metrics models optim plan preprocess prompts readers records sharding step tokenizer verify weights \
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
 # Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.

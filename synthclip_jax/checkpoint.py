@@ -109,6 +109,7 @@ class Checkpoints:
         """Starts to save; returns once the arrays are copied, so that the next step may overwrite them.
 
         Args:
+          optimizer: None where there is none: weights that come from elsewhere.
           info: what is needed to use the arrays, ready for JSON.
           ema: averaged parameters, if there are any.
           metrics: of an evaluation at this step; may hold the one that decides which checkpoint is the best.
@@ -117,7 +118,8 @@ class Checkpoints:
           CheckpointError: this save fails, or the one before it did in the background.
         """
         self._join()
-        arrays = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
+        arrays = {"params": params, "optimizer": optimizer, "ema": ema}
+        arrays = {name: tree for name, tree in arrays.items() if tree is not None}
         try:
             saving = self._checkpointer.save_checkpointables_async(
                 step,
@@ -288,11 +290,12 @@ class LoadedModel(NamedTuple):
     info: dict[str, Any]
 
 
-def load_model(workdir: str | pathlib.Path, step: int | None = None) -> LoadedModel:
+def load_model(place: str | pathlib.Path, step: int | None = None) -> LoadedModel:
     """Loads the parameters of a checkpoint (not the optimizer) onto the first device of this process.
 
     Args:
-      step: which checkpoint; None takes the newest.
+      place: a workdir, or one checkpoint's folder (named by its step).
+      step: which checkpoint of a workdir; None takes the newest.
 
     Returns:
       The averaged parameters where the run averaged them.
@@ -300,8 +303,11 @@ def load_model(workdir: str | pathlib.Path, step: int | None = None) -> LoadedMo
     Raises:
       CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    folder = checkpoint_folder(workdir)
+    folder = checkpoint_folder(place)
     steps = saved_steps(folder)
+    path = pathlib.Path(place).absolute()
+    if not steps and path.name.isdigit() and path.is_dir() and step in (None, int(path.name)):
+        return _load(path, int(path.name), "")
     if not steps:
         raise CheckpointError(f"{folder}: no checkpoint. Train first: python -m synthclip_jax.train")
     step = steps[-1] if step is None else step

@@ -18,6 +18,7 @@ from typing import Any
 
 import ml_collections
 
+from synthclip_jax.evals.datasets import DatasetError, DatasetSpec
 from synthclip_jax.schema import SCHEMA, Field, Tree
 from synthclip_jax.sources import parse_sources
 
@@ -267,8 +268,10 @@ def _check_combinations(config: Any) -> Iterator[str]:
     if config.model.attention == "cudnn" and config.model.compute_dtype != "bfloat16":
         yield f"model.attention: given 'cudnn', allowed: 'xla' with model.compute_dtype={config.model.compute_dtype!r}"
     for entry in config.eval.datasets:
-        if not re.fullmatch(r"([\w.+-]+=)?(wds|folder):.+", entry):
-            yield f"eval.datasets: given {entry!r}, allowed: 'wds:FOLDER' or 'folder:FOLDER', with 'NAME=' before it"
+        try:
+            DatasetSpec.parse(entry)
+        except DatasetError as error:
+            yield f"eval.datasets: {error}"
 
 
 def _check_generation(gen: Any) -> Iterator[str]:

@@ -1,24 +1,25 @@
 """Evaluates a checkpoint on test sets that no one trained on, and writes the numbers down.
 
     python -m synthclip_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m synthclip_jax.evaluate --config=C --workdir=W --dataset=wds:DIR --dataset=NAME=folder:DIR --step=N
+    python -m synthclip_jax.evaluate --config=C --workdir=W --suite=zeroshot --dataset=wds:DIR --dataset=NAME=folder:DIR
 
-Takes the newest checkpoint of the workdir (or --step), prints a table with 95% intervals and chance, and writes
-WORKDIR/eval/STEP-zeroshot.json. What is there already is printed and not computed again.
+Takes the newest checkpoint of the workdir (or --step), prints a table for each suite with 95% intervals and chance,
+and writes WORKDIR/eval/STEP-SUITE.json. What is there already is printed and not computed again.
 """
 
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import ml_collections
 
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.evals import EvaluationError, results
-from synthclip_jax.evals.datasets import DatasetError, describe, open_datasets
+from synthclip_jax.evals.datasets import Dataset, DatasetError, open_datasets
 from synthclip_jax.evals.prompts import PromptError
-
-SUITE = "zeroshot"
+from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
 
 
 def evaluate(
@@ -28,9 +29,10 @@ def evaluate(
     templates: str | None = None,
     step: int | None = None,
     redo: bool = False,
-    log=print,
+    log: Callable[[str], Any] = print,
+    suites: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Evaluates a checkpoint's zero-shot accuracy where it is not known yet.
+    """Evaluates a checkpoint where its numbers are not known yet.
 
     Args:
       datasets: specs; None takes `config.eval.datasets`, leaving out those that are not there.
@@ -38,9 +40,10 @@ def evaluate(
       step: which checkpoint; None takes the newest.
       redo: compute again what is there already.
       log: takes lines of text.
+      suites: names; None takes `config.eval.suites`, leaving out those that no test set suits.
 
     Returns:
-      Metrics `zeroshot/NAME/METRIC` of the test sets asked for.
+      Metrics `SUITE/NAME/METRIC` of the test sets asked for.
 
     Raises:
       DatasetError, PromptError: a test set or its prompts are not usable.
@@ -52,48 +55,89 @@ def evaluate(
 
     if step is None:  # without a checkpoint step 0 will do: loading it says what to do
         step = max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
-    wanted = config.eval.templates if templates is None else templates
+    if templates is not None:
+        config = ml_collections.ConfigDict(config)
+        config.eval.templates = templates
     opened, missing = open_datasets(config.eval.datasets if datasets is None else datasets, workdir, datasets is None)
     for line in missing:
         log(line)
-    settings = {dataset.name: describe(dataset, wanted) for dataset in opened}
-    path = results.result_path(workdir, step, SUITE)
-    known = results.read_result(path) if path.exists() and not redo else {"metrics": {}, "datasets": {}}
-    todo = [dataset for dataset in opened if not _is_done(known, dataset.name, settings[dataset.name], path)]
-    if todo:
-        from synthclip_jax.evals.zeroshot import ZeroShot
+    plan = assign(opened, config.eval.suites if suites is None else suites, datasets is not None, suites is not None)
+    model = None
+    values: dict[str, float] = {}
+    for suite, wanted in plan:
+        evaluator_class = suite.load()
+        settings = {dataset.name: evaluator_class.describe(config, dataset) for dataset in wanted}
+        path = results.result_path(workdir, step, suite.name)
+        known = results.read_result(path) if path.exists() and not redo else {"metrics": {}, "datasets": {}}
+        todo = [dataset for dataset in wanted if not _is_done(known, dataset.name, settings[dataset.name], path)]
+        if todo:
+            from synthclip_jax.encoder import on_all_devices
 
-        model = checkpoint.load_model(workdir, step)
-        # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
-        evaluator = ZeroShot(model.config, model.graphdef, workdir, todo, wanted, config.eval.batch_size, log)
-        values = evaluator.run(_on_all_devices(model.params))
-        save(workdir, step, evaluator, values)
-        log(f"step {step:,}: {', '.join(dataset.name for dataset in todo)} evaluated, written to {path}")
-    else:
-        log(f"step {step:,}: evaluated already, {path} is there")
-    grouped = results.group(results.read_result(path)["metrics"], SUITE)
-    return {f"{SUITE}/{name}/{key}": value for name in settings for key, value in grouped[name].items()}
-
-
-def save(workdir: str | pathlib.Path, step: int, evaluator: Any, values: dict[str, float]) -> pathlib.Path:
-    """Writes what a `ZeroShot` evaluator has just found; training calls it too."""
-    return results.write_result(
-        workdir,
-        step,
-        SUITE,
-        values,
-        {dataset.name: describe(dataset, evaluator.wanted_templates) for dataset in evaluator.datasets},
-        {name: predictions.arrays() for name, predictions in evaluator.predictions.items()},
-    )
+            if model is None:
+                model = checkpoint.load_model(workdir, step)
+                model = model._replace(params=on_all_devices(model.params))
+            # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
+            evaluator = evaluator_class(_merged(model.config, config), model.graphdef, todo, log)
+            save(workdir, step, suite.name, evaluator, config, evaluator.run(model.params))
+            log(f"step {step:,}: {', '.join(dataset.name for dataset in todo)} evaluated, written to {path}")
+        else:
+            log(f"step {step:,}: evaluated already, {path} is there")
+        grouped = results.group(results.read_result(path)["metrics"], suite.name)
+        values |= {f"{suite.name}/{name}/{key}": value for name in settings for key, value in grouped[name].items()}
+    return values
 
 
-def _on_all_devices(params: Any) -> Any:
-    """The parameters on every device of this process, so that batches are split over them."""
-    import jax
+def assign(
+    datasets: Sequence[Dataset], suites: Sequence[str], every_dataset: bool = False, every_suite: bool = False
+) -> list[tuple[Suite, list[Dataset]]]:
+    """Which suite takes which test sets.
 
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-    return jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    Args:
+      every_dataset: each test set must be taken by a suite.
+      every_suite: each suite must have a test set.
+
+    Raises:
+      DatasetError: one is left over that must not be, or no suite has anything to do.
+    """
+    chosen = choose(suites)
+    plan = [(suite, [dataset for dataset in datasets if dataset.task == suite.task]) for suite in chosen]
+    idle = [suite for suite, taken in plan if not taken]
+    unused = [dataset for dataset in datasets if dataset.task not in {suite.task for suite in chosen}]
+    if unused and (every_dataset or len(idle) == len(plan)):
+        dataset = unused[0]
+        others = [suite.name for suite in SUITES.values() if suite.task == dataset.task]
+        raise DatasetError(
+            f"{dataset.name}: a test set for {dataset.task}, which {' and '.join(suite.name for suite in chosen)}"
+            f" cannot use. Pass --suite={','.join(others)}"
+        )
+    if idle and (every_suite or len(idle) == len(plan)):
+        raise DatasetError(
+            f"{idle[0].name}: none of the test sets ({', '.join(dataset.name for dataset in datasets)}) is one for"
+            f" {idle[0].task}. Pass --dataset"
+        )
+    return [(suite, taken) for suite, taken in plan if taken]
+
+
+def save(
+    workdir: str | pathlib.Path, step: int, suite: str, evaluator: Evaluator, config: Any, values: dict[str, float]
+) -> pathlib.Path:
+    """Writes what an evaluator has just found; training calls it too."""
+    settings = {dataset.name: evaluator.describe(config, dataset) for dataset in evaluator.datasets}
+    return results.write_result(workdir, step, suite, values, settings, evaluator.details)
+
+
+def table(metrics: dict[str, float]) -> str:
+    """All suites' tables, one after the other."""
+    names = dict.fromkeys(key.partition("/")[0] for key in metrics)
+    return "\n\n".join(results.table(metrics, name, SUITES[name].columns) for name in names if name in SUITES)
+
+
+def _merged(checkpoints: Any, given: Any) -> ml_collections.ConfigDict:
+    """The config of a checkpoint with what is given on how to evaluate it."""
+    config = ml_collections.ConfigDict(checkpoints)
+    config.eval = ml_collections.ConfigDict(given.eval)
+    config.data.threads = given.data.threads
+    return config
 
 
 def _is_done(known: dict[str, Any], name: str, settings: dict[str, Any], path: pathlib.Path) -> bool:
@@ -110,7 +154,7 @@ def _is_done(known: dict[str, Any], name: str, settings: dict[str, Any], path: p
 
 
 def main() -> None:
-    """Parses the command line, evaluates, prints the table; exits with status 1 and a reason if it cannot."""
+    """Parses the command line, evaluates, prints the tables; exits with status 1 and a reason if it cannot."""
     parser = argparse.ArgumentParser(
         prog="python -m synthclip_jax.evaluate",
         description=__doc__,
@@ -118,6 +162,7 @@ def main() -> None:
     )
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--suite", help=f"instead of config.eval.suites: {', '.join(SUITES)}, with commas between them")
     parser.add_argument(
         "--dataset",
         action="append",
@@ -132,11 +177,17 @@ def main() -> None:
 
     try:
         values = evaluate(
-            config, arguments.workdir, arguments.dataset, arguments.templates, arguments.step, arguments.redo
+            config,
+            arguments.workdir,
+            arguments.dataset,
+            arguments.templates,
+            arguments.step,
+            arguments.redo,
+            suites=arguments.suite.split(",") if arguments.suite else None,
         )
     except (DatasetError, PromptError, EvaluationError, results.ResultError, CheckpointError) as error:
         sys.exit(f"evaluate: {error}")
-    print(results.table(values, SUITE), flush=True)
+    print(table(values), flush=True)
 
 
 if __name__ == "__main__":

@@ -254,6 +254,7 @@ EVAL: Tree = {
     "suites": Field(
         ("zeroshot",),
         "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suites",
+        choices=("zeroshot",),
         item=str,
     ),
     "datasets": Field(

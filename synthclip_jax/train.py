@@ -4,7 +4,7 @@
 
 The same command starts a run, continues it after any interruption, and does nothing once it is finished. What a
 workdir holds afterwards: `train/checkpoints/STEP`, `train/metrics.jsonl` (one line per logged step),
-`train/config.json` (what this run is; another config is refused) and `eval/STEP-zeroshot.json`.
+`train/config.json` (what this run is; another config is refused) and `eval/STEP-SUITE.json`.
 
 The order inside the loop matters: evaluate, save, next batch, step, log the *previous* step. Saving before the next
 batch is taken keeps data and parameters in step; logging late keeps the device busy while numbers are fetched.
@@ -29,8 +29,9 @@ from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_fo
 from synthclip_jax.device_feed import DeviceFeed
 from synthclip_jax.distributed import say
 from synthclip_jax.evals import EvaluationError, results
-from synthclip_jax.evals.datasets import DatasetError, MissingDataset
+from synthclip_jax.evals.datasets import DatasetError, MissingDataset, open_datasets
 from synthclip_jax.evals.prompts import PromptError
+from synthclip_jax.evals.suites import Evaluator
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
 from synthclip_jax.preprocess import PictureError
@@ -176,43 +177,48 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
 
 
 class Evaluation:
-    """Zero-shot evaluation inside training; its numbers go to `eval/STEP-zeroshot.json` and the metrics file."""
+    """Evaluation inside training; its numbers go to `eval/STEP-SUITE.json` and the metrics file."""
 
-    def __init__(self, evaluator: Any, workdir: pathlib.Path):
-        self.evaluator, self.workdir = evaluator, workdir
+    def __init__(self, config: Any, evaluators: Mapping[str, Evaluator], workdir: pathlib.Path):
+        self.config, self.evaluators, self.workdir = config, evaluators, workdir
 
     def done(self, step: int) -> bool:
         """Whether this step has been evaluated already."""
-        there = results.result_path(self.workdir, step, evaluate.SUITE).exists()
-        return bool(distributed.of_first([there])[0])
+        there = [results.result_path(self.workdir, step, suite).exists() for suite in self.evaluators]
+        return all(distributed.of_first(there))
 
     def __call__(self, step: int, params: Any) -> dict[str, float]:
-        metrics = self.evaluator.run(params)
-        if distributed.is_main():
-            evaluate.save(self.workdir, step, self.evaluator, metrics)
-        say(results.table(metrics, evaluate.SUITE))
-        return metrics
+        found: dict[str, float] = {}
+        for suite, evaluator in self.evaluators.items():
+            metrics = evaluator.run(params)
+            if distributed.is_main():
+                evaluate.save(self.workdir, step, suite, evaluator, self.config, metrics)
+            found |= metrics
+        say(evaluate.table(found))
+        return found
 
 
 def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) -> Evaluation | None:
     """The evaluation that `config.eval` asks for, its test sets opened now rather than hours later; None if none."""
-    if not config.eval.datasets:
+    if not config.eval.datasets or not config.eval.suites:
         return None
-    from synthclip_jax.evals.zeroshot import ZeroShot
-
     try:
-        evaluator = ZeroShot(config, graphdef, workdir, log=say)
-        best = config.train.keep_best
-        names = [f"zeroshot/{dataset.name}/" for dataset in evaluator.datasets]
-        if best and not best.startswith(tuple(names)):
-            raise config_lib.ConfigError(
-                f"train.keep_best: given {best!r}, allowed: a metric of the evaluation, which begin with"
-                f" {' or '.join(names)}, such as {names[0]}acc1"
-            )
-        return Evaluation(evaluator, workdir)
+        datasets, missing = open_datasets(config.eval.datasets, workdir, lenient=True)
     except MissingDataset as error:
         say(f"no evaluation during training: {error}")
         return None
+    for line in missing:
+        say(line)
+    plan = evaluate.assign(datasets, config.eval.suites)
+    best = config.train.keep_best
+    names = [f"{suite.name}/{dataset.name}/" for suite, taken in plan for dataset in taken]
+    if best and not best.startswith(tuple(names)):
+        raise config_lib.ConfigError(
+            f"train.keep_best: given {best!r}, allowed: a metric of the evaluation, which begin with"
+            f" {' or '.join(names)}, such as {names[0]}{plan[0][0].main}"
+        )
+    evaluators = {suite.name: suite.load()(config, graphdef, taken, say) for suite, taken in plan}
+    return Evaluation(config, evaluators, workdir)
 
 
 def use_compile_cache() -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from synthclip_jax.config import default_config, digest, plain
 from synthclip_jax.evals import results
-from synthclip_jax.evals.datasets import describe, open_dataset
-from synthclip_jax.evals.zeroshot import Predictions, metrics
+from synthclip_jax.evals.datasets import open_dataset
+from synthclip_jax.evals.zeroshot import Predictions, describe, metrics
 from synthclip_jax.records import ShardName, frame_shard, serialize_example
 
 CONCEPTS = ("cat", "dog", "violin", "lighthouse", "teapot", "bicycle", "owl", "cactus")

@@ -21,7 +21,7 @@ import pathlib
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from synthclip_jax.evals import prompts
 
@@ -54,6 +54,7 @@ class Dataset(Protocol):
 
     name: str
     spec: str
+    task: str  # "classification": one label a picture
     class_names: tuple[str, ...]
     templates: tuple[str, ...] | None
 
@@ -145,16 +146,6 @@ def open_datasets(
     return datasets, missing
 
 
-def describe(dataset: Dataset, templates: str = "") -> dict[str, Any]:
-    """What is evaluated, for the result file: two results are comparable if this is equal.
-
-    Raises:
-      PromptError: the templates asked for are not usable.
-    """
-    source, texts = prompts.choose(dataset.name, dataset.templates, templates)
-    return {"spec": dataset.spec, "classes": len(dataset.class_names), "templates": source, "prompts": list(texts)}
-
-
 def _read_lines(path: pathlib.Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
@@ -166,6 +157,8 @@ def _own_templates(folder: pathlib.Path) -> tuple[str, ...] | None:
 
 class WebDataset:
     """The `test` split of a webdataset folder in CLIP_benchmark's layout."""
+
+    task = "classification"
 
     def __init__(self, spec: DatasetSpec, folder: pathlib.Path, split: str = "test"):
         self.name, self.spec, self.folder = spec.name, str(spec), folder
@@ -281,6 +274,8 @@ def read_tar(path: pathlib.Path) -> Iterator[tuple[str, str, bytes]]:
 
 class ImageFolder:
     """A folder with one folder of pictures per class."""
+
+    task = "classification"
 
     def __init__(self, spec: DatasetSpec, folder: pathlib.Path):
         self.name, self.spec, self.folder = spec.name, str(spec), folder

@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,21 +141,11 @@ class Column:
     percent: bool = True
 
 
-COLUMNS = (
-    Column("classes", "classes", percent=False),
-    Column("pictures", "n", percent=False),
-    Column("acc1 % [95%]", "acc1", interval=True),
-    Column("acc5 % [95%]", "acc5", interval=True),
-    Column("mean per class % [95%]", "mean_per_class_recall", interval=True),
-    Column("chance %", "chance"),
-)
-
-
-def table(metrics: Mapping[str, float], suite: str = "zeroshot") -> str:
-    """Metrics of classification as a table of text, percent, with intervals and chance."""
-    rows = [("dataset", *(column.title for column in COLUMNS))]
+def table(metrics: Mapping[str, float], suite: str, columns: Sequence[Column]) -> str:
+    """Metrics of a suite as a table of text, percent, with intervals and chance."""
+    rows = [(suite, *(column.title for column in columns))]
     for name, values in group(metrics, suite).items():
-        rows.append((name, *(_cell(values, column) for column in COLUMNS)))
+        rows.append((name, *(_cell(values, column) for column in columns)))
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -174,7 +164,7 @@ def _cell(values: Mapping[str, float], column: Column) -> str:
     if not column.percent:
         return f"{value:,.0f}"
     text = f"{100 * value:.1f}"
-    if column.interval:
+    if column.interval and column.metric + "_low" in values:
         text += f" [{100 * values[column.metric + '_low']:4.1f}, {100 * values[column.metric + '_high']:4.1f}]"
     elif column.metric == "chance":
         text = f"{100 * value:.2f}"

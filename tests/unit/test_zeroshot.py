@@ -12,11 +12,14 @@ from PIL import Image
 
 from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
+from synthclip_jax.encoder import on_all_devices
 from synthclip_jax.evals import EvaluationError, intervals, results
 from synthclip_jax.evals.datasets import DatasetError, DatasetSpec, MissingDataset, open_dataset, open_datasets
 from synthclip_jax.evals.prompts import PromptError
-from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, metrics, text_classifier
+from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
 from synthclip_jax.models import make_model
+from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.tokenizer import Tokenizer
 
 CLASSES = ("red", "green", "blue", "white", "black", "gray")
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128))
@@ -303,90 +306,91 @@ def test_a_class_is_the_normalised_mean_of_normalised_prompt_embeddings():
 # --- the evaluator
 
 
+def run(model, folder, batch_size=5):
+    """(metrics, details of the one test set) of a model on a webdataset folder."""
+    config, graphdef, params = model
+    config = config.copy_and_resolve_references()
+    config.eval.batch_size = batch_size
+    evaluator = ZeroShot(config, graphdef, [open_dataset(f"wds:{folder}")])
+    values = evaluator.run(params)
+    return values, evaluator.details[folder.name]
+
+
 def test_the_evaluator_counts_what_a_loop_over_single_pictures_counts(tmp_path, model):
     config, graphdef, params = model
-    folder = write_wds(tmp_path / "colours", coloured(13))
-    evaluator = ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"])
-    values = evaluator.run(params)
+    values, details = run(model, write_wds(tmp_path / "colours", coloured(13)))
 
     from flax import nnx
 
-    clip = nnx.merge(graphdef, params)
-    prompts = evaluator.tokenizer([f"a {name} square." for name in CLASSES])
-    text = np.asarray(clip.encode_text(prompts))
+    clip, tokenizer, preprocess = nnx.merge(graphdef, params), Tokenizer(12), Preprocess.from_config(config.data)
+    text = np.asarray(clip.encode_text(tokenizer([f"a {name} square." for name in CLASSES])))
     right = top5 = 0
     for index, (_, parts) in enumerate(coloured(13)):
-        image = evaluator.preprocess.normalise(evaluator.preprocess(parts["png"])[None])
+        image = preprocess.normalise(preprocess(parts["png"])[None])
         order = np.argsort(-(text @ np.asarray(clip.encode_image(image))[0]))
         right += order[0] == index % 6
         top5 += index % 6 in order[:5]
     assert values["zeroshot/colours/acc1"] == right / 13
     assert values["zeroshot/colours/acc5"] == top5 / 13
     assert values["zeroshot/colours/n"] == 13
-    assert evaluator.predictions["colours"].keys == tuple(f"s{index:04d}" for index in range(13))
+    assert list(details["keys"]) == [f"s{index:04d}" for index in range(13)]
 
 
 def test_batch_size_changes_nothing(tmp_path, model):
-    config, graphdef, params = model
     folder = write_wds(tmp_path / "colours", coloured(11))
-    runs = []
-    for batch_size in (3, 64):
-        evaluator = ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"], batch_size=batch_size)
-        evaluator.run(params)
-        runs.append(evaluator.predictions["colours"])
-    assert runs[0].keys == runs[1].keys
-    np.testing.assert_array_equal(runs[0].top, runs[1].top)
-    np.testing.assert_allclose(runs[0].scores, runs[1].scores, atol=1e-5)
+    (_, small), (_, large) = run(model, folder, 3), run(model, folder, 64)
+    assert list(small["keys"]) == list(large["keys"])
+    np.testing.assert_array_equal(small["top"], large["top"])
+    np.testing.assert_allclose(small["scores"], large["scores"], atol=1e-5)
 
 
 def test_a_sharded_model_gives_the_same_predictions(tmp_path, model):
     config, graphdef, params = model
-    devices = jax.devices()
-    if len(devices) < 2:
+    if len(jax.devices()) < 2:
         pytest.skip("one device")
     folder = write_wds(tmp_path / "colours", coloured(11))
-    evaluator = ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"])
-    evaluator.run(params)
-    alone = evaluator.predictions["colours"]
-    evaluator.run(evaluate._on_all_devices(params))
-    spread = evaluator.predictions["colours"]
-    assert spread.keys == alone.keys
-    np.testing.assert_array_equal(spread.top, alone.top)
+    _, alone = run(model, folder)
+    _, spread = run((config, graphdef, on_all_devices(params)), folder)
+    assert list(spread["keys"]) == list(alone["keys"])
+    np.testing.assert_array_equal(spread["top"], alone["top"])
+
+
+def test_the_first_of_equally_good_classes_is_taken():
+    embeddings = np.eye(3, 4, dtype=np.float32)
+    classifier = np.float32([[0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    top, scores = best_classes(embeddings, classifier, 3)
+    np.testing.assert_array_equal(top, [[1, 2, 0], [0, 1, 2], [0, 1, 2]])
+    np.testing.assert_array_equal(scores, [[1, 1, 0], [1, 0, 0], [0, 0, 0]])
 
 
 def test_a_picture_that_does_not_decode_is_skipped_and_counted(tmp_path, model):
-    config, graphdef, params = model
     examples = coloured(7)
     examples[2] = ("broken", {"png": picture()[:30], "cls": b"0"})
-    folder = write_wds(tmp_path / "colours", examples)
-    evaluator = ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"])
-    values = evaluator.run(params)
+    values, details = run(model, write_wds(tmp_path / "colours", examples))
     assert values["zeroshot/colours/n"] == 6
     assert values["zeroshot/colours/skipped"] == 1
-    assert evaluator.predictions["colours"].skipped == ("broken",)
-    assert "colours: 1 pictures do not decode" in results.table(values)
+    assert list(details["skipped"]) == ["broken"]
+    assert "colours: 1 pictures do not decode" in evaluate.table(values)
     everything = write_wds(tmp_path / "broken", [("a", {"png": b"?", "cls": b"0"})])
     with pytest.raises(EvaluationError, match="none of its 1 pictures decodes"):
-        ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{everything}"]).run(params)
+        run(model, everything)
 
 
 def test_a_diverged_model_gives_an_error_and_no_number(tmp_path, model):
     config, graphdef, params = model
     folder = write_wds(tmp_path / "colours", coloured(3))
-    evaluator = ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"])
     diverged = jax.tree.map(lambda leaf: leaf * np.nan, params)
     with pytest.raises(EvaluationError, match="not finite"):
-        evaluator.run(diverged)
+        run((config, graphdef, diverged), folder)
     only_images = {**params, "visual": diverged["visual"]}
     with pytest.raises(EvaluationError, match="image tower"):
-        evaluator.run(only_images)
+        run((config, graphdef, only_images), folder)
 
 
-def test_a_bad_template_stops_before_any_picture_is_read(tmp_path, model):
-    config, graphdef, _ = model
+def test_a_bad_template_stops_before_any_picture_is_read(tmp_path):
     folder = write_wds(tmp_path / "colours", coloured(3), templates=["a photo"])
     with pytest.raises(PromptError, match="no slot"):
-        ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"])
+        open_dataset(f"wds:{folder}")
 
 
 # --- results
@@ -396,8 +400,8 @@ def test_results_are_written_added_to_and_read_back(tmp_path, model):
     config, graphdef, params = model
     for name in ("first", "second"):
         folder = write_wds(tmp_path / name, coloured(6))
-        evaluator = ZeroShot(config, graphdef, tmp_path, datasets=[f"wds:{folder}"])
-        path = evaluate.save(tmp_path, 20, evaluator, evaluator.run(params))
+        evaluator = ZeroShot(config, graphdef, [open_dataset(f"wds:{folder}")])
+        path = evaluate.save(tmp_path, 20, "zeroshot", evaluator, config, evaluator.run(params))
     assert path == tmp_path / "eval" / "20-zeroshot.json"
     result = json.loads(path.read_text())
     assert result["step"] == 20
@@ -424,6 +428,6 @@ def test_the_table_shows_intervals_and_chance():
     values = {
         f"zeroshot/d/{key}": value for key, value in metrics(predictions_of(np.eye(6), [0, 1, 2, 3, 4, 0])).items()
     }
-    text = results.table(values)
+    text = evaluate.table(values)
     assert "83.3 [43.6, 97.0]" in text
     assert "16.67 / 83.33" in text

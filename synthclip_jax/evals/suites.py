@@ -1,0 +1,99 @@
+"""The suites of evaluation by name: what each takes, which class runs it, and how its numbers are shown.
+
+A suite is one class:
+
+    class ZeroShot:
+        def __init__(self, config, graphdef, datasets, log=print): ...    # config.eval says how
+        @staticmethod
+        def describe(config, dataset) -> dict: ...     # JSON: results are comparable if this is equal
+        def run(self, params) -> dict[str, float]: ...   # SUITE/NAME/METRIC for every test set
+        details: dict[str, dict[str, np.ndarray]]      # after run, by test set: arrays for eval/STEP-SUITE.NAME.npz
+
+`evaluate --suite=NAME` and `config.eval.suites` (inside training) run any of them; results go to
+`WORKDIR/eval/STEP-SUITE.json`. Needs no JAX until a suite's class is asked for.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from synthclip_jax.evals import EvaluationError
+from synthclip_jax.evals.datasets import Dataset
+from synthclip_jax.evals.results import Column
+
+
+class Evaluator(Protocol):
+    """See the module's docstring."""
+
+    datasets: list[Dataset]
+    details: dict[str, dict[str, np.ndarray]]
+
+    def __init__(
+        self, config: Any, graphdef: Any, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
+    ) -> None: ...
+
+    @staticmethod
+    def describe(config: Any, dataset: Dataset) -> dict[str, Any]: ...
+
+    def run(self, params: Any) -> dict[str, float]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """One suite.
+
+    Attributes:
+      name: first part of its metrics' keys, last part of its result files' names.
+      task: which test sets it takes: those whose `task` is equal.
+      evaluator: its class, `module:Class`.
+      columns: of the table that is printed.
+      main: the metric to choose a checkpoint by, and the one in tables over many results.
+    """
+
+    name: str
+    task: str
+    evaluator: str
+    columns: tuple[Column, ...]
+    main: str
+
+    def load(self) -> type[Evaluator]:
+        """Its class."""
+        module, _, name = self.evaluator.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+CLASSIFICATION_COLUMNS = (
+    Column("classes", "classes", percent=False),
+    Column("pictures", "n", percent=False),
+    Column("acc1 % [95%]", "acc1", interval=True),
+    Column("acc5 % [95%]", "acc5", interval=True),
+    Column("mean per class % [95%]", "mean_per_class_recall", interval=True),
+    Column("chance %", "chance"),
+)
+
+SUITES: Mapping[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite("zeroshot", "classification", "synthclip_jax.evals.zeroshot:ZeroShot", CLASSIFICATION_COLUMNS, "acc1"),
+    )
+}
+
+
+def choose(names: Iterable[str]) -> list[Suite]:
+    """The suites of these names, in their order.
+
+    Raises:
+      EvaluationError: there is no such suite; the text names those that there are.
+    """
+    chosen = []
+    for name in names:
+        if name not in SUITES:
+            near = difflib.get_close_matches(name, SUITES, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise EvaluationError(f"no suite {name!r}.{hint} Suites: {', '.join(SUITES)}")
+        chosen.append(SUITES[name])
+    return chosen

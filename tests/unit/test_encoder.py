@@ -1,0 +1,113 @@
+"""The encoder: unit vectors of texts and pictures, in order, whatever the batches are."""
+
+import io
+import threading
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from synthclip_jax import encoder as encoder_lib
+from synthclip_jax.config import default_config
+from synthclip_jax.encoder import Encoder, on_all_devices
+from synthclip_jax.evals import EvaluationError
+from synthclip_jax.models import make_model
+
+TEXTS = ["a dog", "", "three very small red cars parked in a row beside the old town hall", "a cat", "snow " * 60]
+
+
+def picture(seed, size=(20, 16), form="PNG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = default_config()
+    config.data.image_size = 16
+    config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
+    config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
+    config.model.text.update(width=16, layers=1, heads=2, context_length=40)
+    graphdef, init = make_model(config.model, 16)
+    return config, graphdef, jax.jit(init)(jax.random.key(0))
+
+
+def test_texts_have_the_vectors_that_the_whole_rows_give_in_the_order_given(model):
+    config, graphdef, params = model
+    encoder = Encoder(config, graphdef, params, batch_size=2)
+    expected = nnx.merge(graphdef, params).encode_text(encoder.tokenizer(TEXTS))
+    np.testing.assert_allclose(encoder.texts(TEXTS), expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(encoder.texts(TEXTS), axis=1), 1, atol=1e-6)
+    assert encoder.texts([]).shape == (0, 16)
+
+
+def test_many_texts_are_the_same_as_each_alone(model, monkeypatch):
+    monkeypatch.setattr(encoder_lib, "WINDOW", 2)  # several windows of sorted texts
+    encoder = Encoder(*model, batch_size=3)
+    texts = [" ".join(["word"] * (7 * index % 30)) + f" {index}" for index in range(20)]
+    alone = np.concatenate([encoder.texts([text]) for text in texts])
+    np.testing.assert_allclose(encoder.texts(texts), alone, atol=1e-6)
+
+
+def test_pictures_come_in_order_with_their_keys_and_the_broken_ones_apart(model):
+    config, graphdef, params = model
+    encoder = Encoder(config, graphdef, params, batch_size=4)
+    items = [((index, "key"), picture(index)) for index in range(11)]
+    items[5] = ("broken", b"no picture")
+    batches = list(encoder.pictures(iter(items)))
+    assert [key for batch in batches for key in batch.keys] == [key for key, _ in items if key != "broken"]
+    assert [key for batch in batches for key in batch.skipped] == ["broken"]
+    pixels = encoder.preprocess.batch([data for key, data in items if key != "broken"])
+    expected = nnx.merge(graphdef, params).encode_image(encoder.preprocess.normalise(pixels))
+    np.testing.assert_allclose(np.concatenate([batch.embeddings for batch in batches]), expected, atol=1e-6)
+    assert list(encoder.pictures([])) == []
+
+
+def test_batches_spread_over_devices_give_the_same_vectors(model):
+    config, graphdef, params = model
+    items = [(index, picture(index)) for index in range(10)]
+    alone = Encoder(config, graphdef, params, batch_size=4)
+    spread = Encoder(config, graphdef, on_all_devices(params), batch_size=4)
+    assert spread.batch_size == max(4, jax.device_count())
+    np.testing.assert_allclose(spread.texts(TEXTS), alone.texts(TEXTS), atol=1e-6)
+    ours, theirs = (np.concatenate([b.embeddings for b in e.pictures(items)]) for e in (spread, alone))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_few_items_do_not_fill_a_large_batch(model, monkeypatch):
+    encoder, sizes = Encoder(*model, batch_size=256), []
+    put = encoder.placement.put
+    monkeypatch.setattr(type(encoder.placement), "put", lambda self, batch: sizes.append(len(batch)) or put(batch))
+    encoder.texts(["a dog", "a cat", "a cow"])
+    list(encoder.pictures([(0, picture(0))]))
+    assert sizes == [4, 1, 1]
+
+
+def test_pictures_are_read_no_further_ahead_than_a_few_batches(model):
+    encoder, read = Encoder(*model, batch_size=4), []
+
+    def items():
+        for index in range(100):
+            read.append(index)
+            yield index, picture(index)
+
+    batches = encoder.pictures(items())
+    next(batches)
+    assert len(read) <= 5 * 4
+    batches.close()
+    before = threading.active_count()
+    assert len(read) <= 5 * 4
+    assert before == threading.active_count()
+
+
+def test_a_diverged_model_is_an_error_that_names_the_tower(model):
+    config, graphdef, params = model
+    diverged = Encoder(config, graphdef, jax.tree.map(lambda leaf: leaf * np.nan, params), batch_size=4)
+    with pytest.raises(EvaluationError, match="text tower"):
+        diverged.texts(["a dog"])
+    with pytest.raises(EvaluationError, match="image tower"):
+        list(diverged.pictures([(0, picture(0))]))
