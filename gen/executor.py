@@ -1,7 +1,11 @@
 """Executors run the shards of a stage that are not committed yet. `local` runs them in this process."""
 
+import collections
+import concurrent.futures
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gen.progress import Progress
@@ -39,7 +43,9 @@ def run_local(
       shards: one mapping per planned shard with at least `index` and `items` (how many items it plans to make).
       make_worker: builds the worker, which may load a model; called only if a shard is left to do. A worker may have
         `close()`, and an attribute `progress` that is set to the stage's `Progress` before work starts: then the
-        worker reports items itself while it works.
+        worker reports items itself while it works. A worker with an attribute `overlap` above 1 is called from that
+        many threads at once, each with a shard of its own, so that its model works on the next shard while the last one
+        is encoded and committed; its `close()` ends the calls that are running.
       label: the stage's name in the progress line.
       unit: what an item is, in the plural.
 
@@ -61,16 +67,56 @@ def run_local(
     if reports_itself:
         worker.progress = progress
     try:
-        for shard in todo:
-            start = time.monotonic()
-            output = worker(shard)
-            records[shard["index"]] = store.commit(shard["index"], output, time.monotonic() - start)
-            if not reports_itself:
-                progress.update(shard["items"], output.rejects)
+        with contextlib.closing(work_ahead(worker, todo)) as work:
+            for shard, output, seconds in work:
+                records[shard["index"]] = store.commit(shard["index"], output, seconds)
+                if not reports_itself:
+                    progress.update(shard["items"], output.rejects)
         progress.close()
     finally:
         getattr(worker, "close", lambda: None)()
     return dict(sorted(records.items()))
+
+
+def work_ahead(
+    worker: Worker, shards: Iterable[Mapping[str, Any]]
+) -> Generator[tuple[Mapping[str, Any], ShardOutput, float], None, None]:
+    """Runs the worker on each shard; one that overlaps is ahead of what was yielded by as many shards as it takes.
+
+    Yields:
+      In order, a shard, its output, and the seconds that it alone cost: those since the one before was done.
+    """
+    overlap, done = getattr(worker, "overlap", 1), 0.0
+    if overlap == 1:
+        for shard in shards:
+            start = time.monotonic()
+            output = worker(shard)
+            yield shard, output, time.monotonic() - start
+        return
+
+    def timed(shard: Mapping[str, Any]) -> tuple[ShardOutput, float, float]:
+        start = time.monotonic()
+        return worker(shard), start, time.monotonic()
+
+    pool = concurrent.futures.ThreadPoolExecutor(overlap, "shard")
+    ahead: collections.deque[tuple[Mapping[str, Any], concurrent.futures.Future]] = collections.deque()
+    waiting = iter(shards)
+    try:
+        while True:
+            # One more than there are threads: none waits while the oldest is committed.
+            for shard in itertools.islice(waiting, overlap + 1 - len(ahead)):
+                ahead.append((shard, pool.submit(timed, shard)))
+            if not ahead:
+                return
+            shard, future = ahead.popleft()
+            output, start, finished = future.result()
+            yield shard, output, max(0.0, finished - max(start, done))
+            done = max(done, finished)
+    except BaseException:
+        getattr(worker, "close", lambda: None)()  # else the threads would finish their shards first
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 EXECUTORS: dict[str, Executor] = {"local": run_local}

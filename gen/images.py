@@ -17,6 +17,7 @@ from jaxtyping import Int64
 
 from gen import draws
 from gen.executor import Executor, run_local
+from gen.image_batches import ImageBatches
 from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, make_engine
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
@@ -78,7 +79,7 @@ def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
 
 
 class ImageWorker:
-    """Makes the pictures of one shard after another.
+    """Makes the pictures of one shard after another; may be called from `overlap` threads at once.
 
     Args:
       engine: what draws.
@@ -87,6 +88,7 @@ class ImageWorker:
     """
 
     progress: Progress | None = None
+    overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
     def __init__(self, engine: ImageEngine, selected, config: Any):
         from tensorflow_datasets.core import example_serializer
@@ -97,6 +99,7 @@ class ImageWorker:
         self.features = dataset_features(self.images.size)
         self.serializer = example_serializer.ExampleSerializer(self.features.get_serialized_info())
         self.pool = concurrent.futures.ThreadPoolExecutor(self.images.threads, "jpeg")
+        self.batches = ImageBatches(engine, self.images.batch_size)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Makes one shard."""
@@ -120,7 +123,7 @@ class ImageWorker:
         )
 
     def _make(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[int, bytes], dict[int, int], dict[int, str]]:
-        """Generates, retries and encodes; encoding runs in threads while the engine makes the next batch.
+        """Generates, retries and encodes; encoding runs in threads while the engine makes the next batches.
 
         Returns:
           JPEG bytes, last attempt, and reject reason, each by slot in `rows`.
@@ -128,28 +131,29 @@ class ImageWorker:
         encoding: dict[int, concurrent.futures.Future] = {}
         attempts: dict[int, int] = {}
         rejects: dict[int, str] = {}
-        pending = collections.deque((slot, 0) for slot in range(len(rows)))
-        while pending:
-            batch = [pending.popleft() for _ in range(min(self.images.batch_size, len(pending)))]
-            requests = [
-                Request(row["caption"], row["concept"], picture_seed(self.config.seed, row["id"], attempt))
-                for row, attempt in ((rows[slot], attempt) for slot, attempt in batch)
-            ]
-            finished, refused = 0, collections.Counter[str]()
-            for (slot, attempt), outcome in zip(batch, self.engine.generate(requests), strict=True):
+
+        def request(slot: int, attempt: int) -> Request:
+            row = rows[slot]
+            return Request(row["caption"], row["concept"], picture_seed(self.config.seed, row["id"], attempt))
+
+        with self.batches.shard() as inbox:
+            for slot in range(len(rows)):
+                inbox.ask(request(slot, 0), (slot, 0))
+            finished = 0
+            while finished < len(rows):
+                (slot, attempt), outcome = inbox.take()
                 outcome = self._checked(outcome)
                 attempts[slot] = attempt
                 if not isinstance(outcome, Rejected):
                     encoding[slot] = self.pool.submit(encode_jpeg, outcome, self.images.size, self.images.jpeg_quality)
                 elif outcome.retry and attempt + 1 < self.images.max_attempts:
-                    pending.append((slot, attempt + 1))
+                    inbox.ask(request(slot, attempt + 1), (slot, attempt + 1))
                     continue
                 else:
                     rejects[slot] = outcome.reason
-                    refused[outcome.reason] += 1
                 finished += 1
-            if self.progress:
-                self.progress.update(finished, refused)
+                if self.progress:
+                    self.progress.update(1, {rejects[slot]: 1} if slot in rejects else {})
         encoded = {}
         for slot, future in encoding.items():
             data = future.result()
@@ -182,8 +186,9 @@ class ImageWorker:
         return message.SerializeToString(deterministic=True)
 
     def close(self) -> None:
-        """Stops the encoding threads."""
-        self.pool.shutdown()
+        """Stops the threads; a shard that is being made is given up."""
+        self.batches.close()
+        self.pool.shutdown(cancel_futures=True)
 
 
 def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int], rejects: Mapping[int, str]) -> bytes:

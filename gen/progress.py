@@ -2,6 +2,7 @@
 
 import collections
 import sys
+import threading
 import time
 from collections.abc import Mapping
 
@@ -24,6 +25,7 @@ class Progress:
         self.total, self.unit, self.label = total, unit, label
         self.done, self.made = done, 0
         self.rejects = collections.Counter(rejects)
+        self._lock = threading.Lock()  # several shards may report at once
         self._start = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._interval = 0.5 if self._terminal else interval
@@ -31,11 +33,12 @@ class Progress:
 
     def update(self, count: int, rejects: Mapping[str, int] = {}) -> None:
         """Adds finished items (accepted and rejected together) and rejects by reason."""
-        self.done += count
-        self.made += count
-        self.rejects.update(rejects)
-        if time.monotonic() - self._printed >= self._interval:
-            self._print(end="\r" if self._terminal else "\n")
+        with self._lock:
+            self.done += count
+            self.made += count
+            self.rejects.update(rejects)
+            if time.monotonic() - self._printed >= self._interval:
+                self._print(end="\r" if self._terminal else "\n")
 
     def line(self) -> str:
         """The line as it stands."""
