@@ -2,30 +2,46 @@
 
 A stage owns a folder with `plan.json` (written once, create-if-absent) and `commits/00000.json`, one small record per
 finished shard. A shard is done if and only if its record exists and agrees with the plan and with the files it names.
-Files are written as temporary file, fsync, rename; the record follows the same way. So killing the process at any
-moment loses at most the shards in flight, and nothing is ever half there.
+The files are written first and the record last, each of them whole or absent. So killing the process at any moment
+loses at most the shards in flight, and nothing is ever half there.
+
+Any number of drivers may work on one workdir. Who finishes a shard second finds a valid record and gives up what it
+made: on a disk a lock around files and record sees to that. In an object store the record is created if absent; it
+names the files by the store's own tag of their bytes, so that a record beside files of another driver does not count.
 """
 
+import base64
 import contextlib
 import dataclasses
 import datetime
-import errno
 import hashlib
 import json
 import os
-import pathlib
+import random
+import re
 import socket
-import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from typing import Any
 
+from gen.storage import (
+    Stamp,
+    create_if_absent,
+    explained,
+    list_files,
+    locked,
+    read_files,
+    remove_leftovers,
+    stamp,
+    write_atomic,
+)
+from gen.storage import StoreError as StoreError
 from synthclip_jax.generated import stage_folder as stage_folder  # where a stage lies, for all who read or write it
+from synthclip_jax.locations import Location, is_url, location
 
 DATA_PREFIX = "data:"  # a file name with this prefix goes to the data folder instead of the stage folder
-
-
-class StoreError(RuntimeError):
-    """The workdir cannot be written or read as it should; the text says what to do."""
+_ATTEMPTS = 8  # at one shard that another driver commits at the same moment, in an object store
+_RECORD_NAME = re.compile(r"(\d{5,})\.json")
 
 
 class PlanMismatch(StoreError):
@@ -47,73 +63,27 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file that is either whole or absent, whatever happens meanwhile.
-
-    Raises:
-      StoreError: no space is left, or the folder cannot be written; nothing half-written stays behind.
-    """
-    with _replacing(pathlib.Path(path), data) as temporary:
-        os.replace(temporary, path)
-
-
-def create_if_absent(path: str | os.PathLike, data: bytes) -> bool:
-    """Writes a file only if there is none yet, atomically; says whether this call made it."""
-    with _replacing(pathlib.Path(path), data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
-    return True
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path, data: bytes) -> Iterator[str]:
-    """A synced temporary file with the data in the path's folder; the folder is synced after the body's rename."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; datasets are meant to be shared
-        yield temporary
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = "no space is left on the device. Free some and run the same command again"
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            what = "the folder cannot be written. Check its permissions and run the same command again"
-        else:
-            what = "the file could not be written. Run the same command again once the cause is gone"
-        raise StoreError(f"{path}: {what}; everything committed so far is kept ({error})") from error
-
-
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike | Location) -> Any:
     """Reads a JSON file.
 
     Raises:
-      StoreError: the file is not JSON.
+      StoreError: the file is missing, cannot be read or is not JSON.
     """
+    with explained(path):
+        data = location(path).read_bytes()
+    return _parse(data, path)
+
+
+def _parse(data: bytes, path: str | os.PathLike | Location) -> Any:
     try:
-        return json.loads(pathlib.Path(path).read_bytes())
-    except ValueError as error:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not valid JSON ({error}). Delete it and run the stage again") from error
 
 
 def to_json(value: Any) -> bytes:
     """Readable, canonical JSON: the same value gives the same bytes."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -140,17 +110,17 @@ class StageStore:
     """The folder of one stage: its plan, its files and its commit records.
 
     Args:
-      folder: where plan, records and the stage's own files live.
+      folder: where plan, records and the stage's own files live: a path or a URL.
       data_folder: where files named `data:NAME` go (the dataset); defaults to `folder`.
     """
 
-    def __init__(self, folder: str | os.PathLike, data_folder: str | os.PathLike | None = None):
-        self.folder = pathlib.Path(folder)
-        self.data_folder = pathlib.Path(data_folder) if data_folder else self.folder
+    def __init__(self, folder: str | os.PathLike | Location, data_folder: str | os.PathLike | Location | None = None):
+        self.folder = location(folder)
+        self.data_folder = location(data_folder) if data_folder else self.folder
         self.plan_digest = ""
 
     @property
-    def plan_path(self) -> pathlib.Path:
+    def plan_path(self) -> Location:
         """The plan's file."""
         return self.folder / "plan.json"
 
@@ -159,69 +129,167 @@ class StageStore:
 
         Raises:
           PlanMismatch: names each key that differs, with both values.
+          StoreError: the plan there is damaged, or the storage cannot be used.
         """
         plan = json.loads(to_json(dict(plan)))  # tuples become lists, as they will be when read back
-        create_if_absent(self.plan_path, to_json(plan))
+        with explained(self.plan_path):
+            planned = self.plan_path.exists()
+        if not planned:
+            create_if_absent(self.plan_path, to_json(plan))
         existing = read_json(self.plan_path)
+        if not isinstance(existing, dict):
+            raise StoreError(f"{self.plan_path}: damaged: it is no plan. Restore it, or use another --workdir")
         lines = differences(existing, plan)
         if lines:
             shown = "\n  ".join(lines[:20])
             raise PlanMismatch(
                 f"{self.plan_path}: this workdir was made with another configuration (there -> now):\n  {shown}\n"
-                "Use the configuration it was made with, or another --workdir"
+                "Use the configuration it was made with, start another version beside it with --new-version, or use"
+                " another --workdir"
             )
         self.plan_digest = sha256(to_json(existing))[:16]
+        for folder in {self.folder, self.data_folder}:
+            remove_leftovers(folder)
         return existing
 
-    def path(self, name: str) -> pathlib.Path:
+    def path(self, name: str) -> Location:
         """Where a file of a shard's output lies."""
         if name.startswith(DATA_PREFIX):
             return self.data_folder / name.removeprefix(DATA_PREFIX)
         return self.folder / name
 
     def commit(self, shard: int, output: ShardOutput, seconds: float = 0.0) -> dict[str, Any]:
-        """Writes a shard's files, then its record. Committing the same shard twice is harmless."""
-        files = {}
-        for name, data in sorted(output.files.items()):
-            write_atomic(self.path(name), data)
-            files[name] = {"bytes": len(data), "sha256": sha256(data)}
-        record = {
-            "shard": shard,
-            "plan": self.plan_digest,
-            "count": output.count,
-            "rejects": dict(sorted(output.rejects.items())),
-            "files": files,
-            "seconds": round(seconds, 3),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "host": socket.gethostname(),
-            **output.info,
-        }
-        write_atomic(self._record_path(shard), to_json(record))
-        return record
+        """Writes a shard's files, then its record, unless another driver has committed the shard meanwhile.
+
+        Returns:
+          The record that counts.
+
+        Raises:
+          StoreError: the storage is full, read-only or gone, or another driver's files come in between each time.
+        """
+        with explained(self.plan_path):
+            planned = self.plan_path.exists()
+        if not planned:  # else the shard would go to the empty folder that a file system was mounted on
+            raise StoreError(
+                f"{self.plan_path}: the plan is gone, and with it what was committed: the file system is no longer"
+                " mounted, or the folder was deleted. Mount it again and run the same command again"
+            )
+        record_path = self._record_path(shard)
+        with locked(record_path):
+            for attempt in range(_ATTEMPTS):
+                if there := self.record(shard):
+                    return there
+                time.sleep(random.random() * attempt)  # two drivers that undo each other's work drift apart
+                files = {name: self._write(name, data) for name, data in sorted(output.files.items())}
+                record = {
+                    "shard": shard,
+                    "plan": self.plan_digest,
+                    "count": output.count,
+                    "rejects": dict(sorted(output.rejects.items())),
+                    "files": files,
+                    "seconds": round(seconds, 3),
+                    "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "host": socket.gethostname(),
+                    **output.info,
+                }
+                record["check"] = _checksum(record)
+                if not is_url(record_path):
+                    write_atomic(record_path, to_json(record))
+                    return record
+                if not create_if_absent(record_path, to_json(record)) and not self.record(shard):
+                    write_atomic(record_path, to_json(record))  # what is there does not count, or counts no longer
+                # No lock: only now it shows whose files the record stands beside. The next round looks.
+        raise StoreError(
+            f"{record_path}: another driver writes the same shard again and again. Let only one run, and start it again"
+        )
+
+    def record(self, shard: int) -> dict[str, Any] | None:
+        """The record of a shard if it is done, else None.
+
+        Raises:
+          StoreError: the storage cannot be read.
+        """
+        path = self._record_path(shard)
+        record = self._checked(path.name, read_files([path])[0])
+        if record and all(_agrees(meta, stamp(self.path(name))) for name, meta in record["files"].items()):
+            return record
+        return None
+
+    def forget(self, shard: int) -> None:
+        """Deletes a shard's record, so that the shard is made again."""
+        path = self._record_path(shard)
+        with explained(path), contextlib.suppress(FileNotFoundError):
+            path.unlink()
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """The records of shards that are done, by shard index.
 
-        A record that belongs to another plan, or whose files are missing or of another size, counts as not done:
-        the shard is made again.
+        A record that is damaged, that belongs to another plan, or whose files are missing or not those that it names,
+        counts as not done: the shard is made again.
+
+        Raises:
+          StoreError: the storage cannot be read.
         """
+        commits = self.folder / "commits"
+        names = sorted(name for name in list_files(commits) if _RECORD_NAME.fullmatch(name))
+        if not names:
+            return {}
+        own = list_files(self.folder)
+        data = own if self.data_folder == self.folder else list_files(self.data_folder)
         records = {}
-        for path in sorted((self.folder / "commits").glob("[0-9]*.json")):
-            try:
-                record = read_json(path)
-            except StoreError:
-                continue
-            if record.get("plan") == self.plan_digest and all(
-                self._size(name) == meta["bytes"] for name, meta in record["files"].items()
+        for name, content in zip(names, read_files([commits / name for name in names]), strict=True):
+            record = self._checked(name, content)
+            if record and all(
+                _agrees(meta, data.get(file.removeprefix(DATA_PREFIX)) if DATA_PREFIX in file else own.get(file))
+                for file, meta in record["files"].items()
             ):
-                records[int(record["shard"])] = record
-        return records
+                records[record["shard"]] = record
+        return dict(sorted(records.items()))
 
-    def _size(self, name: str) -> int:
+    def _checked(self, name: str, content: bytes | None) -> dict[str, Any] | None:
+        """The record that a file holds, if it is whole, of this plan and in its place."""
         try:
-            return self.path(name).stat().st_size
-        except OSError:
-            return -1
+            record = _parse(content, name) if content else None
+        except StoreError:
+            return None
+        if not isinstance(record, dict) or record.get("check") != _checksum(record):
+            return None
+        return record if record["plan"] == self.plan_digest and f"{record['shard']:05d}.json" == name else None
 
-    def _record_path(self, shard: int) -> pathlib.Path:
+    def _write(self, name: str, data: bytes) -> dict[str, Any]:
+        """Writes a file of a shard.
+
+        Returns:
+          What the record says of it.
+        """
+        path = self.path(name)
+        write_atomic(path, data)
+        meta: dict[str, Any] = {"bytes": len(data), "sha256": sha256(data)}
+        if is_url(path):
+            meta["etag"] = _etag(path, data)
+        return meta
+
+    def _record_path(self, shard: int) -> Location:
         return self.folder / "commits" / f"{shard:05d}.json"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return sha256(to_json({key: value for key, value in record.items() if key != "check"}))[:16]
+
+
+def _agrees(meta: Mapping[str, Any], there: Stamp | None) -> bool:
+    return there is not None and there.bytes == meta["bytes"] and there.etag == meta.get("etag", "")
+
+
+def _etag(path: Location, data: bytes) -> str:
+    """The tag of these bytes in an object store; of none that are there, if another driver has put others meanwhile."""
+    there = stamp(path)
+    if there is None or there.bytes != len(data):
+        return "replaced"
+    md5 = hashlib.md5(data, usedforsecurity=False).digest()
+    if there.etag in ("", md5.hex(), base64.b64encode(md5).decode()):
+        return there.etag
+    # Encrypted or uploaded in parts: the tag is no digest of the bytes, so they are looked at themselves.
+    with explained(path):
+        same = path.read_bytes() == data and stamp(path) == there
+    return there.etag if same else "replaced"
