@@ -10,6 +10,8 @@ QUICKSTART_FLAGS ?=
 JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data device_feed distributed encoder flops host_memory \
   loader losses metrics models optim plan preprocess prompts readers records sharding step tokenizer verify weights \
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
+# The independent referee, in a folder that only processes of its own see: benchmarks/referee.py says why.
+REFEREE := 'clip-benchmark==1.6.2' 'webdataset>=1.0,<2' braceexpand 'torchvision>=0.21' 'numpy>=2.0,<2.4'
 # Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.
 PYTEST := -m pytest --numprocesses=2 --dist=loadfile -m 'not slow'
 
@@ -61,8 +63,9 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
-	$(PIP) --editable '.[gen,tfds,report,explore,test]'
+	$(PIP) --editable '.[gen,tfds,report,export,explore,test]'
 	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
+	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
 	touch $@
 
 .venv-jax/installed: pyproject.toml

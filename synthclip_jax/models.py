@@ -14,7 +14,8 @@ Two image towers are known:
 - `openai`: the ViT of OpenAI's CLIP, open_clip and transformers. No patch bias, a norm before the blocks, QuickGELU,
   LayerNorm eps 1e-5.
 
-Both end in a norm on the class token and a projection without bias. The text tower is OpenAI's in both cases.
+Both end in a norm on the class token and a projection without bias. The text tower is OpenAI's in both cases. With
+`quick_gelu=False` the openai tower and the text tower use exact GELU, as most of open_clip's own weights do.
 
 The parameters of the blocks of a tower are stacked: `visual/blocks/attention/qkv/kernel` has the shape
 [layers, width, 3, heads, head_dim]. Scanned or unrolled, saved or recomputed activations: the tree is the same.
@@ -235,7 +236,9 @@ def run_blocks(blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"]) -> 
 class ImageTower(nnx.Module):
     """Vision transformer: images to embeddings, not yet normalised."""
 
-    def __init__(self, config: Any, image_size: int, embed_dim: int, tower: str, how: dict, rngs: nnx.Rngs):
+    def __init__(
+        self, config: Any, image_size: int, embed_dim: int, tower: str, activation: str, how: dict, rngs: nnx.Rngs
+    ):
         width, layers, heads, patch = config.width, config.layers, config.heads, config.patch_size
         slip = tower == "slip"
         self.patch_size, self.image_size = patch, image_size
@@ -243,7 +246,7 @@ class ImageTower(nnx.Module):
             width=width,
             layers=layers,
             heads=heads,
-            activation="gelu" if slip else "quick_gelu",
+            activation="gelu" if slip else activation,
             norm_eps=1e-6 if slip else 1e-5,
             causal=False,
             **how,
@@ -294,14 +297,14 @@ class ImageTower(nnx.Module):
 class TextTower(nnx.Module):
     """Causal text transformer, read at the end token: tokens to embeddings, not yet normalised."""
 
-    def __init__(self, config: Any, embed_dim: int, how: dict, rngs: nnx.Rngs):
+    def __init__(self, config: Any, embed_dim: int, activation: str, how: dict, rngs: nnx.Rngs):
         width, layers = config.width, config.layers
         self.context_length = config.context_length
         self.spec = BlockSpec(
             width=width,
             layers=layers,
             heads=config.heads,
-            activation="quick_gelu",
+            activation=activation,
             norm_eps=1e-5,
             causal=True,
             **how,
@@ -336,8 +339,9 @@ class CLIP(nnx.Module):
             "scan_layers": config.scan_layers,
             "attention": config.attention,
         }
-        self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, how, rngs)
-        self.text = TextTower(config.text, config.embed_dim, how, rngs)
+        activation = "quick_gelu" if config.quick_gelu else "gelu"
+        self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, activation, how, rngs)
+        self.text = TextTower(config.text, config.embed_dim, activation, how, rngs)
         self.logit_scale = nnx.Param(jnp.asarray(logit_scale_init, jnp.float32))
         bias = nnx.Param(jnp.asarray(logit_bias_init, jnp.float32)) if config.logit_bias else None
         self.logit_bias = nnx.data(bias)

@@ -7,7 +7,8 @@ rearranged. The same list reads and writes. Numpy only: state dicts are mappings
     state = to_state_dict(params, layout("open_clip", "slip"))
 
 Layouts: `open_clip` (its `CLIP` for the openai tower, its `CustomTextCLIP` around timm's ViT for the slip tower),
-`transformers` (`CLIPModel`, openai tower only), and `synthclip` (the reference's own checkpoints, slip tower only).
+`transformers` (`CLIPModel`; `VisionTextDualEncoderModel` around timm's ViT), and `synthclip` (the reference's own
+checkpoints, slip tower only).
 """
 
 import dataclasses
@@ -156,8 +157,10 @@ def to_state_dict(params: Any, entries: Sequence[Entry]) -> dict[str, np.ndarray
     return state
 
 
-def layout(name: str, tower: str) -> list[Entry]:
+def layout(name: str, tower: str, logit_bias: bool = False) -> list[Entry]:
     """The entries of a layout for the model with the image tower `slip` or `openai`.
+
+    `logit_bias` asks for that of the sigmoid loss too; open_clip alone has a place for it.
 
     Raises:
       WeightsError: no such layout, or it cannot hold this tower.
@@ -166,12 +169,14 @@ def layout(name: str, tower: str) -> list[Entry]:
         ("open_clip", "openai"): _open_clip_openai,
         ("open_clip", "slip"): _open_clip_slip,
         ("transformers", "openai"): _transformers_openai,
+        ("transformers", "slip"): _transformers_slip,
         ("synthclip", "slip"): _synthclip,
     }
     if (name, tower) not in layouts:
         known = ", ".join(f"{layout} with {tower}" for layout, tower in layouts)
         raise WeightsError(f"no layout {name!r} for the tower {tower!r}; known: {known}")
-    return layouts[name, tower]()
+    bias = [Entry("logit_bias", ("logit_bias",))] if logit_bias and name == "open_clip" else []
+    return [*layouts[name, tower](), *bias]
 
 
 def _norm(ours: str, theirs: str) -> list[Entry]:
@@ -251,25 +256,39 @@ def _synthclip() -> list[Entry]:
     return [*_timm("visual."), Entry("visual/projection/kernel", ("image_projection",)), *_openai_text("")]
 
 
-def _transformers_openai() -> list[Entry]:
+def _transformers_blocks(ours: str, theirs: str) -> list[Entry]:
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     names = ("layer_norm1", qkv, "self_attn.out_proj", "layer_norm2", "mlp.fc1", "mlp.fc2")
-    vision, text = "vision_model.embeddings", "text_model.embeddings"
+    return _blocks(ours, f"{theirs}.encoder.layers.{LAYER}", *names)
+
+
+def _transformers_text() -> list[Entry]:
+    return [
+        Entry("visual/projection/kernel", ("visual_projection.weight",), Transposed()),
+        Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
+        Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
+        *_transformers_blocks("text/blocks", "text_model"),
+        *_norm("text/norm", "text_model.final_layer_norm"),
+        Entry("text/projection/kernel", ("text_projection.weight",), Transposed()),
+        Entry("logit_scale", ("logit_scale",)),
+    ]
+
+
+def _transformers_openai() -> list[Entry]:
+    vision = "vision_model.embeddings"
     return [
         Entry("visual/patches/kernel", (f"{vision}.patch_embedding.weight",), Convolution()),
         Entry("visual/class_token", (f"{vision}.class_embedding",), Same(drop=1)),
         Entry("visual/positions", (f"{vision}.position_embedding.weight",)),
         *_norm("visual/pre_norm", "vision_model.pre_layrnorm"),
-        *_blocks("visual/blocks", f"vision_model.encoder.layers.{LAYER}", *names),
+        *_transformers_blocks("visual/blocks", "vision_model"),
         *_norm("visual/norm", "vision_model.post_layernorm"),
-        Entry("visual/projection/kernel", ("visual_projection.weight",), Transposed()),
-        Entry("text/tokens", (f"{text}.token_embedding.weight",)),
-        Entry("text/positions", (f"{text}.position_embedding.weight",)),
-        *_blocks("text/blocks", f"text_model.encoder.layers.{LAYER}", *names),
-        *_norm("text/norm", "text_model.final_layer_norm"),
-        Entry("text/projection/kernel", ("text_projection.weight",), Transposed()),
-        Entry("logit_scale", ("logit_scale",)),
+        *_transformers_text(),
     ]
+
+
+def _transformers_slip() -> list[Entry]:
+    return [*_timm("vision_model.timm_model."), *_transformers_text()]
 
 
 def _is_buffer(name: str) -> bool:

@@ -8,7 +8,13 @@ from synthclip_jax.config import default_config
 from synthclip_jax.models import make_model
 from synthclip_jax.weights import WeightsError, from_state_dict, layout, to_state_dict
 
-LAYOUTS = [("open_clip", "openai"), ("open_clip", "slip"), ("transformers", "openai"), ("synthclip", "slip")]
+LAYOUTS = [
+    ("open_clip", "openai"),
+    ("open_clip", "slip"),
+    ("transformers", "openai"),
+    ("transformers", "slip"),
+    ("synthclip", "slip"),
+]
 
 
 def small_parameters(tower: str) -> dict:
@@ -56,5 +62,5 @@ def test_missing_and_misshapen_tensors_are_all_named():
 
 
 def test_a_layout_that_cannot_hold_the_tower_is_refused():
-    with pytest.raises(WeightsError, match="no layout 'transformers' for the tower 'slip'; known: open_clip with"):
-        layout("transformers", "slip")
+    with pytest.raises(WeightsError, match="no layout 'synthclip' for the tower 'openai'; known: open_clip with"):
+        layout("synthclip", "openai")

@@ -1,0 +1,155 @@
+"""Writes a checkpoint as folders that open_clip and transformers load without any code of ours.
+
+    python -m synthclip_jax.export --workdir=W --format=open_clip|hf|both --out=DIR [--step=N] [--push=ORG/NAME]
+
+    open_clip.create_model_and_transforms("local-dir:DIR")
+    transformers.AutoModel.from_pretrained("DIR"), AutoProcessor, pipeline("zero-shot-image-classification", "DIR")
+
+Both sets of files fit into one folder. The weights are float32 safetensors: the averaged parameters where the run has
+them. With them go the tokenizer, the preprocessing, and a model card with what is known of the data, the recipe and
+the results. Nothing is in DIR before the export has been checked: the files are read back, and features and pixels are
+computed again by the libraries themselves where they are installed.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from synthclip_jax.checkpoint import CheckpointError, LoadedModel, load_model
+from synthclip_jax.export_check import ExportMismatch, check_export
+from synthclip_jax.formats import FormatError, open_clip, transformers
+from synthclip_jax.formats.tensors import write_safetensors
+from synthclip_jax.model_card import model_card
+from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.weights import layout, to_state_dict
+
+FORMATS = {"open_clip": ("open_clip",), "hf": ("transformers",), "both": ("open_clip", "transformers")}
+
+
+class ExportError(ValueError):
+    """An export that cannot be made as asked; the text says what to do."""
+
+
+def export(
+    workdir: str | pathlib.Path,
+    out: str | pathlib.Path,
+    formats: Sequence[str] = ("open_clip", "transformers"),
+    step: int | None = None,
+    licence: str = "other",
+    log: Any = print,
+) -> pathlib.Path:
+    """Exports a checkpoint, checks what was written, and only then puts it into `out`.
+
+    Args:
+      out: folder that does not exist, or is empty.
+      formats: `open_clip`, `transformers`.
+      step: which checkpoint; None takes the newest.
+      licence: of the weights, as the hub names it; the card lists those of the models that made the data.
+
+    Raises:
+      ExportError: there is something in `out`.
+      FormatError: the other side cannot hold this model.
+      ExportMismatch: what was written does not compute what the checkpoint computes.
+      CheckpointError: there is no such checkpoint.
+    """
+    out = pathlib.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out}: there is something already. Give another --out, or delete it")
+    model = load_model(workdir, step)
+    configs = {name: _configs(model, name) for name in formats}  # before anything is written: it may be refused
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        for name in formats:
+            _write(partial, model, name, configs[name], log)
+        checks = check_export(partial, model, formats, log)
+        card = model_card(pathlib.Path(workdir), model, out.name, formats, checks, licence)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    log(f"step {model.step:,} exported to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return out
+
+
+def _configs(model: LoadedModel, name: str) -> dict[str, dict[str, Any]]:
+    preprocess = Preprocess.from_config(model.config.data)
+    if name == "open_clip":
+        return {open_clip.CONFIG: open_clip.write(model.config.model, preprocess)}
+    return transformers.write(model.config.model, preprocess)
+
+
+def _write(folder: pathlib.Path, model: LoadedModel, name: str, configs: dict[str, dict[str, Any]], log: Any) -> None:
+    for file, content in configs.items():
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not (folder / "vocab.json").exists():
+        transformers.write_vocabulary(folder)
+    config = model.config.model
+    if config.logit_bias and name == "transformers":
+        log("the logit bias is left out: transformers' model has no place for it, and it changes no ranking")
+    state = to_state_dict(model.params, layout(name, config.tower, config.logit_bias))
+    write_safetensors(folder / (open_clip.WEIGHTS if name == "open_clip" else transformers.WEIGHTS), state)
+
+
+def push(folder: pathlib.Path, repository: str, really: bool, private: bool = True, log: Any = print) -> None:
+    """Uploads an export to a Hugging Face hub with `huggingface_hub`, or says what would be uploaded.
+
+    The account and the address are those of the environment, as `hf auth login` and HF_ENDPOINT set them.
+
+    Raises:
+      ExportError: the package is not installed, or the hub refuses.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for file in files:
+        log(f"  {file.stat().st_size:>13,} bytes  {file.name}")
+    if not really:
+        log(f"dry run: nothing was sent. These {len(files)} files would go to {repository}; --yes sends them")
+        return
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ExportError("huggingface_hub is not installed: pip install 'synthclip_jax[export]'") from error
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights exported by synthclip_jax")
+    except Exception as error:  # the package raises many kinds: no account, no network, no such organisation
+        raise ExportError(f"{repository}: the hub refuses ({type(error).__name__}: {error})") from error
+    log(f"{len(files)} files sent to {repository}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses the command line, exports, perhaps uploads; exits with status 1 and a reason if it cannot."""
+    parser = argparse.ArgumentParser(
+        prog="python -m synthclip_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="folder of the run, or a checkpoint's folder"
+    )
+    parser.add_argument("--format", required=True, choices=FORMATS, help="hf is transformers")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--license", default="other", help="of the weights, as the hub names it; default: other")
+    parser.add_argument("--push", metavar="ORG/NAME", help="repository on the hub; a dry run without --yes")
+    parser.add_argument("--yes", action="store_true", help="with --push: really upload")
+    parser.add_argument("--public", action="store_true", help="with --push: a new repository is public, not private")
+    given = parser.parse_args(argv)
+    try:
+        folder = export(given.workdir, given.out, FORMATS[given.format], given.step, given.license)
+        if given.push:
+            push(folder, given.push, given.yes, not given.public)
+    except (ExportError, FormatError, ExportMismatch, CheckpointError) as error:
+        sys.exit(f"export: {error}")
+
+
+if __name__ == "__main__":
+    main()
