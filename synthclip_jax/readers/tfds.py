@@ -19,16 +19,17 @@ def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> E
     Raises:
       RecordError: TFDS is not installed, knows no such dataset, or has not prepared it here.
     """
-    folder = pathlib.Path(spec.place)
-    if not (folder / "dataset_info.json").is_file():
-        folder = _prepared_folder(spec)
+    folder = prepared_folder(spec)
     splits = {entry["name"] for entry in json.loads((folder / "dataset_info.json").read_text()).get("splits", ())}
     if splits and split not in splits:
         raise RecordError(f"{spec}: no split {split!r}; it has {', '.join(sorted(splits))}. Set config.data.split")
     return open_tfrecords(dataclasses.replace(spec, place=str(folder)), split, check_crc, on_error)
 
 
-def _prepared_folder(spec: SourceSpec) -> pathlib.Path:
+def prepared_folder(spec: SourceSpec) -> pathlib.Path:
+    """Where the files of a dataset lie that is named as for `open_tfds`, whose errors it raises."""
+    if (pathlib.Path(spec.place) / "dataset_info.json").is_file():
+        return pathlib.Path(spec.place)
     try:
         import tensorflow_datasets as tfds
     except ImportError:

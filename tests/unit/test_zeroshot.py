@@ -1,59 +1,23 @@
-"""Zero-shot classification: test sets, metrics, intervals, and the evaluator on a small model."""
+"""Zero-shot classification: metrics, intervals, and the evaluator on a small model."""
 
-import io
 import json
 import math
-import tarfile
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from toy_testset import CLASSES, coloured, picture, write_wds
 
 from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
 from synthclip_jax.encoder import on_all_devices
 from synthclip_jax.evals import EvaluationError, intervals, results
-from synthclip_jax.evals.datasets import DatasetError, DatasetSpec, MissingDataset, open_dataset, open_datasets
+from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
 from synthclip_jax.models import make_model
 from synthclip_jax.preprocess import Preprocess
 from synthclip_jax.tokenizer import Tokenizer
-
-CLASSES = ("red", "green", "blue", "white", "black", "gray")
-COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128))
-
-
-def picture(colour=(200, 30, 30), size=(20, 16), form="PNG"):
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, form)
-    return file.getvalue()
-
-
-def write_wds(folder, examples, class_names=CLASSES, templates=("a {c} square.",), per_shard=4):
-    """A webdataset folder of (key, {extension: bytes}) in CLIP_benchmark's layout."""
-    (folder / "test").mkdir(parents=True)
-    shards = [examples[start : start + per_shard] for start in range(0, len(examples), per_shard)]
-    for index, shard in enumerate(shards):
-        with tarfile.open(folder / "test" / f"{index}.tar", "w") as tar:
-            for key, parts in shard:
-                for extension, data in parts.items():
-                    member = tarfile.TarInfo(f"{key}.{extension}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    (folder / "test" / "nshards.txt").write_text(f"{len(shards)}\n")
-    (folder / "classnames.txt").write_text("\n".join(class_names) + "\n")
-    if templates:
-        (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
-    return folder
-
-
-def coloured(count=12):
-    return [
-        (f"s{index:04d}", {"png": picture(COLOURS[index % 6]), "cls": str(index % 6).encode()})
-        for index in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -66,145 +30,6 @@ def model():
     config.eval.batch_size = 5
     graphdef, init = make_model(config.model, 16)
     return config, graphdef, jax.jit(init)(jax.random.key(0))
-
-
-# --- test sets
-
-
-def test_a_webdataset_folder_streams_all_examples_in_order(tmp_path):
-    folder = write_wds(tmp_path / "colours", coloured(10))
-    dataset = open_dataset(f"wds:{folder}")
-    assert dataset.name == "colours"
-    assert dataset.class_names == CLASSES
-    assert dataset.templates == ("a {c} square.",)
-    examples = list(dataset)
-    assert [example.key for example in examples] == [f"s{index:04d}" for index in range(10)]
-    assert [example.label for example in examples] == [index % 6 for index in range(10)]
-    assert examples[3].image == picture(COLOURS[3])
-
-
-def test_the_picture_format_is_chosen_as_clip_benchmark_chooses(tmp_path):
-    folder = write_wds(tmp_path / "d", [("a", {"JPG": b"jpg", "webp": b"webp", "cls": b"1", "json": b"{}"})])
-    assert [example.image for example in open_dataset(f"wds:{folder}")] == [b"webp"]
-
-
-def test_an_image_folder_has_its_classes_in_sorted_order(tmp_path):
-    for name in ("sea_lion", "Zebra", "ant"):
-        (tmp_path / "zoo" / name / "deep").mkdir(parents=True)
-        (tmp_path / "zoo" / name / "deep" / "1.png").write_bytes(picture())
-        (tmp_path / "zoo" / name / "notes.txt").write_text("no picture")
-    (tmp_path / "zoo" / "ant" / "0.JPG").write_bytes(picture())
-    dataset = open_dataset("folder:zoo", tmp_path)
-    assert dataset.class_names == ("Zebra", "ant", "sea lion")
-    assert [(example.key, example.label) for example in dataset] == [
-        ("Zebra/deep/1.png", 0),
-        ("ant/0.JPG", 1),
-        ("ant/deep/1.png", 1),
-        ("sea_lion/deep/1.png", 2),
-    ]
-
-
-def test_a_dataset_is_called_after_its_folder_unless_named():
-    assert DatasetSpec.parse("wds:a/b").name == "b"
-    assert DatasetSpec.parse("mine=folder:/x").name == "mine"
-    assert str(DatasetSpec.parse("wds:a/b")) == "b=wds:a/b"
-    with pytest.raises(DatasetError, match=r"expected 'wds:FOLDER' or 'folder:FOLDER'.*mean folder:x"):
-        DatasetSpec.parse("folders:x")
-    with pytest.raises(DatasetError, match="expected"):
-        DatasetSpec.parse("just/a/path")
-
-
-def test_two_datasets_of_one_name_are_refused_and_a_missing_one_is_left_out_only_when_asked(tmp_path):
-    folder = write_wds(tmp_path / "colours", coloured(2))
-    with pytest.raises(DatasetError, match="2 test sets are called 'colours'"):
-        open_datasets([f"wds:{folder}", f"wds:{folder}"], tmp_path, lenient=False)
-    with pytest.raises(MissingDataset, match="there is no folder"):
-        open_datasets([f"wds:{folder}", "wds:gone"], tmp_path, lenient=False)
-    opened, missing = open_datasets([f"wds:{folder}", "wds:gone"], tmp_path, lenient=True)
-    assert [dataset.name for dataset in opened] == ["colours"]
-    assert len(missing) == 1
-    assert "gone" in missing[0]
-    with pytest.raises(MissingDataset, match="no test set to evaluate on"):
-        open_datasets([], tmp_path, lenient=True)
-
-
-def test_an_empty_class_folder_is_named(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "a" / "1.png").write_bytes(picture())
-    with pytest.raises(DatasetError, match=r"b: no pictures .* in this class"):
-        open_dataset(f"folder:{tmp_path}")
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (
-            ("a", {"png": b"x", "cls": b"6"}),
-            r"member a: label 6 has no class name: .* names 6 classes \(labels 0 to 5\)",
-        ),
-        (("a", {"png": b"x", "cls": b"-1"}), "label -1 has no class name"),
-        (("a", {"png": b"x", "cls": b"dog"}), "a.cls holds b'dog', expected a whole number"),
-        (("a", {"png": b"x"}), r"no label \(a.cls\)"),
-        (("a", {"cls": b"1"}), r"no picture .* beside \.cls"),
-    ],
-)
-def test_a_bad_member_is_named_with_its_shard(tmp_path, example, message):
-    folder = write_wds(tmp_path / "d", [*coloured(2), example])
-    with pytest.raises(DatasetError, match=message) as error:
-        list(open_dataset(f"wds:{folder}"))
-    assert "0.tar" in str(error.value)
-
-
-def _cut_data(data):
-    return data[: len(data) // 2]
-
-
-def _cut_at_a_member(data):
-    return data[: 4 * 1024]  # whole members (512 header + padded data), no end of archive
-
-
-def _flip_header(data):
-    return data[:1024] + bytes([data[1024] ^ 0xFF]) + data[1025:]
-
-
-@pytest.mark.parametrize("damage", [_cut_data, _cut_at_a_member, _flip_header, lambda data: b""])
-def test_a_damaged_shard_is_an_error_and_never_a_smaller_test_set(tmp_path, damage):
-    small = [(key, {"png": b"p", "cls": b"0"}) for key, _ in coloured(8)]
-    folder = write_wds(tmp_path / "d", small, per_shard=8)
-    path = folder / "test" / "0.tar"
-    assert len(list(open_dataset(f"wds:{folder}"))) == 8
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=r"0\.tar: the archive is damaged or cut off"):
-        list(open_dataset(f"wds:{folder}"))
-
-
-def test_missing_parts_of_a_webdataset_folder_are_named(tmp_path):
-    folder = write_wds(tmp_path / "d", coloured(8))
-    (folder / "test" / "1.tar").unlink()
-    with pytest.raises(DatasetError, match=r"nshards.txt says 2 shards, missing: 1.tar"):
-        open_dataset(f"wds:{folder}")
-    (folder / "test" / "nshards.txt").write_text("two")
-    with pytest.raises(DatasetError, match="expected a whole number"):
-        open_dataset(f"wds:{folder}")
-    (folder / "test" / "nshards.txt").unlink()
-    with pytest.raises(DatasetError, match=r"nshards.txt is missing"):
-        open_dataset(f"wds:{folder}")
-    (folder / "classnames.txt").write_text("a\n\nb\n")
-    with pytest.raises(DatasetError, match="line 2 is empty"):
-        open_dataset(f"wds:{folder}")
-    (folder / "classnames.txt").unlink()
-    with pytest.raises(DatasetError, match=r"no classnames.txt"):
-        open_dataset(f"wds:{folder}")
-    (folder / "dataset_type.txt").write_text("retrieval\n")
-    with pytest.raises(DatasetError, match="this is a retrieval set"):
-        open_dataset(f"wds:{folder}")
-
-
-def test_known_class_names_stand_in_for_a_missing_file(tmp_path):
-    folder = write_wds(tmp_path / "wds_mnist", [("a", {"png": picture(), "cls": b"9"})])
-    (folder / "classnames.txt").unlink()
-    assert open_dataset(f"wds:{folder}").class_names == tuple("0123456789")
 
 
 # --- metrics

@@ -17,6 +17,9 @@ SLOT = "{c}"
 # Names that people use for datasets, beside the ones that the files use.
 ALIASES = {
     "imagenet": "imagenet1k",
+    "imagenet2012": "imagenet1k",
+    "imagenet_v2": "imagenetv2",
+    "imagenetv2_matched_frequency": "imagenetv2",
     "food": "food101",
     "aircraft": "fgvc_aircraft",
     "stanford_cars": "cars",
@@ -59,9 +62,29 @@ def dataset_key(name: str) -> str:
 
 
 def class_names_of(dataset: str) -> tuple[str, ...] | None:
-    """Packaged class names of a known dataset in its label order, or None."""
-    names = _read("class_names.json")["class_names"].get(dataset_key(dataset))
+    """Packaged class names of a known dataset in its label order, or None.
+
+    ImageNet-V2 and -Sketch have ImageNet's classes; ImageNet-A, -O and -R have 200 of them each.
+    """
+    key = dataset_key(dataset)
+    key = "imagenet1k" if key in ("imagenetv2", "imagenet_sketch") else key
+    subset = _read("imagenet_wnids.json")["wnids"].get(key)
+    if subset:
+        return imagenet_class_names(subset)
+    names = _read("class_names.json")["class_names"].get(key)
     return tuple(names) if names else None
+
+
+def imagenet_class_names(wnids: Sequence[str]) -> tuple[str, ...] | None:
+    """ImageNet's names for some of its WordNet ids, such as n01440764; None if there are none, or one is not its."""
+    known = _imagenet_names()
+    return tuple(known[wnid] for wnid in wnids) if wnids and all(wnid in known for wnid in wnids) else None
+
+
+@functools.cache
+def _imagenet_names() -> dict[str, str]:
+    names = _read("class_names.json")["class_names"]["imagenet1k"]
+    return dict(zip(_read("imagenet_wnids.json")["wnids"]["imagenet1k"], names, strict=True))
 
 
 def default_templates(dataset: str) -> tuple[str, tuple[str, ...]]:

@@ -1,0 +1,93 @@
+"""Test sets, by a spec `[NAME=]KIND:PLACE[@SPLIT]`. Needs no JAX.
+
+    wds:FOLDER                webdataset folder in CLIP_benchmark's layout, for classification or retrieval
+    folder:FOLDER             one folder of pictures per class; with splits: FOLDER/test/CLASS/...
+    tfds:NAME[:VERSION]       prepared by TensorFlow Datasets on this machine, or the folder of such a dataset
+    karpathy:FILE.json[:PICTURES]   COCO's or Flickr's captions in Karpathy's splits, and where their pictures lie
+
+NAME, by which its results are called, defaults to the folder's or the dataset's; SPLIT to the test split.
+Class names and templates that a dataset does not bring come from `synthclip_jax.evals.prompts` if its name is known
+there.
+
+All kinds stream: memory does not grow with the number of pictures.
+"""
+
+import collections
+import os
+from collections.abc import Sequence
+
+from synthclip_jax.evals.datasets.folder import ImageFolder
+from synthclip_jax.evals.datasets.karpathy import Karpathy
+from synthclip_jax.evals.datasets.spec import (
+    CLASSIFICATION,
+    RETRIEVAL,
+    Captioned,
+    Dataset,
+    DatasetError,
+    DatasetSpec,
+    Example,
+    MissingDataset,
+)
+from synthclip_jax.evals.datasets.tfds import Prepared
+from synthclip_jax.evals.datasets.webdataset import WebDataset
+
+__all__ = [
+    "CLASSIFICATION",
+    "RETRIEVAL",
+    "Captioned",
+    "Dataset",
+    "DatasetError",
+    "DatasetSpec",
+    "Example",
+    "MissingDataset",
+    "open_dataset",
+    "open_datasets",
+]
+_OPEN = {"wds": WebDataset, "folder": ImageFolder, "tfds": Prepared, "karpathy": Karpathy}
+
+
+def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".") -> Dataset:
+    """Opens a test set and reads its class names and templates, no pictures yet.
+
+    Args:
+      spec: see the module's docstring.
+      workdir: what a relative place is relative to, unless it exists as given.
+
+    Raises:
+      MissingDataset: the place does not exist, or has no such split.
+      DatasetError: the spec or what lies there is not of the form described above.
+    """
+    spec = DatasetSpec.parse(spec) if isinstance(spec, str) else spec
+    return _OPEN[spec.kind](spec, workdir)
+
+
+def open_datasets(
+    specs: Sequence[str | DatasetSpec | Dataset], workdir: str | os.PathLike, lenient: bool
+) -> tuple[list[Dataset], list[str]]:
+    """Opens several test sets (an opened one stays as it is).
+
+    Args:
+      lenient: leave out those that do not exist, and say so, instead of raising.
+
+    Returns:
+      The test sets, and a line for each that is left out.
+
+    Raises:
+      DatasetError: one is not usable, two have the same name, or there is none.
+    """
+    datasets: list[Dataset] = []
+    missing: list[str] = []
+    for spec in specs:
+        try:
+            datasets.append(open_dataset(spec, workdir) if isinstance(spec, str | DatasetSpec) else spec)
+        except MissingDataset as error:
+            if not lenient:
+                raise
+            missing.append(f"{error}: left out")
+    for name, count in collections.Counter(dataset.name for dataset in datasets).items():
+        if count > 1:
+            raise DatasetError(f"{count} test sets are called {name!r}; rename one: NAME=wds:FOLDER")
+    if not datasets:
+        why = "; ".join(missing) or "config.eval.datasets is empty"
+        raise MissingDataset(f"no test set to evaluate on ({why}). Pass --dataset=wds:FOLDER or folder:FOLDER")
+    return datasets, missing

@@ -1,0 +1,104 @@
+"""Classification sets that TensorFlow Datasets has prepared on this machine, read without TensorFlow.
+
+    tfds:oxford_iiit_pet          by name, in TFDS's own folder (TFDS_DATA_DIR, else ~/tensorflow_datasets)
+    tfds:oxford_iiit_pet:3.2.0    one version of it
+    tfds:data/food101/2.0.0       the folder of a prepared dataset, with its dataset_info.json
+    tfds:food101@validation       a split; `test` unless given, or `validation` where there is no `test`
+
+Class names are those of the label feature. Nothing is downloaded: `tfds build NAME` prepares a dataset.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets.spec import (
+    CLASSIFICATION,
+    DatasetError,
+    DatasetSpec,
+    Example,
+    MissingDataset,
+    locate,
+)
+from synthclip_jax.evals.datasets.webdataset import check_label, own_class_names, own_templates
+
+IMAGE, LABEL = "image", "label"  # features, as nearly all of TFDS's classification sets call them
+
+
+class Prepared:
+    """A split of a prepared dataset."""
+
+    task = CLASSIFICATION
+
+    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = "."):
+        from synthclip_jax.readers.tfds import open_tfds, prepared_folder
+        from synthclip_jax.records import RecordError
+        from synthclip_jax.sources import SourceSpec
+
+        self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
+        source = SourceSpec("tfds", str(locate(spec.place, workdir)), None, IMAGE, LABEL)
+        if not (pathlib.Path(source.place) / "dataset_info.json").is_file():
+            source = SourceSpec("tfds", spec.place, None, IMAGE, LABEL)
+        try:
+            self.folder = prepared_folder(source)
+        except RecordError as error:
+            raise MissingDataset(f"{spec.name}: {error}") from error
+        splits = [split["name"] for split in self._json("dataset_info.json").get("splits", ())]
+        usual = "test" if "test" in splits or "validation" not in splits else "validation"
+        split = spec.split or usual
+        if splits and split not in splits:
+            raise MissingDataset(f"{spec.name}: {self.folder} has no split {split!r}; it has {', '.join(splits)}")
+        try:
+            self._shards = open_tfds(SourceSpec("tfds", str(self.folder), None, IMAGE, LABEL), split, True, "raise")
+        except RecordError as error:
+            raise DatasetError(f"{spec.name}: {error}") from error
+        self.class_names = self._class_names()
+        self.templates = own_templates(self.folder)
+
+    def split(self, name: str) -> "Prepared":
+        """Another split. See `Dataset`."""
+        return Prepared(self._parsed.of(name), self._workdir)
+
+    def _json(self, file: str) -> dict:
+        return json.loads((self.folder / file).read_text(encoding="utf-8"))
+
+    def _class_names(self) -> tuple[str, ...]:
+        given = own_class_names(self.folder)
+        if given is not None:
+            return given
+        path = self.folder / f"{LABEL}.labels.txt"
+        names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        known = prompts.imagenet_class_names(names) if names else prompts.class_names_of(self.name)
+        if known is not None:
+            return known
+        if len(names) < 2:
+            raise DatasetError(
+                f"{self.folder}: no {path.name} that names the classes, and no packaged class names for {self.name!r}."
+                " Write a classnames.txt there, one class a line in label order"
+            )
+        return tuple(name.replace("_", " ") for name in names)
+
+    def __iter__(self) -> Iterator[Example]:
+        """Examples in the order of the shards.
+
+        Raises:
+          DatasetError: a record is damaged, or has no picture or label, or a label without a class.
+        """
+        from synthclip_jax.records import RecordError, feature_values, parse_features
+
+        for shard in self._shards.payloads:
+            for record in range(len(shard)):
+                key = f"{pathlib.Path(shard.path).name}/{record}"
+                try:
+                    features = parse_features(shard[record])
+                except RecordError as error:
+                    raise DatasetError(f"{self.name}: {key}: {error}") from error
+                image, label = (feature_values(features[name]) if name in features else [] for name in (IMAGE, LABEL))
+                if not (image and isinstance(image[0], bytes) and label and isinstance(label[0], int)):
+                    raise DatasetError(
+                        f"{self.name}: {key}: no features {IMAGE!r} and {LABEL!r} with a picture and a number;"
+                        f" it has {', '.join(sorted(features))}"
+                    )
+                check_label(label[0], self.class_names, f"{self.folder}: {key}")
+                yield Example(key, image[0], label[0])

@@ -1,0 +1,205 @@
+"""Webdataset folders in CLIP_benchmark's layout.
+
+test/nshards.txt, test/0.tar, ...     members KEY.jpg|png|webp, and KEY.cls (the label as text) or KEY.txt (captions,
+                                      one a line)
+classnames.txt                        one class a line, in label order
+wnids.txt                             instead: WordNet ids of ImageNet's classes, where a set has a part of them
+zeroshot_classification_templates.txt prompt templates, `{c}` in each; optional
+dataset_type.txt                      `retrieval` where the members have captions and no labels
+"""
+
+import pathlib
+import re
+import tarfile
+from collections.abc import Iterator
+
+from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets.spec import (
+    CLASSIFICATION,
+    IMAGE_EXTENSIONS,
+    RETRIEVAL,
+    Captioned,
+    DatasetError,
+    DatasetSpec,
+    Example,
+    MissingDataset,
+    locate,
+    missing_folder,
+)
+
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+CLASSNAMES_FILE = "classnames.txt"
+WNIDS_FILE = "wnids.txt"
+
+
+def own_templates(folder: pathlib.Path) -> tuple[str, ...] | None:
+    """The templates that a folder brings, if it brings any."""
+    path = folder / TEMPLATES_FILE
+    return prompts.read_templates(path) if path.exists() else None
+
+
+def own_class_names(folder: pathlib.Path) -> tuple[str, ...] | None:
+    """The class names that a folder brings, if it brings any.
+
+    Raises:
+      DatasetError: a line is empty, or a WordNet id is none of ImageNet's.
+    """
+    for file in (CLASSNAMES_FILE, WNIDS_FILE):
+        path = folder / file
+        if not path.exists():
+            continue
+        # Not the lines that hold something: a blank line would shift all labels after it.
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        if "" in lines:
+            raise DatasetError(f"{path}: line {lines.index('') + 1} is empty; each line names one class")
+        if len(lines) < 2:
+            raise DatasetError(f"{path}: {len(lines)} class; at least 2 are needed")
+        if file == CLASSNAMES_FILE:
+            return lines
+        names = prompts.imagenet_class_names(lines)
+        if names is None:
+            unknown = next(line for line in lines if prompts.imagenet_class_names([line]) is None)
+            raise DatasetError(f"{path}: {unknown!r} is none of ImageNet's 1,000 WordNet ids")
+        return names
+    return None
+
+
+class WebDataset:
+    """A split of a webdataset folder."""
+
+    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = "."):
+        folder = locate(spec.place, workdir)
+        if not folder.is_dir():
+            raise missing_folder(spec, folder, workdir)
+        self.name, self.spec, self.folder, self._parsed, self._workdir = spec.name, str(spec), folder, spec, workdir
+        kind_file = folder / "dataset_type.txt"
+        self.task = kind_file.read_text().strip().lower() if kind_file.exists() else CLASSIFICATION
+        if self.task not in (CLASSIFICATION, RETRIEVAL):
+            raise DatasetError(f"{kind_file}: {self.task!r}; allowed: {CLASSIFICATION} or {RETRIEVAL}")
+        self.class_names = self._class_names() if self.task == CLASSIFICATION else ()
+        self.templates = own_templates(folder)
+        self.shards = self._find_shards(folder / (spec.split or "test"))
+
+    def split(self, name: str) -> "WebDataset":
+        """Another split. See `Dataset`."""
+        return WebDataset(self._parsed.of(name), self._workdir)
+
+    def _class_names(self) -> tuple[str, ...]:
+        names = own_class_names(self.folder) or prompts.class_names_of(self.name)
+        if names is None:
+            raise DatasetError(
+                f"{self.folder}: no {CLASSNAMES_FILE} (one class a line, in label order), and no packaged class names"
+                f" for {self.name!r}"
+            )
+        return names
+
+    def _find_shards(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        if not folder.is_dir():
+            there = sorted(path.parent.name for path in folder.parent.glob("*/nshards.txt"))
+            raise MissingDataset(
+                f"{self.name}: {folder.parent} has no split {folder.name!r}; splits there: {', '.join(there) or 'none'}"
+            )
+        count_file = folder / "nshards.txt"
+        if not count_file.exists():
+            raise DatasetError(f"{count_file} is missing; it holds the number of shards {folder}/0.tar, 1.tar, ...")
+        try:
+            count = int(count_file.read_text())
+        except ValueError as error:
+            raise DatasetError(f"{count_file}: expected a whole number ({error})") from error
+        shards = [folder / f"{index}.tar" for index in range(count)]
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing or not shards:
+            raise DatasetError(
+                f"{folder}: nshards.txt says {count} shards, missing: {', '.join(missing[:5]) or 'all'}. Copy it again"
+            )
+        return shards
+
+    def __iter__(self) -> Iterator[Example | Captioned]:
+        """Examples in the order of the shards.
+
+        Raises:
+          DatasetError: a shard is damaged, or a member has no picture, no label or caption, or a label without a class.
+        """
+        found = False
+        for shard in self.shards:
+            key, parts = "", dict[str, bytes]()
+            for member, extension, data in read_tar(shard):
+                # Members of one example follow each other, as webdataset has it.
+                if member != key and parts:
+                    yield self._example(shard, key, parts)
+                    found, parts = True, {}
+                key = member
+                parts[extension] = data
+            if parts:
+                yield self._example(shard, key, parts)
+                found = True
+        if not found:
+            raise DatasetError(f"{self.shards[0].parent}: no pictures in {len(self.shards)} shards")
+
+    def _example(self, shard: pathlib.Path, key: str, parts: dict[str, bytes]) -> Example | Captioned:
+        where = f"{shard}: member {key}"
+        image = next((parts[extension] for extension in IMAGE_EXTENSIONS if extension in parts), None)
+        if image is None:
+            has = ", ".join(f".{extension}" for extension in parts)
+            wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+            raise DatasetError(f"{where}: no picture ({wanted}) beside {has}. Write the shard again")
+        if self.task == RETRIEVAL:
+            return Captioned(key, image, self._captions(where, key, parts))
+        return Example(key, image, self._label(where, key, parts))
+
+    def _captions(self, where: str, key: str, parts: dict[str, bytes]) -> tuple[str, ...]:
+        if "txt" not in parts:
+            raise DatasetError(f"{where}: no captions ({key}.txt) beside the picture. Write the shard again")
+        try:
+            captions = tuple(parts["txt"].decode("utf-8").splitlines())
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{where}: {key}.txt is no UTF-8 ({error}). Write the shard again") from error
+        if not captions or not all(caption.strip() for caption in captions):
+            raise DatasetError(f"{where}: {key}.txt holds an empty caption; it has one a line. Write the shard again")
+        return captions
+
+    def _label(self, where: str, key: str, parts: dict[str, bytes]) -> int:
+        if "cls" not in parts:
+            raise DatasetError(f"{where}: no label ({key}.cls) beside the picture. Write the shard again")
+        try:
+            label = int(parts["cls"])
+        except ValueError as error:
+            raise DatasetError(f"{where}: {key}.cls holds {parts['cls'][:40]!r}, expected a whole number") from error
+        check_label(label, self.class_names, where)
+        return label
+
+
+def check_label(label: int, class_names: tuple[str, ...], where: str) -> None:
+    """Raises a DatasetError if there is no class of this label."""
+    if not 0 <= label < len(class_names):
+        raise DatasetError(
+            f"{where}: label {label} has no class name: {CLASSNAMES_FILE} names {len(class_names)} classes"
+            f" (labels 0 to {len(class_names) - 1})"
+        )
+
+
+def read_tar(path: pathlib.Path) -> Iterator[tuple[str, str, bytes]]:
+    """Streams `(key, extension in lower case, bytes)` of a tar's files.
+
+    Names are cut by webdataset's rule: the extension starts at the first dot of the file's name.
+
+    Raises:
+      DatasetError: the archive is cut off or damaged. Python's `tarfile` ends silently at a damaged header in the
+        middle, so what follows the last member is checked here.
+    """
+    damaged = f"{path}: the archive is damaged or cut off"
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+                match = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
+                if match and (file := tar.extractfile(member)):
+                    yield match[1], match[2].lower(), file.read()
+            end = tar.offset
+        with open(path, "rb") as archive:
+            archive.seek(end)
+            block = archive.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE or any(block):
+            raise DatasetError(f"{damaged} at byte {end}. Copy it again")
+    except (tarfile.TarError, EOFError) as error:
+        raise DatasetError(f"{damaged} ({error}). Copy it again") from error
