@@ -9,6 +9,7 @@ Matches of many captions are stored as in a sparse matrix: caption i contains `v
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -29,6 +30,12 @@ class Matches:
     def lengths(self) -> Int64[np.ndarray, "captions"]:
         """How many concepts each caption contains."""
         return np.diff(self.offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The captions of all parts, in order."""
+        values = np.concatenate([np.zeros(0, np.int32), *(part.values for part in parts)])
+        return cls(values, _offsets(np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])))
 
     def where(self, mask: Bool[np.ndarray, "captions"]) -> Self:
         """The captions for which the mask is true."""

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from gen import matching
 from gen.matching import Matcher, space_text
 
 pytest.importorskip("ahocorasick_rs")
@@ -158,3 +159,14 @@ def test_concepts_that_are_equal_but_for_case_are_all_found_when_folded():
 
 def test_spacing_pads_the_text_and_its_marks():
     assert space_text("a.b,\tc") == " a . b ,  c "
+
+
+@pytest.mark.parametrize("fold_case", [False, True])
+def test_captions_matched_together_are_matched_as_one_by_one(fold_case, monkeypatch):
+    monkeypatch.setattr(matching, "AT_ONCE", 7)
+    bank = [*BANK, "a\nb", "\n", "cat \n a", "a\n", "", "  "]  # none may match across two captions
+    captions = ["cat", "a", "", "a", "b", "b\n", "\n", "cat flap", " ", *random_captions(200, seed=5)]
+    matches = Matcher(bank, fold_case).many(captions)
+    found = [matches.values[a:b].tolist() for a, b in zip(matches.offsets[:-1], matches.offsets[1:], strict=True)]
+    assert found == [plain_reading(caption, bank, fold_case) for caption in captions]
+    assert len(Matcher(bank).many([])) == 0
