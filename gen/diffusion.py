@@ -2,18 +2,26 @@
 
 Safetensors only and no remote code. The noise comes from a CPU generator per picture, so a picture does not depend on
 its batch, nor on the device that makes it (up to rounding). Batches are padded to one shape: a compiled model is
-compiled once, and a picture sees the same kernels whatever batch it is in.
+compiled once, and a picture sees the same kernels whatever batch it is in. Pictures become bytes on the device, and
+leave it while the next batch runs.
 """
 
+import difflib
 import gc
+import inspect
+import itertools
+import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
-
+from gen import batch_size as batch_sizes
 from gen.image_engines import Picture, Rejected, Request
 
-SCHEDULERS = {
+PROBE_STEPS = 4  # of a trial that looks for the batch size; memory is the same at any number of steps
+# Short names for diffusers' classes; `model` keeps the pipeline's own.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -31,15 +39,17 @@ class DiffusersEngine:
     Args:
       model: folder or hub id of a diffusers pipeline with safetensors weights.
       revision: revision of a hub model; empty: its main branch.
-      scheduler: a key of `SCHEDULERS`.
+      scheduler: a key of `SCHEDULERS`, a class of diffusers, or `model`: the one that the pipeline comes with.
       steps: denoising steps.
       guidance: classifier-free guidance scale.
       negative_prompt: text to steer away from; empty: none.
       dtype: `float16`, `bfloat16` or `float32`.
       device: a torch device, or `auto`.
       size: side of the pictures made, pixels.
-      batch_size: pictures at once; halved, for good, when the device runs out of memory.
+      batch_size: pictures at once; 0: what was found on this device before, else found now. Halved, for good, when
+        the device runs out of memory.
       safety: keep the pipeline's safety checker if it has one.
+      compile: torch.compile's mode for denoiser and decoder, `none`, or `auto`: `default` on a GPU and else `none`.
 
     Raises:
       ImageModelError: see its text.
@@ -54,11 +64,12 @@ class DiffusersEngine:
         steps: int = 50,
         guidance: float = 2.0,
         negative_prompt: str = "",
-        dtype: str = "float16",
+        dtype: str = "bfloat16",
         device: str = "auto",
         size: int = 512,
-        batch_size: int = 16,
+        batch_size: int = 0,
         safety: bool = True,
+        compile: str = "auto",
     ):
         try:
             import diffusers
@@ -84,52 +95,131 @@ class DiffusersEngine:
                 f"--config.gen.images.model={model}: not a diffusers text-to-image pipeline with safetensors weights, "
                 f"neither as a folder nor on the hub ({error})"
             ) from error
-        name, options = SCHEDULERS[scheduler]
-        self.pipeline.scheduler = getattr(diffusers, name).from_config(self.pipeline.scheduler.config, **options)
+        self._set_scheduler(scheduler)
         if not safety and getattr(self.pipeline, "safety_checker", None) is not None:
             self.pipeline.safety_checker = None
+        if getattr(self.pipeline, "watermark", None) is not None:
+            self.pipeline.watermark = None  # SDXL's, written into pictures where a package happens to be installed
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
-        if torch.device(device).type == "cuda":
-            self._compile()
-        self.batch_size = batch_size
+        self.device = torch.device(device)
         self._arguments = {
             "num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size,
-            "output_type": "np",
+            "output_type": "pt",
         }  # fmt: skip
+        # PixArt would draw at a size of its own and crop, and rewrite captions where packages for it are installed.
+        known = inspect.signature(type(self.pipeline).__call__).parameters
+        self._arguments |= {key: False for key in ("use_resolution_binning", "clean_caption") if key in known}
         self._negative_prompt = negative_prompt
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
+        guided = "guided" if guidance > 1 else "unguided"
+        self._remember_as = "" if batch_size else f"{name} {model} {size}px {dtype} {guided}"
+        if self.device.type == "cuda":
+            self._use_channels_last()
+        self.batch_size = batch_size or batch_sizes.recall(self._remember_as) or self._find_batch_size()
+        if compile != "none" and (compile != "auto" or self.device.type == "cuda"):
+            self._compile("default" if compile == "auto" else compile)
 
-    def _compile(self) -> None:
-        """What pays on a GPU: channels-last convolutions and compiled denoiser and decoder (diffusers' own advice)."""
+    def _set_scheduler(self, scheduler: str) -> None:
+        import diffusers
+
+        if scheduler == "model":
+            return
+        name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
+        kind = getattr(diffusers, name, None)
+        if not (isinstance(kind, type) and hasattr(kind, "set_timesteps")):
+            there = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f". Did you mean {near[0]}?" if near else ""
+            raise ImageModelError(f"--config.gen.images.scheduler={scheduler}: diffusers has no such scheduler{hint}")
+        own = type(self.pipeline.scheduler).__name__
+        if ("FlowMatch" in own) != ("FlowMatch" in name):
+            raise ImageModelError(
+                f"--config.gen.images.scheduler={scheduler}: the model was trained for {own}, whose noise is another."
+                " Set --config.gen.images.scheduler=model"
+            )
+        self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config, **options)
+
+    def _denoiser(self) -> Any:
+        return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+
+    def _use_channels_last(self) -> None:
         import torch
 
-        for name in ("unet", "transformer"):
-            denoiser = getattr(self.pipeline, name, None)
-            if denoiser is not None:
-                denoiser.to(memory_format=torch.channels_last)
-                denoiser.compile(fullgraph=True)
+        for model in (self._denoiser(), getattr(self.pipeline, "vae", None)):
+            if model is not None:
+                model.to(memory_format=torch.channels_last)
+
+    def _compile(self, mode: str) -> None:
+        """Compiles denoiser and decoder for one shape (diffusers' own advice).
+
+        The decoder's network and not `vae.decode`, which is given each batch's generators and would be compiled anew.
+        """
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "mode": None if mode == "default" else mode}
+        self._denoiser().compile(**options)
         if getattr(self.pipeline, "vae", None) is not None:
-            self.pipeline.vae.to(memory_format=torch.channels_last)
-            self.pipeline.vae.decode = torch.compile(self.pipeline.vae.decode, fullgraph=True)
+            self.pipeline.vae.decoder.compile(**options)
+
+    def _find_batch_size(self) -> int:
+        """Tries batches of 1, 2, 4 ..., with few steps and before anything is compiled; remembers the best."""
+        steps = self._arguments["num_inference_steps"]
+
+        def seconds(size: int) -> float | None:
+            self.batch_size = size
+            self._arguments["num_inference_steps"] = min(steps, PROBE_STEPS)
+            requests = [Request("a photo of a dog on a beach", "dog", seed) for seed in range(size)]
+            times = []
+            for _ in range(2):  # the first one also chooses kernels
+                start = time.perf_counter()
+                made = self._attempt(requests)
+                if made is None:
+                    return None
+                made()
+                times.append(time.perf_counter() - start)
+            return times[-1]
+
+        try:
+            found = batch_sizes.find_batch_size(seconds)
+        finally:
+            self._arguments["num_inference_steps"] = steps
+            self._free_memory()
+        batch_sizes.remember(self._remember_as, found)
+        print(f"images: batches of {found} on this machine", file=sys.stderr, flush=True)
+        return found
 
     def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
         """See `gen.image_engines.ImageEngine.generate`. Reasons: `nan`, `unsafe`."""
         outcomes: list[Picture | Rejected] = []
         while len(outcomes) < len(requests):
-            batch = requests[len(outcomes) : len(outcomes) + self.batch_size]
-            try:
-                made = self._generate(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or self.batch_size == 1:
-                    raise
-                made = []
-            if made:
-                outcomes += made
-            else:  # outside the handler, where the error no longer holds the tensors of the failed batch
-                self._halve()
+            outcomes += self.launch(requests[len(outcomes) : len(outcomes) + self.batch_size])()
         return outcomes
 
-    def _generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
+    def launch(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
+        """Starts a batch, and does not wait for the device to end it; what is returned does, and gives its outcomes."""
+        parts: list[Callable[[], list[Picture | Rejected]]] = []
+        started = 0
+        while started < len(requests):
+            part = requests[started : started + self.batch_size]
+            outcomes = self._attempt(part, last=self.batch_size == 1)
+            if outcomes is None:
+                self._halve()
+            else:
+                parts.append(outcomes)
+                started += len(part)
+        return lambda: list(itertools.chain.from_iterable(part() for part in parts))
+
+    def _attempt(
+        self, requests: Sequence[Request], last: bool = False
+    ) -> Callable[[], list[Picture | Rejected]] | None:
+        """Starts one padded batch; None where it does not fit into memory, unless `last`: then that is raised."""
+        try:
+            return self._start(requests)
+        except (RuntimeError, MemoryError) as error:
+            if last or not _out_of_memory(error):
+                raise
+        return None  # outside the handler, where the error no longer holds the tensors of the failed batch
+
+    def _start(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
         import torch
 
         padded = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
@@ -142,25 +232,50 @@ class DiffusersEngine:
                 generator=[torch.Generator("cpu").manual_seed(request.seed) for request in padded],
                 **arguments,
             )
+            images = output.images[: len(requests)]
+            finite = self._to_host(torch.isfinite(images).flatten(1).all(1))
+            pixels = self._to_host((images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+        done = torch.cuda.Event() if self.device.type == "cuda" else None
+        if done:
+            done.record()
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(padded)
-        return [_outcome(image, unsafe) for image, unsafe in zip(output.images[: len(requests)], flagged, strict=False)]
 
-    def _halve(self) -> None:
+        def outcomes() -> list[Picture | Rejected]:
+            if done:
+                done.synchronize()
+            return [
+                Rejected("unsafe", retry=True) if unsafe else picture if good else Rejected("nan", retry=True)
+                for picture, good, unsafe in zip(pixels.numpy(), finite.tolist(), flagged, strict=False)
+            ]
+
+        return outcomes
+
+    def _to_host(self, tensor: Any) -> Any:
+        """A copy in pinned memory that is whole once the device has come so far."""
         import torch
 
+        if self.device.type != "cuda":
+            return tensor.cpu()
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    def _halve(self) -> None:
         self.batch_size //= 2
+        self._free_memory()
+        if self._remember_as:
+            batch_sizes.remember(self._remember_as, self.batch_size)
+        print(f"images: out of memory, going on with batches of {self.batch_size}", file=sys.stderr, flush=True)
+
+    def _free_memory(self) -> None:
+        import torch
+
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        print(f"images: out of memory, going on with batches of {self.batch_size}", file=sys.stderr, flush=True)
 
 
-def _outcome(image: np.ndarray, unsafe: bool) -> Picture | Rejected:
-    if unsafe:
-        return Rejected("unsafe", retry=True)
-    if not np.isfinite(image).all():
-        return Rejected("nan", retry=True)
-    return (image * 255).round().astype(np.uint8)
+def _processor() -> str:
+    return f"{platform.machine()} {platform.processor()}".strip()
 
 
 def _out_of_memory(error: BaseException) -> bool:

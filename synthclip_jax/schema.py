@@ -113,26 +113,55 @@ BALANCE: Tree = {
     "deduplicate": Field(True, "keep one of several equal captions, the lowest id"),
 }
 
+IMAGE_SCHEDULERS = ("ddim", "dpmsolver++", "euler", "pndm", "model")
+
 IMAGES: Tree = {
     "engine": Field("diffusers", "what draws the pictures", choices=("diffusers", "sprites")),
     "model": Field("stable-diffusion-v1-5/stable-diffusion-v1-5", "diffusers engine: folder or hub id"),
     "revision": Field("", "revision of a hub model; empty: its main branch"),
-    "scheduler": Field("ddim", "sampler", choices=("ddim", "dpmsolver++", "euler", "pndm")),
-    "steps": Field(50, "denoising steps", low=1),
-    "guidance": Field(2.0, "classifier-free guidance scale", low=0.0),
+    "preset": Field(
+        "paper",
+        "sampler, steps and guidance: paper (DDIM, 50, 2), fast (DPM-Solver++, 20, 2), turbo (one step, no guidance)",
+        choices=("paper", "fast", "turbo"),
+    ),
+    "scheduler": Field(
+        "", f"sampler: {', '.join(IMAGE_SCHEDULERS)} (its own), or a class of diffusers; empty: the preset's"
+    ),
+    "steps": Field(0, "denoising steps; 0: the preset's", low=0),
+    "guidance": Field(-1.0, "classifier-free guidance scale; -1: the preset's", low=-1.0),
     "negative_prompt": Field("", "text to steer away from"),
-    "dtype": Field("float16", "weights and activations", choices=("float16", "bfloat16", "float32")),
+    "dtype": Field("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32")),
     "device": Field("auto", "auto takes a GPU if there is one"),
     "generate_size": Field(512, "side of the generated picture, pixels", low=8),
     "size": Field(256, "side of the stored picture, pixels", low=8),
     "jpeg_quality": Field(75, "JPEG quality (75: PIL's default, which the paper used)", low=1, high=100),
     "per_caption": Field(1, "pictures of each caption, each with its own seed", low=1, high=99),
-    "batch_size": Field(16, "pictures generated at once", low=1),
+    "batch_size": Field(0, "pictures generated at once; 0: what is found best on this machine, and remembered", low=0),
+    "compile": Field(
+        "auto",
+        "torch.compile's mode for denoiser and decoder; auto: default on a GPU, none elsewhere",
+        choices=("auto", "none", "default", "max-autotune", "max-autotune-no-cudagraphs"),
+    ),
     "max_attempts": Field(3, "attempts per picture before it is rejected", low=1),
     "shard_size": Field(2048, "pictures per shard: what a crash can cost", low=1),
     "threads": Field(2, "threads that encode JPEG", low=1),
     "min_std": Field(2.0, "a picture whose pixels vary less (standard deviation, 0-255) counts as blank", low=0.0),
+    "max_saturated": Field(
+        0.5, "a picture is rejected where more of its pixels than this share have a clipped colour", low=0.0, high=1.0
+    ),
     "safety": Field(True, "use the pipeline's safety checker when its weights are there"),
+}
+
+AGREEMENT: Tree = {
+    "checkpoint": Field("", "workdir or checkpoint that scores how well picture and caption agree; empty: no scores"),
+    "step": Field(-1, "which of its checkpoints; -1: the newest", low=-1),
+    "batch_size": Field(256, "pictures encoded at once", low=1),
+    "min_score": Field(
+        -1.0,
+        "pairs that score lower are left out of NAME_filtered, a dataset beside the first; -1: there is none",
+        low=-1.0,
+        high=1.0,
+    ),
 }
 
 DATA: Tree = {
@@ -146,6 +175,9 @@ DATA: Tree = {
     "split": Field("train", "split of the dataset"),
     "image_key": Field("image", "feature with the encoded picture"),
     "caption_key": Field("caption", "feature with the caption; of several captions one is drawn at each step"),
+    "min_agreement": Field(
+        -1.0, "pairs whose agreement score is lower are not trained on; -1: all are, scored or not", low=-1.0, high=1.0
+    ),
     "image_size": Field(224, "side of the picture that the model sees, pixels", low=8),
     "crop_scale": Field((0.5, 1.0), "random crop: share of the area", item=float, length=2, low=0.01, high=1.0),
     "crop_ratio": Field((3 / 4, 4 / 3), "random crop: width over height", item=float, length=2, low=0.1, high=10.0),
@@ -266,7 +298,7 @@ EVAL: Tree = {
     "suites": Field(
         ("zeroshot",),
         "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suites",
-        choices=("zeroshot",),
+        choices=("zeroshot", "retrieval"),
         item=str,
     ),
     "datasets": Field(
@@ -288,6 +320,7 @@ SCHEMA: Tree = {
         "captions": CAPTIONS,
         "balance": BALANCE,
         "images": IMAGES,
+        "agreement": AGREEMENT,
     },
     "data": DATA,
     "model": MODEL,

@@ -1,16 +1,15 @@
 """The diffusers engine runs a real (tiny, random) Stable Diffusion pipeline, alone and inside the images stage."""
 
-import gzip
 import importlib.util
 import io
 import json
-import pathlib
 
 import numpy as np
 import pytest
 
-import synthclip_jax
-from gen.image_engines import Rejected, Request
+from gen import batch_size as batch_sizes
+from gen import random_weights
+from gen.image_engines import Rejected, Request, Sampler, sampler_of
 from synthclip_jax.config import load_config
 from synthclip_jax.records import IndexedShard, dataset_folder, find_shards, parse_example
 
@@ -18,7 +17,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-SIDE = 32
+SIDE = random_weights.TINY_SIDE
 REQUESTS = [Request(f"a picture of thing number {number}", "thing", 1000 + number) for number in range(5)]
 
 
@@ -31,54 +30,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def _tokenizer_files(folder: pathlib.Path) -> tuple[str, str]:
-    """CLIP's vocabulary in the two files that transformers reads, from the packaged BPE merges."""
-    packed = pathlib.Path(synthclip_jax.__file__).parent / "data_files" / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    letters = [chr(byte) for byte in visible] + [chr(256 + extra) for extra in range(256 - len(visible))]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    return str(folder / "vocab.json"), str(folder / "merges.txt")
-
-
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
     """A Stable Diffusion pipeline of the real classes with 32 and 64 channels and random weights, saved to disk."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny_sd")
-    (folder / "bpe").mkdir()
-    vocabulary, merges = _tokenizer_files(folder / "bpe")
-    tokenizer = CLIPTokenizer(vocabulary, merges, model_max_length=77)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407,
-    )  # fmt: skip
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=4, sample_size=SIDE,
-        ),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=(32, 64), layers_per_block=1, sample_size=SIDE // 2, in_channels=4, out_channels=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=8,
-        ),
-        scheduler=diffusers.PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(folder / "model")
-    return str(folder / "model")
+    return random_weights.stable_diffusion(tmp_path_factory.mktemp("tiny_sd"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Batch sizes that are found stay out of the user's cache."""
+    monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path / "cache"))
 
 
 def engine_of(model, **changes):
@@ -127,6 +89,9 @@ def test_a_picture_depends_on_caption_and_seed(tiny_model, pictures):
         ("dpmsolver++", "DPMSolverMultistepScheduler"),
         ("euler", "EulerDiscreteScheduler"),
         ("pndm", "PNDMScheduler"),
+        ("UniPCMultistepScheduler", "UniPCMultistepScheduler"),
+        ("EulerAncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),  # draws noise at every step
+        ("model", "PNDMScheduler"),
     ],
 )
 def test_schedulers_are_chosen_by_name_and_keep_the_models_noise_schedule(tiny_model, scheduler, expected):
@@ -135,6 +100,7 @@ def test_schedulers_are_chosen_by_name_and_keep_the_models_noise_schedule(tiny_m
     assert engine.pipeline.scheduler.config.beta_schedule == "scaled_linear"
     (picture,) = engine.generate(REQUESTS[:1])
     assert picture.shape == (SIDE, SIDE, 3)
+    assert np.array_equal(engine.generate(REQUESTS[3:] + REQUESTS[:1])[-1], picture)  # whatever its batch
 
 
 def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, pictures):
@@ -176,6 +142,94 @@ def test_other_errors_and_a_batch_of_one_that_does_not_fit_are_not_hidden(tiny_m
         engine.generate(REQUESTS)
 
 
+def test_batches_are_doubled_while_that_pays_and_fits(monkeypatch):
+    speeds = {1: 1.0, 2: 1.9, 4: 3.0, 8: 3.05, 16: 9.0}
+    assert batch_sizes.find_batch_size(lambda size: size / speeds[size]) == 4  # 8 is hardly quicker
+    assert batch_sizes.find_batch_size(lambda size: None if size > 2 else 1.0) == 2  # 4 does not fit
+    assert batch_sizes.find_batch_size(lambda size: 1.0, largest=32) == 32
+    assert batch_sizes.find_batch_size(lambda size: None) == 1
+
+
+def test_the_batch_size_is_found_once_and_remembered(tiny_model, pictures, monkeypatch):
+    tried = []
+
+    def find(seconds):
+        tried.append(seconds(2))
+        return 2
+
+    monkeypatch.setattr(batch_sizes, "find_batch_size", find)
+    engine = engine_of(tiny_model, batch_size=0)
+    assert engine.batch_size == 2
+    assert tried[0] > 0
+    assert engine._arguments["num_inference_steps"] == 2  # as configured, after trials with fewer
+    (entry,) = json.loads((batch_sizes.cache_folder() / "batch_sizes.json").read_text()).items()
+    assert f"{tiny_model} {SIDE}px float32 guided" in entry[0]
+    assert engine_of(tiny_model, batch_size=0).batch_size == 2
+    assert engine_of(tiny_model, batch_size=3).batch_size == 3
+    assert len(tried) == 1
+    engine_of(tiny_model, batch_size=0, guidance=1.0)  # half the work: another size may be best
+    assert len(tried) == 2
+    made = engine.generate(REQUESTS)
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, pictures, strict=True)) <= 1
+    engine._halve()
+    assert engine_of(tiny_model, batch_size=0).batch_size == 1
+    (batch_sizes.cache_folder() / "batch_sizes.json").write_text("[damaged")
+    assert engine_of(tiny_model, batch_size=0).batch_size == 2
+
+
+def test_a_launched_batch_gives_its_pictures_after_the_next_one_was_launched(tiny_model, pictures):
+    engine = engine_of(tiny_model)
+    first, second = engine.launch(REQUESTS[:4]), engine.launch(REQUESTS[4:])
+    assert all(np.array_equal(a, b) for a, b in zip([*first(), *second()], pictures, strict=True))
+
+
+def test_what_is_compiled_is_compiled_once(tiny_model, pictures, monkeypatch):
+    """A graph for each batch would cost minutes a time on a GPU: seeds, steps and texts must not make another one."""
+    graphs, compile = [], torch.nn.Module.compile
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def with_backend(module, *, mode, **options):
+        compile(module, backend=counting, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", with_backend)
+    torch._dynamo.reset()
+    engine = engine_of(tiny_model, compile="default", steps=4)
+    plain = engine_of(tiny_model, steps=4).generate(REQUESTS)
+    for _ in range(2):
+        made = engine.generate(REQUESTS)
+    assert len(graphs) == 2  # denoiser and decoder
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, plain, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("kind", ["stable_diffusion_xl", "pixart"])
+def test_other_pipelines_draw_at_the_size_asked_for_with_seeds_of_their_own(kind, tmp_path):
+    torch.manual_seed(0)
+    engine = engine_of(getattr(random_weights, kind)(tmp_path), scheduler="dpmsolver++")
+    assert type(engine.pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    made = engine.generate(REQUESTS)
+    assert {picture.shape for picture in made} == {(SIDE, SIDE, 3)}
+    assert len({picture.tobytes() for picture in made}) == len(REQUESTS)
+    assert np.array_equal(engine.generate(REQUESTS[3:])[0], made[3])
+
+
+def test_a_model_for_one_step_keeps_its_own_scheduler(tiny_model):
+    config = load_config("configs/synthci_3m.py", [f"gen.images.model={tiny_model}", "gen.images.preset=turbo"])
+    assert sampler_of(config.gen.images) == Sampler("model", 1, 0.0)
+    engine = engine_of(tiny_model, scheduler="model", steps=1, guidance=0.0)
+    assert type(engine.pipeline.scheduler).__name__ == "PNDMScheduler"
+    assert len(engine.generate(REQUESTS)) == len(REQUESTS)
+
+
+def test_presets_are_one_value_and_give_way_to_what_is_set():
+    fast = load_config("configs/synthci_3m.py", ["gen.images.preset=fast"])
+    assert sampler_of(fast.gen.images) == Sampler("dpmsolver++", 20, 2.0)
+    mixed = load_config("configs/synthci_3m.py", ["gen.images.preset=fast", "gen.images.steps=25"])
+    assert sampler_of(mixed.gen.images) == Sampler("dpmsolver++", 25, 2.0)
+
+
 def test_pictures_with_nan_and_pictures_the_safety_checker_flags_are_rejected(tiny_model, monkeypatch):
     engine = engine_of(tiny_model)
     run = type(engine.pipeline).__call__
@@ -206,6 +260,10 @@ def test_models_that_cannot_be_used_say_what_to_change(tiny_model, tmp_path, mon
         engine_of(str(tmp_path / "nowhere"))
     with pytest.raises(ImageModelError, match=r"gen\.images\.dtype=float32"):
         engine_of(tiny_model, dtype="float16")
+    with pytest.raises(ImageModelError, match=r"Did you mean UniPCMultistepScheduler\?"):
+        engine_of(tiny_model, scheduler="UniPCMultiStepScheduler")
+    with pytest.raises(ImageModelError, match=r"gen\.images\.scheduler=model"):
+        engine_of(tiny_model, scheduler="FlowMatchEulerDiscreteScheduler")
 
 
 def test_weights_that_are_not_safetensors_are_refused(tiny_model, tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gen.image_engines import Sampler, sampler_of
 from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, plain
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
@@ -160,7 +161,7 @@ def test_the_paper_config_has_the_papers_values():
         1e-8,
         0.5,
     )
-    assert (config.gen.images.steps, config.gen.images.guidance, config.gen.images.scheduler) == (50, 2.0, "ddim")
+    assert sampler_of(config.gen.images) == Sampler("ddim", 50, 2.0)
     assert (config.gen.captions.temperature, config.gen.captions.top_p) == (0.7, 0.95)
     assert config.data.crop_scale == (0.5, 1.0)
     assert math.isclose(config.train.logit_scale_max, 4.6052, abs_tol=1e-4)

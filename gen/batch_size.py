@@ -1,0 +1,56 @@
+"""The number of pictures generated at once: found by trying, and remembered for the next time.
+
+`$SYNTHCLIP_CACHE/batch_sizes.json` (default `~/.cache/synthclip_jax`) keeps what was found, by device, model, size and
+precision. It is a matter of speed alone: a wrong entry costs time, a deleted one is found again.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+from gen.smollm2 import cache_folder
+from gen.store import StoreError, to_json, write_atomic
+
+WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second
+LARGEST = 256
+
+
+def find_batch_size(seconds: Callable[[int], float | None], largest: int = LARGEST) -> int:
+    """The batch size after which doubling no longer pays, or no longer fits.
+
+    Args:
+      seconds: what a batch of a size takes; None: it does not fit into memory.
+      largest: none above it is tried.
+    """
+    size, speed = 1, 0.0
+    best = size
+    while size <= largest:
+        took = seconds(size)
+        if took is None or size / took < speed * WORTH_IT:
+            break
+        best, speed = size, size / took
+        size *= 2
+    return best
+
+
+def recall(key: str) -> int:
+    """The batch size remembered under a key; 0 if there is none."""
+    size = _read().get(key, 0)
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+def remember(key: str, size: int) -> None:
+    """Keeps a batch size; where the cache cannot be written it is found again next time."""
+    sizes = _read() | {key: size}
+    try:
+        write_atomic(cache_folder() / "batch_sizes.json", to_json(sizes))
+    except StoreError as error:
+        print(f"images: the batch size cannot be remembered ({error})", file=sys.stderr, flush=True)
+
+
+def _read() -> dict[str, int]:
+    try:
+        sizes = json.loads((cache_folder() / "batch_sizes.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
