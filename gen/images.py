@@ -19,6 +19,8 @@ from gen import draws
 from gen.executor import Executor, run_local
 from gen.image_batches import ImageBatches
 from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, make_engine
+from gen.isolation import check_shard
+from gen.picture_filters import UNDECODABLE, reject_reason
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
 from synthclip_jax.generated import find_version
@@ -102,13 +104,18 @@ class ImageWorker:
         self.batches = ImageBatches(engine, self.images.batch_size)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
-        """Makes one shard."""
+        """Makes one shard.
+
+        Raises:
+          EngineFailure: the engine raised on every picture.
+        """
         start = shard["index"] * self.images.shard_size
         captions, pictures = np.divmod(self.order[start : start + shard["items"]], self.images.per_caption)
         rows = self.selected.take(captions).to_pylist()
         for row, picture in zip(rows, pictures.tolist(), strict=True):
             row["id"] = f"{row['id']}-{picture:02d}"
         encoded, attempts, rejects = self._make(rows)
+        check_shard(shard["index"], len(rows), rejects.values())
         examples = []
         for slot, row in enumerate(rows):
             if slot in encoded:
@@ -158,17 +165,18 @@ class ImageWorker:
         for slot, future in encoding.items():
             data = future.result()
             if data is None:
-                rejects[slot] = "undecodable"
+                rejects[slot] = UNDECODABLE
                 if self.progress:
-                    self.progress.update(0, {"undecodable": 1})
+                    self.progress.update(0, {UNDECODABLE: 1})
             else:
                 encoded[slot] = data
         return encoded, attempts, rejects
 
     def _checked(self, outcome: Picture | Rejected) -> Picture | Rejected:
-        if not isinstance(outcome, Rejected) and outcome.std() < self.images.min_std:
-            return Rejected("blank", retry=True)
-        return outcome
+        if isinstance(outcome, Rejected):
+            return outcome
+        reason = reject_reason(outcome, self.images)
+        return Rejected(reason, retry=True) if reason else outcome
 
     def _serialize(self, row: Mapping[str, Any], jpeg: bytes, attempt: int) -> bytes:
         example = {
@@ -249,7 +257,15 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             "shards": of,
             **{
                 key: images[key]
-                for key in ("per_caption", "shard_size", "size", "jpeg_quality", "max_attempts", "min_std")
+                for key in (
+                    "per_caption",
+                    "shard_size",
+                    "size",
+                    "jpeg_quality",
+                    "max_attempts",
+                    "min_std",
+                    "max_saturated",
+                )
             },
             "source": engine_identity(images),
         }
