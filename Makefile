@@ -11,7 +11,7 @@ JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint config data de
   loader losses metrics models optim plan preprocess prompts readers records sharding step tokenizer verify weights \
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
 # The independent referee, in a folder that only processes of its own see: benchmarks/referee.py says why.
-REFEREE := 'clip-benchmark==1.6.2' 'webdataset>=1.0,<2' braceexpand 'torchvision>=0.21' 'numpy>=2.0,<2.4'
+REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' braceexpand 'torchvision>=0.21' 'numpy>=2.0,<2.4'
 # Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.
 PYTEST := -m pytest --numprocesses=2 --dist=loadfile -m 'not slow'
 
@@ -63,7 +63,7 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
-	$(PIP) --editable '.[gen,tfds,report,export,explore,test]'
+	$(PIP) --editable '.[gen,tfds,report,export,explore,s3,test]'
 	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
 	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
 	touch $@

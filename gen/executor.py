@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from gen.progress import Progress
@@ -67,7 +67,7 @@ def run_local(
     if reports_itself:
         worker.progress = progress
     try:
-        with contextlib.closing(work_ahead(worker, todo)) as work:
+        with contextlib.closing(work_ahead(worker, _left(store, todo, records, progress))) as work:
             for shard, output, seconds in work:
                 records[shard["index"]] = store.commit(shard["index"], output, seconds)
                 if not reports_itself:
@@ -76,6 +76,18 @@ def run_local(
     finally:
         getattr(worker, "close", lambda: None)()
     return dict(sorted(records.items()))
+
+
+def _left(
+    store: StageStore, todo: Iterable[Mapping[str, Any]], records: dict[int, dict[str, Any]], progress: Progress
+) -> Iterator[Mapping[str, Any]]:
+    """The shards, without those that another driver on the same workdir has committed when their turn comes."""
+    for shard in todo:
+        if record := store.record(shard["index"]):
+            records[shard["index"]] = record
+            progress.done += shard["items"]
+        else:
+            yield shard
 
 
 def work_ahead(

@@ -43,11 +43,16 @@ class Version:
         """The name of a stage's folder in `W/gen`."""
         return self.stages.get(stage) or (stage if self.number == 1 else f"{stage}@{self.number}")
 
-    def next(self, order: tuple[str, ...], changed: str, dataset: str = "") -> "Version":
-        """The version after this one: the changed stage and all after it get folders of their own."""
-        number, later = self.number + 1, order[order.index(changed) :]
+    def next(self, order: tuple[str, ...], changed: str, newest: "Version", dataset: str = "") -> "Version":
+        """The version after the newest: as this one, but the changed stage and all after it get folders of their own.
+
+        Args:
+          order: all stages, in the order in which they run.
+          dataset: its name; empty: the newest's with the next minor number.
+        """
+        number, later = newest.number + 1, order[order.index(changed) :]
         stages = {stage: f"{stage}@{number}" if stage in later else self.folder_name(stage) for stage in order}
-        major, minor, _ = map(int, self.dataset.split("."))
+        major, minor, _ = map(int, newest.dataset.split("."))
         return Version(number, dataset or f"{major}.{minor + 1}.0", stages)
 
 

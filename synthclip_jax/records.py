@@ -49,6 +49,34 @@ def frame_shard(payloads: Iterable[bytes]) -> tuple[bytes, bytes]:
     return b"".join(records), format_index(np.stack([offsets, lengths], axis=1))
 
 
+def unframe_shard(data: bytes, path: str | os.PathLike | Location) -> Iterator[bytes | RecordError]:
+    """The payloads of a whole shard in memory; in the place of a damaged record an error that names it.
+
+    Where a length is damaged the records after it cannot be found: the error is the last item.
+    """
+    offset, record = 0, 0
+    while offset < len(data):
+        where = f"{path}: record {record} at byte {offset}"
+        header = data[offset : offset + HEADER_BYTES]
+        if len(header) < HEADER_BYTES:
+            yield RecordError(f"{where}: the file ends inside the record's header. {_REMEDY}")
+            return
+        length, crc = struct.unpack("<QI", header)
+        if crc != _masked_crc(header[:8]):
+            yield RecordError(f"{where}: the checksum of the record's length is wrong. {_REMEDY}")
+            return
+        end = offset + HEADER_BYTES + length
+        if end + FOOTER_BYTES > len(data):
+            yield RecordError(f"{where}: the file ends inside the record. {_REMEDY}")
+            return
+        payload = data[offset + HEADER_BYTES : end]
+        if struct.unpack_from("<I", data, end)[0] == _masked_crc(payload):
+            yield payload
+        else:
+            yield RecordError(f"{where}: checksum mismatch. {_REMEDY}")
+        offset, record = end + FOOTER_BYTES, record + 1
+
+
 def format_index(index: np.ndarray) -> bytes:
     """Index `[records, (offset, length)]` as the text of an index file."""
     return "".join(f"{offset} {length}\n" for offset, length in index.tolist()).encode()
@@ -339,7 +367,13 @@ def list_shards(folder: str | os.PathLike | Location, split: str) -> tuple[list[
       RecordError: there is no such folder, or it holds no shard of the split, or those of several sets.
     """
     folder = location(folder)
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except Exception as error:
+        if isinstance(error, OSError) or is_unreachable(error):
+            raise RecordError(f"{folder}: cannot be read ({error})") from error
+        raise
+    if not is_folder:
         raise RecordError(f"{folder}: no such dataset folder. Generate it (python -m gen) or set config.data.path")
     named = re.compile(rf"(.+)-{re.escape(split)}\.(?:tfrecord|array_record)-(\d+)-of-(\d+)")
     found = sorted((path for path in folder.iterdir() if named.fullmatch(path.name)), key=lambda path: path.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
+from synthclip_jax.locations import is_unreachable
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec
 
@@ -131,8 +132,11 @@ def open_files(
             return open_file(path)
         except RecordError as error:
             return error
-        except OSError as error:
-            return RecordError(f"{path}: {error.strerror}. Check that it can be read, or copy it again")
+        except Exception as error:
+            if not (isinstance(error, OSError) or is_unreachable(error)):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            return RecordError(f"{path}: {reason}. Check that it can be read, or copy it again")
 
     with ThreadPoolExecutor(OPENING_THREADS) as pool:
         results = list(pool.map(attempt, paths))

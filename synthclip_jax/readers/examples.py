@@ -5,11 +5,11 @@ import functools
 import hashlib
 import itertools
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from synthclip_jax.locations import Location, is_url, location, size_of
 from synthclip_jax.readers import Sample, Shard, keys_of, missing_key, open_files
 from synthclip_jax.readers.offsets import cached_offsets
 from synthclip_jax.records import (
@@ -76,13 +76,20 @@ class ExampleReader:
         ]
 
     def digest(self) -> str:
-        names = "".join(f"{pathlib.Path(s.path).name} {len(s)} {os.path.getsize(s.path)}\n" for s in self.payloads)
+        names = "".join(f"{os.path.basename(s.path)} {len(s)} {_size(s)}\n" for s in self.payloads)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def _locate(self, index: int) -> tuple[int, int]:
         """(shard, record in it)."""
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+def _size(shard: Payloads) -> int:
+    """Bytes of a shard's file: an index says it, and was compared with the file when that was opened."""
+    if isinstance(shard, IndexedShard):
+        return int(shard.index[:, 1].sum())
+    return size_of(shard.path)
 
 
 def _first(features: Mapping[str, Any], keys: Sequence[str]) -> list[Any] | None:
@@ -127,7 +134,7 @@ def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str)
 
 def open_img2dataset(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
     """A folder of `00000.tfrecord`, `00001.tfrecord`, ... A number left out is a missing shard. There is no split."""
-    folder = pathlib.Path(spec.place)
+    folder = location(spec.place)
     if not folder.is_dir():
         raise RecordError(f"{spec}: no such folder. Name the folder that img2dataset wrote")
     paths = sorted(path for path in folder.iterdir() if path.name.endswith(".tfrecord"))
@@ -141,7 +148,7 @@ def open_img2dataset(spec: SourceSpec, split: str, check_crc: bool, on_error: st
     return _open(spec, paths, missing, check_crc, on_error)
 
 
-def numbers_left_out(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+def numbers_left_out(paths: Sequence[Location]) -> list[Location]:
     """Where files are called by their number, those that are missing between 0 and the highest."""
     matches = [re.fullmatch(r"(\d+)(\..+)", path.name) for path in paths]
     if not all(matches):
@@ -152,17 +159,19 @@ def numbers_left_out(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _open(
-    spec: SourceSpec, paths: Sequence[pathlib.Path], missing: Sequence[str], check_crc: bool, on_error: str
+    spec: SourceSpec, paths: Sequence[Location], missing: Sequence[str], check_crc: bool, on_error: str
 ) -> ExampleReader:
     opened, left_out = open_files(spec.place, paths, functools.partial(_open_shard, check_crc), missing, on_error)
     return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, left_out)
 
 
-def _open_shard(check_crc: bool, path: str | os.PathLike) -> Payloads:
-    name = os.fspath(path)
+def _open_shard(check_crc: bool, path: str | os.PathLike | Location) -> Payloads:
+    name = str(path)
     if ".array_record" in os.path.basename(name):
+        if is_url(path):
+            raise RecordError(f"{path}: ArrayRecord files are only read from a disk. Copy them, or write TFRecords")
         return ArrayRecordShard(path)
-    if os.path.exists(name + INDEX_SUFFIX):
+    if location(name + INDEX_SUFFIX).exists():
         return IndexedShard(path, check_crc)
     offsets = cached_offsets(path, lambda path: format_index(scan_index(path)))
     return IndexedShard(path, check_crc, parse_index(offsets, path))

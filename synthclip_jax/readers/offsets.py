@@ -6,18 +6,22 @@ import pathlib
 import tempfile
 from collections.abc import Callable
 
+from synthclip_jax.locations import Location, is_url, location, size_of
+
 SUFFIX = ".offsets"
 
 
-def cached_offsets(path: str | os.PathLike, build: Callable[[str | os.PathLike], bytes]) -> bytes:
+def cached_offsets(path: str | os.PathLike | Location, build: Callable[[Location], bytes]) -> bytes:
     """What `build(path)` returns, kept for the next time: finding offsets means hopping through the whole file.
 
     Kept in `PATH.offsets`, or where that cannot be written in the user's cache folder, with the file's size in the
     first line: offsets of a file that has another size now are made again.
     """
-    path = pathlib.Path(path)
-    head = b"%d bytes\n" % os.path.getsize(path)
-    places = (path.with_name(path.name + SUFFIX), _cache_folder() / _cache_name(path))
+    path = location(path)
+    head = b"%d bytes\n" % size_of(path)
+    kept_here = _cache_folder() / _cache_name(path)
+    # Nothing is written beside an object: that may cost, and need other rights.
+    places = (kept_here,) if is_url(path) else (path.with_name(path.name + SUFFIX), kept_here)
     for place in places:
         try:
             kept = place.read_bytes()
@@ -40,8 +44,8 @@ def _cache_folder() -> pathlib.Path:
     return base / "synthclip_jax" / "offsets"
 
 
-def _cache_name(path: pathlib.Path) -> str:
-    folder = hashlib.sha256(str(path.resolve().parent).encode()).hexdigest()[:16]
+def _cache_name(path: Location) -> str:
+    folder = hashlib.sha256(str(path.parent if is_url(path) else path.resolve().parent).encode()).hexdigest()[:16]
     return f"{folder}-{path.name}{SUFFIX}"
 
 

@@ -84,6 +84,7 @@ def make_workdir(workdir, rows, shard_of, words=WORDS):
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         files = {f"captions-{shard:05d}-of-{of:05d}.parquet": buffer.getvalue()}
+        store.forget(shard)
         store.commit(shard, ShardOutput(files, len(mine)))
     return config
 

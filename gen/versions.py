@@ -1,0 +1,70 @@
+"""Starts another version of what a workdir generates, beside those that are there (`synthclip_jax.generated`).
+
+Where one stage is asked for with other settings than it was made with, it and the stages after it get folders of their
+own, and the dataset the next version. The stages before it are used as they are.
+"""
+
+import datetime
+import os
+
+from gen.store import StoreError, create_if_absent, to_json
+from synthclip_jax.generated import Version, find_version, list_versions, record_path
+from synthclip_jax.locations import Location
+
+
+def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) -> tuple[Version, str]:
+    """The version that a run continues, and which name (if any) it asks for that is still to be started.
+
+    Writes the record of the first version, so that it can be told from later ones.
+
+    Args:
+      wanted: `config.gen.version`; empty: the newest.
+      new: another version may be started; then `wanted` may be its name.
+
+    Raises:
+      VersionError: there is no such version and none may be started, or a record is damaged.
+    """
+    versions = list_versions(workdir)
+    pending = ""
+    if new and wanted and wanted not in [version.dataset for version in versions] and record_path(workdir, 1).exists():
+        version, pending = versions[-1], wanted
+    else:
+        version = find_version(workdir, wanted)
+    if version.number == 1:
+        _write(workdir, version, "")
+    return version, pending
+
+
+def start_version(
+    workdir: str | os.PathLike | Location, base: Version, order: tuple[str, ...], changed: str, name: str = "", why=""
+) -> Version:
+    """Starts the version that differs from `base` in the stage `changed`.
+
+    Args:
+      order: all stages with a folder.
+      name: of its dataset; empty: the next minor version.
+      why: what differs, for those who look at the record.
+
+    Raises:
+      StoreError: another driver has started another version at the same moment.
+    """
+    newest = list_versions(workdir)[-1]
+    version = base.next(order, changed, newest, name)
+    if not _write(workdir, version, why):
+        raise StoreError(
+            f"{record_path(workdir, version.number)}: another driver has just started this version. Run the same"
+            " command without --new-version to work on it, or again to start one more"
+        )
+    return version
+
+
+def _write(workdir: str | os.PathLike | Location, version: Version, why: str) -> bool:
+    record = {
+        "number": version.number,
+        "dataset": version.dataset,
+        "stages": dict(version.stages),
+        "why": why,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    path = record_path(workdir, version.number)
+    return not path.exists() and create_if_absent(path, to_json(record))
