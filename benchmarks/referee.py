@@ -11,6 +11,7 @@ declarations of the two operators that torchvision's Python code asks for and no
 
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,16 +33,25 @@ def is_installed() -> bool:
 def run(module: str, arguments: Sequence[str]) -> str:
     """Runs `python -m MODULE ARGUMENTS` where the referee's packages can be imported; returns what it printed.
 
+    Args:
+      module: its name, or the path of a file.
+
     Raises:
       RuntimeError: it failed; the text is what it printed.
     """
-    paths = [str(FOLDER), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "benchmarks.referee", "--module", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """With the referee's packages before all others, offline, and without the flags that tests give to XLA."""
+    paths = [str(FOLDER), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
+    environment.pop("XLA_FLAGS", None)
+    return environment
 
 
 def import_torchvision() -> None:
@@ -59,21 +69,18 @@ def import_torchvision() -> None:
 
 
 def main() -> None:
-    """Runs a module, clip_benchmark's command line unless another one is named."""
-    import runpy
-
+    """Runs a module or a file, clip_benchmark's command line unless another one is named."""
     if str(FOLDER) not in sys.path:
-        sys.exit(
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.referee", *sys.argv[1:]],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])},
-            ).returncode
-        )
+        command = [sys.executable, "-m", "benchmarks.referee", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env=_environment()).returncode)
     import_torchvision()
     module = "clip_benchmark.cli"
     if sys.argv[1:2] == ["--module"]:
         module, sys.argv[1:] = sys.argv[2], sys.argv[3:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""What stock open_clip and transformers make of an export; runs where `benchmarks.referee` lets them be imported.
+
+EXPORT PICTURES OUT.npz [TEXT ...]     pictures are a folder of files
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import open_clip
+import torch
+import transformers
+from PIL import Image
+
+
+def main(export: str, folder: str, out: str, *texts: str) -> None:
+    """Writes unit vectors and pixels of both libraries, token ids, and the pipeline's scores."""
+    pictures = [Image.open(path).convert("RGB") for path in sorted(pathlib.Path(folder).iterdir())]
+    found = {}
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{export}")(list(texts))
+    pixels = torch.stack([preprocess(picture) for picture in pictures])
+    model.eval()
+    with torch.inference_mode():
+        found["open_clip_images"] = model.encode_image(pixels, normalize=True)
+        found["open_clip_texts"] = model.encode_text(tokens, normalize=True)
+    found |= {"open_clip_pixels": pixels, "open_clip_tokens": tokens, "open_clip_scale": model.logit_scale.exp()}
+
+    model = transformers.AutoModel.from_pretrained(export).eval()
+    for backend in ("pil", "torchvision"):
+        processor = transformers.AutoProcessor.from_pretrained(export, backend=backend)
+        inputs = processor(text=list(texts), images=pictures, padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            outputs = model(**inputs)
+        name = f"transformers_{backend}"
+        found |= {f"{name}_pixels": inputs["pixel_values"], f"{name}_images": outputs.image_embeds}
+    found |= {"transformers_texts": outputs.text_embeds, "transformers_tokens": inputs["input_ids"]}
+
+    classify = transformers.pipeline("zero-shot-image-classification", model=export)
+    answers = classify(pictures[0], candidate_labels=list(texts), hypothesis_template="{}")
+    scores = {answer["label"]: answer["score"] for answer in answers}
+    found["pipeline"] = torch.tensor([scores[text] for text in texts])
+    np.savez(out, **{name: value.detach().numpy() for name, value in found.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

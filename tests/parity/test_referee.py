@@ -1,0 +1,185 @@
+"""The referee: checkpoints trained here, exported, and judged by stock open_clip, transformers and clip-benchmark."""
+
+import io
+import itertools
+import json
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+import toy_config
+from PIL import Image
+from toy_dataset import COLOURS, PAIRS, picture, write_dataset
+
+from benchmarks import referee
+from synthclip_jax.checkpoint import load_model
+from synthclip_jax.encoder import load_encoder
+from synthclip_jax.import_weights import import_weights, read_foreign
+from synthclip_jax.preprocess import Preprocess
+
+pytestmark = pytest.mark.skipif(not referee.is_installed(), reason="the Makefile installs the referee")
+TOWERS = ("openai", "slip")
+TEXTS = ("a red square on a blue ground", "a photo of a flower", "Zwei Kätzchen & 3 dogs", "o" * 200, "1 2 3 4 " * 9)
+
+
+def write_tar(folder: pathlib.Path, examples: list[dict[str, bytes]]) -> None:
+    (folder / "test").mkdir(parents=True)
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for number, example in enumerate(examples):
+            for suffix, data in example.items():
+                member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def encoded(index: int) -> bytes:
+    """A picture that has to be resized and cropped, of the square with this number."""
+    size = (61 + index % 50, 70 + index % 31)
+    stream = io.BytesIO()
+    Image.fromarray(picture(index, 48)).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def testsets(tmp_path_factory):
+    """A classification set (which colour is in front?) and a retrieval set whose pictures have 1 to 4 captions."""
+    root = tmp_path_factory.mktemp("testsets")
+    fronts = [list(COLOURS).index(PAIRS[index % len(PAIRS)][0]) for index in range(3, 63)]
+    write_tar(root / "squares", [{"png": encoded(i), "cls": b"%d" % c} for i, c in enumerate(fronts, 3)])
+    (root / "squares" / "classnames.txt").write_text("".join(f"{colour}\n" for colour in COLOURS))
+    templates = ("a {c} square", "a photo of a {c} square on a ground.", "a picture: {c} in front")
+    (root / "squares" / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
+    forms = ("a {} square on a {} ground", "{} on {}", "a picture of a {} box, all around it {}", "{}, {}, 3 of them")
+    examples = []
+    for number, index in enumerate(range(0, 2 * len(PAIRS), 4)):
+        captions = [form.format(*PAIRS[index % len(PAIRS)]) for form in forms[: 1 + number % 4]]
+        examples.append({"png": encoded(index), "txt": "\n".join(captions).encode()})
+    write_tar(root / "flickr8k", examples)  # clip-benchmark knows by the name that this is a retrieval set
+    (root / "flickr8k" / "dataset_type.txt").write_text("retrieval\n")
+    return root
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def exported(request, tmp_path_factory):
+    """(workdir, export) of a few steps of training; exported where the stock libraries check it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_dataset(folder / "data", examples=64)
+    values = {"data.path": folder / "data", "data.interpolation": "bicubic", "train.epochs": 2, "train.ema": 0.5}
+    if request.param == "slip":  # the smallest that open_clip can hold
+        values |= {"data.image_size": 224, "data.interpolation": "bilinear", "model.tower": "slip"}
+        values |= {"model.vision.width": 192, "model.vision.layers": 12, "model.vision.heads": 3}
+        values |= {"model.vision.patch_size": 16, "train.batch_size": 8, "train.epochs": 0.5}
+        values |= {"train.warmup_epochs": 0.125, "train.learning_rate": 1e-3}
+    command = [f"--config={toy_config.__file__}", f"--workdir={folder / 'run'}"]
+    # In a process of its own, on one device: eight of them make so small a run slow.
+    referee.run("synthclip_jax.train", command + [f"--config.{key}={value}" for key, value in values.items()])
+    arguments = ["--workdir", str(folder / "run"), "--format", "both", "--out", str(folder / "export")]
+    printed = referee.run("synthclip_jax.export", arguments)
+    for library in ("open_clip", "transformers"):
+        assert f"{library} " in printed, printed
+    assert printed.count("loads it: features differ by") == 2, printed
+    return folder / "run", folder / "export"
+
+
+@pytest.fixture(scope="module")
+def verdict(exported, testsets, tmp_path_factory):
+    """clip-benchmark's numbers by test set."""
+    out = tmp_path_factory.mktemp("verdict")
+    arguments = ["eval", "--dataset", "wds/squares", "wds/flickr8k", "--dataset_root", str(testsets / "{dataset}")]
+    arguments += ["--task", "auto", "--model", f"local-dir:{exported[1]}", "--pretrained", "", "--no_amp"]
+    arguments += ["--recall_k", "1", "5", "10", "--batch_size", "16", "--num_workers", "0"]
+    referee.run("clip_benchmark.cli", [*arguments, "--output", str(out / "{dataset}.json")])
+    return {name: json.loads((out / f"{name}.json").read_text())["metrics"] for name in ("squares", "flickr8k")}
+
+
+def ours(workdir: pathlib.Path, suite: str, dataset: pathlib.Path) -> dict[str, float]:
+    """The numbers of our own evaluation of the trained checkpoint."""
+    from synthclip_jax.evaluate import evaluate
+
+    config = load_model(workdir).config
+    metrics = evaluate(config, workdir, datasets=[f"wds:{dataset}"], suites=[suite])
+    prefix = f"{suite}/{dataset.name}/"
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+
+def test_zero_shot_accuracy_equals_the_referees_to_the_last_example(exported, testsets, verdict):
+    found = ours(exported[0], "zeroshot", testsets / "squares")
+    assert found["n"] == 60
+    for metric in ("acc1", "acc5", "mean_per_class_recall"):
+        # One example more or less would move them by 1 / 60, or by 1 / 8 / 9.
+        assert found[metric] == pytest.approx(verdict["squares"][metric], abs=1e-6), metric
+    assert 0 < found["acc5"] < 1  # a number that could not be another one would tell nothing
+
+
+def test_retrieval_recall_equals_the_referees_to_the_last_example(exported, testsets, verdict):
+    found = ours(exported[0], "retrieval", testsets / "flickr8k")
+    for side, k in itertools.product(("image", "text"), (1, 5, 10)):
+        theirs = verdict["flickr8k"][f"{side}_retrieval_recall@{k}"]
+        assert found[f"{side}_r@{k}"] == pytest.approx(theirs, abs=1e-6), (side, k)
+
+
+def photographs(folder: pathlib.Path) -> pathlib.Path:
+    """Two real photographs, which scikit-learn brings along, as they are and cut to odd shapes."""
+    images = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+        Image.fromarray(image[:120, 17:433]).save(folder / f"{number}-wide.png")
+        Image.fromarray(image[:, 100:231]).save(folder / f"{number}-tall.png")
+    return folder
+
+
+def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(exported, tmp_path):
+    workdir, export = exported
+    folder = photographs(tmp_path / "pictures")
+    arguments = [str(export), str(folder), str(tmp_path / "theirs.npz"), *TEXTS]
+    referee.run(str(pathlib.Path(__file__).with_name("stock_features.py")), arguments)
+    theirs = np.load(tmp_path / "theirs.npz")
+    encoder = load_encoder(workdir)
+    files = sorted(folder.iterdir())
+    (batch,) = encoder.pictures((path.name, path.read_bytes()) for path in files)
+    texts = encoder.texts(TEXTS)
+    config = load_model(workdir).config
+    preprocess = Preprocess.from_config(config.data)
+    pixels = preprocess.batch([path.read_bytes() for path in files]).astype(np.float32) / 255
+
+    def in_unit_range(name: str) -> np.ndarray:
+        return theirs[name].transpose(0, 2, 3, 1) * np.float32(preprocess.std) + np.float32(preprocess.mean)
+
+    for name in ("open_clip", "transformers_pil"):
+        assert np.abs(in_unit_range(f"{name}_pixels") - pixels).max() < 1 / 255, name
+        assert np.abs(theirs[f"{name}_images"] - batch.embeddings).max() < 1e-4, name
+    # torchvision resizes without PIL and rounds some pixels the other way: one level of 255, not more.
+    assert np.abs(in_unit_range("transformers_torchvision_pixels") - pixels).max() < 1.01 / 255
+    for name in ("open_clip", "transformers"):
+        assert np.abs(theirs[f"{name}_texts"] - texts).max() < 1e-4, name
+    np.testing.assert_array_equal(theirs["open_clip_tokens"], encoder.tokenizer(TEXTS))
+    scores = theirs["open_clip_scale"] * (batch.embeddings[0] @ texts.T)
+    expected = np.exp(scores - scores.max())
+    # The pipeline resizes with torchvision.
+    np.testing.assert_allclose(theirs["pipeline"], expected / expected.sum(), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
+def test_what_comes_back_is_bit_for_bit_what_went_out(exported, tmp_path, kind):
+    workdir, export = exported
+    import_weights(export, tmp_path / "back", kind=kind, log=lambda line: None)
+    there, back = load_model(workdir), load_model(tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, there.params, back.params)
+    for key in ("tower", "embed_dim", "quick_gelu", "vision", "text"):
+        assert back.config.model[key] == there.config.model[key]
+    assert Preprocess.from_config(back.config.data) == Preprocess.from_config(there.config.data)
+    again = read_foreign(export, kind)
+    assert jax.tree.structure(again.params) == jax.tree.structure(there.params)
+
+
+def test_averaged_parameters_are_what_is_exported(exported):
+    workdir, export = exported
+    exported_scale = read_foreign(export, "open_clip").params["logit_scale"]
+    assert exported_scale == load_model(workdir).params["logit_scale"]
+    assert (workdir / "train" / "checkpoints").is_dir()
+    (checkpoint,) = (workdir / "train" / "checkpoints").glob("[0-9]*")
+    assert (checkpoint / "ema").is_dir()
