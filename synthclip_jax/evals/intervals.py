@@ -1,9 +1,9 @@
-"""95% intervals of accuracies: what another draw of as many test pictures could have given."""
+"""95% intervals of accuracies and recalls: what another draw of as many test pictures could have given."""
 
 import math
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 Z95 = 1.959963984540054
 
@@ -55,3 +55,27 @@ def mean_per_class(
     # mean (1 - mean) is 0 only where every class is wholly right or wholly wrong, and then so is the variance.
     low, high = wilson(mean * effective, effective, z)
     return mean, low, high
+
+
+def clustered(
+    hits: Float[np.ndarray, "clusters"], count: Int[np.ndarray, "clusters"], z: float = Z95
+) -> tuple[float, float, float]:
+    """Share of all trials that hit, with its interval, where trials come in clusters that are alike.
+
+    Five captions of one picture are not five independent queries. The share is a ratio of totals, whose variance is
+    that of the clusters' residuals (Cochran, Sampling Techniques, 1977, 9.24-25); the interval is Wilson's at the
+    number of independent trials that would have this variance, at least the clusters' and at most the trials' number.
+
+    Returns:
+      (share, low, high)
+    """
+    clusters, trials = len(hits), float(np.sum(count))
+    if not trials:
+        return math.nan, 0.0, 1.0
+    share = float(np.sum(hits)) / trials
+    residuals = hits - share * count
+    variance = float(np.square(residuals).sum()) / max(clusters - 1, 1) * clusters / trials**2
+    effective = share * (1 - share) / variance if variance > 0 else 0.0
+    effective = min(max(effective, float(clusters)), trials)
+    low, high = wilson(share * effective, effective, z)
+    return share, low, high

@@ -133,12 +133,20 @@ def group(metrics: Mapping[str, float], suite: str) -> dict[str, dict[str, float
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the printed table."""
+    """A column of the printed table.
+
+    Attributes:
+      interval: show METRIC_low and METRIC_high behind it.
+      percent: it is a share; else a count.
+      also: a second metric to show behind a slash, where it is there.
+    """
 
     title: str
     metric: str
     interval: bool = False
     percent: bool = True
+    also: str = ""
+    digits: int = 1
 
 
 def table(metrics: Mapping[str, float], suite: str, columns: Sequence[Column]) -> str:
@@ -163,11 +171,9 @@ def _cell(values: Mapping[str, float], column: Column) -> str:
         return "-"
     if not column.percent:
         return f"{value:,.0f}"
-    text = f"{100 * value:.1f}"
+    text = f"{100 * value:.{column.digits}f}"
     if column.interval and column.metric + "_low" in values:
         text += f" [{100 * values[column.metric + '_low']:4.1f}, {100 * values[column.metric + '_high']:4.1f}]"
-    elif column.metric == "chance":
-        text = f"{100 * value:.2f}"
-        if "chance5" in values:
-            text += f" / {100 * values['chance5']:.2f}"
+    if column.also in values:
+        text += f" / {100 * values[column.also]:.{column.digits}f}"
     return text

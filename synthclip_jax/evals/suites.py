@@ -72,13 +72,25 @@ CLASSIFICATION_COLUMNS = (
     Column("acc1 % [95%]", "acc1", interval=True),
     Column("acc5 % [95%]", "acc5", interval=True),
     Column("mean per class % [95%]", "mean_per_class_recall", interval=True),
-    Column("chance %", "chance"),
+    Column("chance %", "chance", also="chance5", digits=2),
+)
+
+RETRIEVAL_COLUMNS = (
+    Column("pictures", "n", percent=False),
+    Column("captions", "captions", percent=False),
+    *(
+        Column(f"{query} R@{k} %{' [95%]' if k == 1 else ''}", f"{query}_r@{k}", interval=k == 1)
+        for query in ("image", "text")
+        for k in (1, 5, 10)
+    ),
+    Column("chance of R@1 %", "image_r@1_chance", also="text_r@1_chance", digits=2),
 )
 
 SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
         Suite("zeroshot", "classification", "synthclip_jax.evals.zeroshot:ZeroShot", CLASSIFICATION_COLUMNS, "acc1"),
+        Suite("retrieval", "retrieval", "synthclip_jax.evals.retrieval:Retrieval", RETRIEVAL_COLUMNS, "image_r@1"),
     )
 }
 
