@@ -4,6 +4,10 @@ So no draw depends on batch, worker, order or restart, and two purposes of one i
 """
 
 import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
 
 
 def bits63(seed: int, identity: str, purpose: str) -> int:
@@ -15,3 +19,10 @@ def bits63(seed: int, identity: str, purpose: str) -> int:
 def uniform(seed: int, identity: str, purpose: str) -> float:
     """A uniform float in [0, 1), from the top 53 bits of `bits63`."""
     return (bits63(seed, identity, purpose) >> 10) * 2.0**-53
+
+
+def uniforms(seed: int, identities: Sequence[str], purpose: str) -> Float64[np.ndarray, "identities"]:
+    """`uniform` of many ids."""
+    before, after, blake2b = f"{seed}\x1f", f"\x1f{purpose}", hashlib.blake2b
+    digests = [blake2b(f"{before}{identity}{after}".encode(), digest_size=8).digest() for identity in identities]
+    return (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(11)) * 2.0**-53

@@ -15,6 +15,8 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+_UNITS = 2**32  # of expected captions in a caption: whole numbers, whose sum does not depend on their order
+
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
@@ -86,7 +88,12 @@ def threshold_for_tail_share(counts: Int64[np.ndarray, "concepts"], share: float
 
 
 def threshold_for_size(
-    matches: Matches, counts: Int64[np.ndarray, "concepts"], draws: Float64[np.ndarray, "captions"], size: int
+    matches: Matches,
+    counts: Int64[np.ndarray, "concepts"],
+    draws: Float64[np.ndarray, "captions"],
+    size: int,
+    below: tuple[float, int] = (0.0, 0),
+    above: float = math.inf,
 ) -> float:
     """A threshold at which `size` captions are kept, given their draws.
 
@@ -94,13 +101,22 @@ def threshold_for_size(
     Bisection, in which a caption leaves as soon as both ends agree about it: the whole costs a few passes.
 
     Args:
+      matches, counts, draws: the captions, or only those that `above` keeps and `below` does not.
       size: at least 1, at most the number of captions with a match.
+      below: a threshold that keeps too few, and how many it keeps.
+      above: a threshold that keeps enough. Both only save work: the answer is the same without them.
     """
     matched = matches.lengths > 0
     matches, draws = matches.where(matched), draws[matched]
-    low, high, kept_at_low = 0.0, float(counts.max()), 0
+    low, high, kept_at_low = 0.0, float(counts.max()), below[1]
     while len(draws) and high - low > 1e-9 * high:
         middle = math.sqrt(low * high) if low else high / 1000  # counts span orders of magnitude
+        if middle <= below[0]:
+            low = middle
+            continue
+        if middle >= above:
+            high = middle
+            continue
         kept = draws < keep_probabilities(matches, counts, middle)
         if kept_at_low + np.count_nonzero(kept) >= size:
             high, undecided = middle, kept
@@ -135,10 +151,23 @@ def keep_curve(
     thresholds: list[float],
 ) -> list[KeepRate]:
     """What each threshold does, in ascending order of t."""
+    return curve_of_sums(curve_sums(matches, counts, draws, thresholds), counts, thresholds)
+
+
+def curve_sums(
+    matches: Matches,
+    counts: Int64[np.ndarray, "concepts"],
+    draws: Float64[np.ndarray, "captions"],
+    thresholds: list[float],
+) -> Int64[np.ndarray, "2 thresholds"]:
+    """The captions kept, and those expected in units of 2**-32, for each threshold in ascending order.
+
+    Whole numbers: sums of disjoint sets of captions add up to the sums of their union, in whatever order.
+    """
     matched = matches.lengths > 0
     matches, draws = matches.where(matched), draws[matched]
     certain = 0  # captions with a concept in the tail: kept now, and at every higher threshold
-    curve = []
+    sums = []
     for t in sorted(set(thresholds)):
         if len(draws):
             rarest = np.minimum.reduceat(counts[matches.values], matches.offsets[:-1])
@@ -146,8 +175,18 @@ def keep_curve(
             matches, draws = matches.where(rarest > t), draws[rarest > t]
         probabilities = keep_probabilities(matches, counts, t)
         kept = certain + int(np.count_nonzero(draws < probabilities))
-        curve.append(KeepRate(t, kept, float(certain + probabilities.sum()), tail_share(counts, t)))
-    return curve
+        sums.append((kept, certain * _UNITS + int(np.rint(probabilities * _UNITS).sum())))
+    return np.array(sums, np.int64).reshape(-1, 2).T
+
+
+def curve_of_sums(
+    sums: Int64[np.ndarray, "2 thresholds"], counts: Int64[np.ndarray, "concepts"], thresholds: list[float]
+) -> list[KeepRate]:
+    """The curve whose sums over all captions are given."""
+    return [
+        KeepRate(t, int(kept), int(expected) / _UNITS, tail_share(counts, t))
+        for t, kept, expected in zip(sorted(set(thresholds)), *sums, strict=True)
+    ]
 
 
 def round_thresholds(largest: float) -> list[float]:

@@ -8,12 +8,13 @@ condition that it checks itself (S3: `If-None-Match: *`, Google: `ifGenerationMa
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from synthclip_jax.locations import Location, is_unreachable, is_url, location
 
@@ -50,6 +51,60 @@ def write_atomic(path: str | os.PathLike | Location, data: bytes) -> None:
     else:
         with _replacing(path, data) as temporary:
             os.replace(temporary, path)
+
+
+def write_stream(path: str | os.PathLike | Location, fill: Callable[[Any], None]) -> dict[str, Any]:
+    """Writes a file as `write_atomic` does, without ever holding it in memory.
+
+    Args:
+      path: the file.
+      fill: writes the contents, front to back, to the open file that it is given.
+
+    Returns:
+      Its size and digest: `bytes`, `sha256`.
+
+    Raises:
+      StoreError: as `write_atomic`.
+    """
+    path = location(path)
+    with tempfile.TemporaryDirectory() if is_url(path) else contextlib.nullcontext() as scratch:
+        local = pathlib.Path(scratch) / path.name if scratch else path
+        measured: list[_Measured] = []
+
+        def write(file: Any) -> None:
+            measured.append(_Measured(file))
+            fill(measured[0])
+
+        with _replacing(local, write) as temporary:
+            os.replace(temporary, local)
+        if scratch:
+            with explained(path):
+                path.fs.put_file(str(local), path.path)
+    return {"bytes": measured[0].bytes, "sha256": measured[0].digest.hexdigest()}
+
+
+class _Measured:
+    """A file that is written front to back, and measured meanwhile."""
+
+    closed = False
+
+    def __init__(self, file: Any):
+        self._file, self.bytes, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""
 
 
 def create_if_absent(path: str | os.PathLike | Location, data: bytes) -> bool:
@@ -124,7 +179,7 @@ def _lock(lock: pathlib.Path) -> int:
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path, data: bytes) -> Iterator[str]:
+def _replacing(path: pathlib.Path, data: bytes | Callable[[Any], None]) -> Iterator[str]:
     """A synced temporary file with the data in the path's folder; the folder is synced after the body's rename."""
     temporary = None
     with explained(path):
@@ -132,7 +187,10 @@ def _replacing(path: pathlib.Path, data: bytes) -> Iterator[str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                if callable(data):
+                    data(file)
+                else:
+                    file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes it private; datasets are meant to be shared
@@ -142,7 +200,7 @@ def _replacing(path: pathlib.Path, data: bytes) -> Iterator[str]:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        except OSError:
+        except BaseException:
             if temporary:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)

@@ -109,8 +109,20 @@ BALANCE: Tree = {
     "t": Field(10.0, "MetaCLIP's threshold: matches a concept may have before its captions are thinned", low=0.0),
     "target_size": Field(0, "solve t so that about this many captions are kept; needs t = 0", low=0),
     "tail_share": Field(0.0, "solve t so that concepts under t hold this share of matches; needs t = 0", low=0, high=1),
+    "method": Field(
+        "balanced",
+        "how captions are chosen; random: a uniform sample as large as balancing would keep (the paper's ablation)",
+        choices=("balanced", "random"),
+    ),
     "fold_case": Field(False, "match without regard to case (MetaCLIP and SynthCLIP do not)"),
     "deduplicate": Field(True, "keep one of several equal captions, the lowest id"),
+    "near_duplicates": Field(
+        0.0,
+        "drop captions whose words agree with an earlier one's to this share (0.9 is sensible); 0: none",
+        low=0,
+        high=1,
+    ),
+    "processes": Field(0, "processes that match, with the local executor; 0: as many as pay off, one per core", low=0),
 }
 
 IMAGE_SCHEDULERS = ("ddim", "dpmsolver++", "euler", "pndm", "model")
@@ -169,10 +181,16 @@ DATA: Tree = {
     "sources": Field(
         (),
         "datasets to train on together instead of `path`, each a text 'KIND:PLACE' or a tuple ('KIND:PLACE', weight,"
-        " image_key, caption_key) whose last items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
+        " image_key, caption_key, part) whose last items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
         item=object,
     ),
     "split": Field("train", "split of the dataset"),
+    "part": Field(
+        1.0,
+        "how much of each dataset is used: a share (0.05), or a number of examples (500_000); chosen by the seed, and a"
+        " smaller part is inside a larger one",
+        low=1e-9,
+    ),
     "image_key": Field("image", "feature with the encoded picture"),
     "caption_key": Field("caption", "feature with the caption; of several captions one is drawn at each step"),
     "min_agreement": Field(

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gen import balance, concepts
-from gen.balance import BalanceError, first_of_equal
+from gen import balance, concepts, selection
+from gen.selection import BalanceError, first_of_equal
 from gen.draws import uniform
 from gen.keep_rate import (
     Matches,
@@ -282,7 +282,7 @@ def test_the_selection_does_not_depend_on_how_captions_were_sharded(tmp_path, mo
     ):
         config = make_workdir(tmp_path / name, rows, shard_of)
         config.gen.balance.t = 15.0
-        monkeypatch.setattr(balance, "BLOCK", block)
+        monkeypatch.setattr(selection, "BLOCK", block)
         balance.run(config, tmp_path / name)
         result = json.loads((tmp_path / name / "gen" / "balance" / "balance.json").read_text())
         results.append((selected(tmp_path / name), result["keep_curve"]))
@@ -330,7 +330,8 @@ def test_the_keep_curve_is_printed_before_anything_is_selected(tmp_path, capsys,
     config = make_workdir(tmp_path, zoo(), lambda position: position // 100)
     capsys.readouterr()
     printed = []
-    monkeypatch.setattr(balance, "_selected_table", lambda *_: printed.append(capsys.readouterr().out) or b"")
+    write = balance.write_stream
+    monkeypatch.setattr(balance, "write_stream", lambda *to: printed.append(capsys.readouterr().out) or write(*to))
     balance.run(config, tmp_path)
     assert "in the tail" in printed[0]
     assert any(line.split()[0] == "10" and line.endswith("<- chosen") for line in printed[0].splitlines())
