@@ -6,9 +6,10 @@ own, and the dataset the next version. The stages before it are used as they are
 
 import datetime
 import os
+from typing import Any
 
 from gen.store import StoreError, create_if_absent, to_json
-from synthclip_jax.generated import Version, find_version, list_versions, record_path
+from synthclip_jax.generated import Version, find_version, list_versions, record_checksum, record_path
 from synthclip_jax.locations import Location
 
 
@@ -59,12 +60,13 @@ def start_version(
 
 
 def _write(workdir: str | os.PathLike | Location, version: Version, why: str) -> bool:
-    record = {
+    record: dict[str, Any] = {
         "number": version.number,
         "dataset": version.dataset,
         "stages": dict(version.stages),
         "why": why,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    record["check"] = record_checksum(record)
     path = record_path(workdir, version.number)
     return not path.exists() and create_if_absent(path, to_json(record))

@@ -10,10 +10,12 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from synthclip_jax.locations import Location, location
 
@@ -111,17 +113,22 @@ def stage_folder(workdir: str | os.PathLike | Location, stage: str, version: str
     return location(workdir) / "gen" / find_version(workdir, version).folder_name(stage)
 
 
+def record_checksum(record: Mapping[str, Any]) -> str:
+    """What the `check` of a record must be: a digest of all else in it."""
+    text = json.dumps({key: value for key, value in record.items() if key != "check"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _read(path: Location) -> Version:
     try:
         record = json.loads(path.read_bytes())
         number, dataset, stages = record["number"], record["dataset"], record["stages"]
-        sound = isinstance(number, int) and _NAME.fullmatch(dataset) and f"{number:05d}.json" == path.name
-        if not sound or not all(re.fullmatch(r"[\w-]+(@\d+)?", name) for name in [*stages, *stages.values()]):
-            raise ValueError("it is not a version's record")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if record.get("check") != record_checksum(record) or f"{number:05d}.json" != path.name:
+            raise ValueError("it is not as it was written")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VersionError(
-            f"{path}: damaged ({error!r}). It says which folders of gen/ belong to a version: restore it, or write it"
-            ' again as {"number": ..., "dataset": "1.1.0", "stages": {"captions": "captions@2", ...}}'
+            f"{path}: damaged ({error}). It says which folders of gen/ belong to a version: restore it, or delete it"
+            " and start the version again with python -m gen --new-version"
         ) from error
     return Version(number, dataset, dict(stages))
 

@@ -148,7 +148,7 @@ def load_index(path: str | os.PathLike | Location) -> np.ndarray:
     index = parse_index(file.read_bytes(), file)
     lengths = index[:, 1]
     size = size_of(path)
-    if lengths.sum() != size:
+    if lengths.sum() != size or lengths.max(initial=0) > size:  # sums of damaged numbers can wrap around
         raise RecordError(
             f"{path}: the file has {size} bytes, its index expects {lengths.sum()} ({len(index)} records). {_REMEDY}"
         )
