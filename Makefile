@@ -15,7 +15,7 @@ REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' bra
 # Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.
 PYTEST := -m pytest --numprocesses=2 --dist=loadfile -m 'not slow'
 
-.PHONY: quickstart test test-slow test-jax test-vllm lint format clean
+.PHONY: quickstart test test-processes test-slow test-jax test-vllm lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -27,7 +27,11 @@ quickstart: $(VENV)/installed-quickstart
 test: $(VENV)/installed-test
 	$(BIN)/python $(PYTEST)
 
-# What takes minutes: several processes killed at every moment, a SLURM cluster.
+# Several processes that train together: stopped, killed at every moment, on a SLURM cluster. One test at a time.
+test-processes: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow $(patsubst %,tests/integration/test_%.py,two_processes chaos slurm)
+
+# All that takes minutes, also what no CI can wait for.
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
 
