@@ -23,7 +23,9 @@ class CaptionEngine(Protocol):
     One with an attribute `overlap` above 1 may be called from that many threads at once.
     """
 
-    def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def generate(
+        self, conversations: Sequence[Conversation], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, str | Exception]]:
         """Answers each conversation once.
 
         Args:
@@ -31,7 +33,8 @@ class CaptionEngine(Protocol):
           seeds: one per conversation, for its draws.
 
         Yields:
-          The number of a conversation and its answer, as answers become ready.
+          The number of a conversation and its answer, as answers become ready; in the place of one, the exception
+          that this conversation alone raises, where the engine can tell.
         """
         ...
 

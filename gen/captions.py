@@ -20,6 +20,8 @@ from gen import draws
 from gen.caption_engines import CaptionEngine, Conversation, engine_identity, make_engine
 from gen.concepts import Bank, Concept, load_bank
 from gen.executor import Executor, run_local
+from gen.isolation import Isolation, check_shard
+from gen.isolation import reject_reason as error_reason
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.locations import Location
@@ -95,25 +97,35 @@ class CaptionWorker:
     def __init__(self, engine: CaptionEngine, bank: Bank, config: Any):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
         self.overlap = getattr(engine, "overlap", 1)
+        self._isolation = Isolation()
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Makes one shard.
 
         Raises:
           EmptyLLMError: every answer was empty.
+          EngineFailure: the engine raised on every question.
         """
         start = shard["index"] * self.captions.shard_size
         # Of each item: concept, number of its caption.
         items = [divmod(number, self.captions.per_concept) for number in range(start, start + shard["items"])]
         accepted: dict[int, tuple[str, int]] = {}  # by slot: caption, attempt
         rejected: dict[int, tuple[str, int, str]] = {}  # by slot: reason, attempt, text
+        failed: set[int] = set()  # slots that the engine raises on: another seed would not help
         answers = collections.Counter[str]()
         # Without randomness a second attempt gives the first one's answer.
         random = self.captions.temperature or self.captions.engine == "templates"
         attempts = self.captions.max_attempts if random else 1
         for attempt in range(attempts):
-            pending = [slot for slot in range(len(items)) if slot not in accepted]
+            pending = [slot for slot in range(len(items)) if slot not in accepted and slot not in failed]
             for slot, text in self._answer(items, pending, attempt):
+                if isinstance(text, Exception):
+                    failed.add(slot)
+                    rejected[slot] = error_reason(text), attempt, str(text)
+                    answers[error_reason(text)] += 1
+                    if self.progress:
+                        self.progress.update(1, {error_reason(text): 1})
+                    continue
                 reason = filters.reject_reason(
                     text, self._concept(items[slot]).text, self.captions.min_words, self.captions.max_words
                 )
@@ -125,6 +137,7 @@ class CaptionWorker:
                     rejected[slot] = reason, attempt, text
                 if self.progress and (reason is None or attempt == attempts - 1):
                     self.progress.update(1, {reason: 1} if reason else {})
+        check_shard(shard["index"], len(items), [reason for reason, _, _ in rejected.values()])
         if answers[filters.EMPTY] == answers.total():
             raise EmptyLLMError(
                 f"the language model {self.captions.model!r} answered all {answers.total():,} questions of shard"
@@ -149,8 +162,8 @@ class CaptionWorker:
 
     def _answer(
         self, items: Sequence[tuple[int, int]], pending: Sequence[int], attempt: int
-    ) -> Iterator[tuple[int, str]]:
-        """Asks for the pending slots; yields slots and cleaned answers."""
+    ) -> Iterator[tuple[int, str | Exception]]:
+        """Asks for the pending slots; yields slots and cleaned answers, or what the engine raises on one alone."""
         if not pending:
             return
         questions = [
@@ -162,8 +175,14 @@ class CaptionWorker:
             for slot in pending
         ]
         seeds = [draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}") for slot in pending]
-        for index, answer in self.engine.generate(questions, seeds):
-            yield pending[index], filters.clean(answer)
+
+        def ask(numbers: Sequence[int]) -> Iterator[tuple[int, str | Exception]]:
+            return self.engine.generate(
+                [questions[number] for number in numbers], [seeds[number] for number in numbers]
+            )
+
+        for index, answer in self._isolation.stream(ask, range(len(pending))):
+            yield pending[index], answer if isinstance(answer, Exception) else filters.clean(answer)
 
     def _concept(self, item: tuple[int, int]) -> Concept:
         return self.bank.concepts[item[0]]

@@ -2,7 +2,8 @@
 
 A thread of its own feeds the engine. Whoever makes a shard gives it all requests at once and takes outcomes as they
 come, and asks again for pictures that were rejected; requests of older shards go first. Where the engine can start a
-batch without waiting for it (`launch`), the next batch is started before the last one is taken off the device.
+batch without waiting for it (`launch`), the next batch is started before the last one is taken off the device. A
+request that the engine raises on is rejected alone (`gen.isolation`).
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gen.image_engines import ImageEngine, Picture, Rejected, Request
+from gen.isolation import Isolation, reject_reason
 
 DEFAULT_BATCH = 16
 
@@ -71,6 +73,7 @@ class ImageBatches:
         self._failure: BaseException | None = None
         self._ranks, self._numbers = itertools.count(), itertools.count()
         self._thread: threading.Thread | None = None
+        self._isolation = Isolation()
 
     @contextlib.contextmanager
     def shard(self) -> Iterator[Inbox]:
@@ -121,18 +124,38 @@ class ImageBatches:
                 batch = self._take(wait=running is None)
                 started = (batch, self._launch([ticket.request for ticket in batch])) if batch else None
                 if running:
-                    for ticket, outcome in zip(running[0], running[1](), strict=True):
+                    for ticket, outcome in zip(running[0], self._finish(*running), strict=True):
                         ticket.inbox.put((ticket.tag, outcome))
                 running = started
         except BaseException as error:
             self._fail(error)
 
     def _launch(self, requests: Sequence[Request]) -> Outcomes:
-        launch = getattr(self._engine, "launch", None)
-        if launch is not None:
-            return launch(requests)
-        outcomes = self._engine.generate(requests)
-        return lambda: outcomes
+        """Starts a batch; what goes wrong shows when its outcomes are asked for."""
+        try:
+            launch = getattr(self._engine, "launch", None)
+            if launch is not None:
+                return launch(requests)
+            outcomes = self._engine.generate(requests)
+        except Exception as raised:
+            error = raised
+        else:
+            return lambda: outcomes
+
+        def fail() -> Sequence[Picture | Rejected]:
+            raise error
+
+        return fail
+
+    def _finish(self, batch: Sequence[_Ticket], outcomes: Outcomes) -> list[Picture | Rejected]:
+        """The outcomes of a batch, each request's own, whatever the engine raises on others."""
+        first: list[Outcomes] = [outcomes]
+
+        def run(requests: Sequence[Request]) -> Sequence[Picture | Rejected]:
+            return (first.pop() if first else self._launch(requests))()
+
+        made = self._isolation.batch(run, [ticket.request for ticket in batch])
+        return [Rejected(reject_reason(one), retry=False) if isinstance(one, Exception) else one for one in made]
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

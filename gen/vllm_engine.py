@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen.caption_engines import Conversation, EngineError, model_location, not_found
+from gen.isolation import is_fatal
 
 AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not wait for more
 
@@ -30,11 +31,12 @@ class VLLMEngine:
       settings: `config.gen.captions`, or another section with the keys that are read here.
 
     Attributes:
-      output_tokens: tokens of all answers so far.
+      output_tokens, prompt_tokens: of all answers so far.
+      cached_tokens: of the prompt tokens, those that prefix caching saved.
     """
 
     overlap = 2  # shards at once
-    output_tokens = 0
+    output_tokens = prompt_tokens = cached_tokens = 0
 
     def __init__(self, settings: Any):
         self.settings = settings
@@ -48,7 +50,9 @@ class VLLMEngine:
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def generate(
+        self, conversations: Sequence[Conversation], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, str | Exception]]:
         """See `gen.caption_engines.CaptionEngine`; any number of conversations will do.
 
         Raises:
@@ -115,7 +119,8 @@ class VLLMEngine:
             added = self._enqueue([conversation for *_, conversation, _ in batch])
         except Exception as error:
             if len(batch) == 1:
-                batch[0][-1].put(error)
+                *_, index, _, inbox = batch[0]
+                inbox.put(error if is_fatal(error) else (index, error))
                 return
             for one in batch:
                 self._add([one])
@@ -141,6 +146,8 @@ class VLLMEngine:
             if output.finished:
                 index, inbox = self._running.pop(output.request_id)
                 self.output_tokens += len(output.outputs[0].token_ids)
+                self.prompt_tokens += len(output.prompt_token_ids or ())
+                self.cached_tokens += output.num_cached_tokens or 0
                 inbox.put((index, output.outputs[0].text))
 
     def _fail(self, error: BaseException) -> None:
