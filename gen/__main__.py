@@ -5,17 +5,23 @@
 Each stage continues where it stopped and does nothing when it is done. A workdir may be a URL (s3://bucket/folder). One
 that was made with another configuration is refused; --new-version keeps what is there and starts another version of the
 dataset beside it, of which only the stages that change are made again.
+
+--executor=ray runs the shards on the Ray cluster that RAY_ADDRESS names, or on one that it starts on this machine.
+Several processes with --executor=local may share a workdir: --part=0/8 is the first of eight, which a SLURM array
+says by itself. `python -m gen.progress` shows how far they are.
 """
 
 import argparse
 import importlib
+import os
+import re
 import sys
 import time
 from typing import Any
 
 import ml_collections
 
-from gen.executor import EXECUTORS, Executor
+from gen.executor import EXECUTORS, Executor, make_executor
 from gen.store import PlanMismatch, StoreError
 from gen.versions import open_version, start_version
 from synthclip_jax.config import add_config_argument, parse_args
@@ -35,7 +41,12 @@ def main() -> None:
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=location, help="folder or URL of this run, made if missing")
     parser.add_argument("--stages", default=",".join(STAGES), help=f"comma-separated, of {', '.join(STAGES)}")
-    parser.add_argument("--executor", default="local", choices=sorted(EXECUTORS))
+    parser.add_argument("--executor", default="local", choices=EXECUTORS)
+    parser.add_argument(
+        "--part",
+        type=_part,
+        help="number of this process and how many share the workdir, such as 0/8; default: from SLURM's array",
+    )
     parser.add_argument(
         "--new-version",
         action="store_true",
@@ -46,7 +57,10 @@ def main() -> None:
     unknown = [stage for stage in wanted if stage not in STAGES]
     if unknown or not wanted:
         parser.error(f"--stages={arguments.stages}: unknown {', '.join(unknown)}; allowed: {', '.join(STAGES)}")
-    run = _Run(config, arguments.workdir, EXECUTORS[arguments.executor], arguments.new_version)
+    if arguments.part and arguments.executor != "local":
+        parser.error("--part goes with --executor=local: Ray shares the shards out itself")
+    executor = make_executor(arguments.executor, config.gen, arguments.part or _slurm_part())
+    run = _Run(config, arguments.workdir, executor, arguments.new_version)
     for stage in STAGES:
         if stage not in wanted:
             continue
@@ -61,6 +75,20 @@ def main() -> None:
             raise
         text = "  ".join(f"{key} {_show(value)}" for key, value in summary.items())
         print(f"{stage}: done in {duration(time.monotonic() - start)}  {text}", flush=True)
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not numbers or int(numbers[1]) >= int(numbers[2]):
+        raise argparse.ArgumentTypeError(f"given {text!r}, allowed: I/N with I from 0 to N - 1, such as 0/8")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _slurm_part() -> tuple[int, int]:
+    """The place of this task in a SLURM array; the only one if it is in none. An array with gaps has no places."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    task, first, count = (int(os.environ.get(name, default)) for name, default in zip(names, "001", strict=True))
+    return (task - first) % count, count
 
 
 class _Run:

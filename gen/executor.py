@@ -1,8 +1,12 @@
-"""Executors run the shards of a stage that are not committed yet. `local` runs them in this process."""
+"""Executors run the shards of a stage that are not committed yet.
+
+`local` runs them in this process, which may be one of several that share them. `ray` is in `gen.ray_executor`.
+"""
 
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +39,7 @@ def run_local(
     *,
     label: str,
     unit: str,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[int, dict[str, Any]]:
     """Runs the shards one after another in this process.
 
@@ -48,6 +53,8 @@ def run_local(
         is encoded and committed; its `close()` ends the calls that are running.
       label: the stage's name in the progress line.
       unit: what an item is, in the plural.
+      part: number of this process and how many work on the same workdir: each begins with shards of its own and helps
+        with what is left when they are done.
 
     Returns:
       The commit records of all shards, by index.
@@ -67,7 +74,7 @@ def run_local(
     if reports_itself:
         worker.progress = progress
     try:
-        with contextlib.closing(work_ahead(worker, _left(store, todo, records, progress))) as work:
+        with contextlib.closing(work_ahead(worker, _left(store, in_turn(todo, *part), records, progress))) as work:
             for shard, output, seconds in work:
                 records[shard["index"]] = store.commit(shard["index"], output, seconds)
                 if not reports_itself:
@@ -85,9 +92,20 @@ def _left(
     for shard in todo:
         if record := store.record(shard["index"]):
             records[shard["index"]] = record
-            progress.done += shard["items"]
+            progress.update(shard["items"], record["rejects"])  # the rate is that of all who work on it
         else:
             yield shard
+
+
+def in_turn(shards: Sequence[Mapping[str, Any]], part: int, parts: int) -> list[Mapping[str, Any]]:
+    """The order in which one of several processes takes the shards: every `parts`-th one, then those of the others.
+
+    Those from the end, so that it meets the others late and each of them elsewhere.
+    """
+    own = [shard for shard in shards if shard["index"] % parts == part]
+    for step in range(1, parts):
+        own += reversed([shard for shard in shards if shard["index"] % parts == (part + step) % parts])
+    return own
 
 
 def work_ahead(
@@ -131,4 +149,19 @@ def work_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-EXECUTORS: dict[str, Executor] = {"local": run_local}
+def make_executor(name: str, gen: Any, part: tuple[int, int] = (0, 1)) -> Executor:
+    """The executor of this name.
+
+    Args:
+      name: one of `EXECUTORS`.
+      gen: `config.gen`.
+      part: see `run_local`.
+    """
+    if name == "ray":
+        from gen.ray_executor import RayExecutor
+
+        return RayExecutor(gen)
+    return functools.partial(run_local, part=part)
+
+
+EXECUTORS = ("local", "ray")

@@ -1,12 +1,30 @@
-"""One progress line for every stage: done/total, rate, ETA, rejects by reason."""
+"""One progress line for every stage: done/total, rate, ETA, rejects by reason.
 
+    python -m gen.progress --workdir=W [--version=1.0.0] [--watch=10]
+
+shows how far the stages of a workdir are, from its commit records alone: the same while they run, after a crash, and
+from another machine.
+"""
+
+import argparse
 import collections
+import contextlib
+import dataclasses
+import datetime
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from gen.store import StageStore, StoreError, list_files, read_json, stage_folder
+from synthclip_jax.generated import VersionError
+from synthclip_jax.locations import Location, location
 from synthclip_jax.metrics import duration
+from synthclip_jax.records import dataset_folder
+
+WINDOW = 600.0  # seconds before the newest commit, over which the rate is taken
+IDLE = 120.0  # seconds without a commit, or three times as long as a shard takes: then nothing runs
 
 
 class Progress:
@@ -66,3 +84,162 @@ class Progress:
         self._printed = time.monotonic()
         clear = "\x1b[K" if self._terminal else ""
         print(f"{self.line()}{clear}", end=end, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How far a stage is, by its commit records.
+
+    Attributes:
+      done: items made or rejected.
+      rate: items a second in the last ten minutes of work, of all workers together; 0 before the first commit.
+      rejects: by reason.
+      hours: that the workers have spent on the shards.
+      workers: how many were at work at once, on average, in those ten minutes.
+      newest: time of the last commit, seconds since 1970; 0 before the first one.
+      idle: no commit for longer than there should be between two.
+    """
+
+    done: int
+    rate: float
+    rejects: Mapping[str, int]
+    hours: float
+    workers: float
+    newest: float
+    idle: bool
+
+
+def status(records: Mapping[int, Mapping[str, Any]], now: float) -> Status:
+    """What commit records tell at a time (seconds since 1970); hours and rate need no clock but theirs."""
+    done, hours, rate, workers = 0, 0.0, 0.0, 0.0
+    rejects: collections.Counter[str] = collections.Counter()
+    work = []  # of each shard: end, seconds, items
+    for record in records.values():
+        items = record["count"] + sum(record["rejects"].values())
+        done += items
+        rejects.update(record["rejects"])
+        hours += record["seconds"] / 3600
+        work.append((datetime.datetime.fromisoformat(record["finished"]).timestamp(), record["seconds"], items))
+    newest = max((end for end, _, _ in work), default=0.0)
+    if work:
+        first = max(newest - WINDOW, min(end - seconds for end, seconds, _ in work))
+        span = max(newest - first, 1.0)  # records tell whole seconds
+        inside = [  # the share of each shard that lies in the window
+            (min(1.0, (end - first) / seconds) if seconds else 1.0, seconds, items)
+            for end, seconds, items in work
+            if end >= first
+        ]
+        rate = sum(share * items for share, _, items in inside) / span
+        workers = sum(share * seconds for share, seconds, _ in inside) / span
+    patience = max(IDLE, 3 * 3600 * hours / max(len(work), 1))
+    return Status(done, rate, rejects, hours, workers, newest, bool(work) and now - newest > patience)
+
+
+def status_line(label: str, total: int, unit: str, status: Status, now: float) -> str:
+    """A status as one line, in the form of `Progress`."""
+    parts = [f"{label}: {status.done:,}/{total:,} {unit}"]
+    left = total - status.done
+    if left > 0 and status.idle:
+        parts.append(f"no commit for {duration(now - status.newest)}")
+    if status.rate:
+        parts.append(f"{status.rate:,.1f}/s" if status.rate < 100 else f"{status.rate:,.0f}/s")
+        if left > 0 and not status.idle:
+            parts.append(f"{status.workers:.1f} workers  ETA {duration(left / status.rate)}")
+    parts.append(f"{status.hours:,.2f} worker hours")
+    if rejected := sum(status.rejects.values()):
+        reasons = ", ".join(
+            f"{reason} {count:,}"
+            for reason, count in sorted(status.rejects.items(), key=lambda item: (-item[1], item[0]))[:4]
+        )
+        parts.append(f"rejected {rejected:,} ({reasons})")
+    return "  ".join(parts)
+
+
+class Committed:
+    """The progress line of a stage that others work on, from the records that there are.
+
+    Args:
+      total, unit, label: as of `Progress`.
+      interval: seconds between two lines.
+    """
+
+    def __init__(self, total: int, unit: str, label: str, interval: float = 10):
+        self._total, self._unit, self._label, self._interval = total, unit, label, interval
+
+    @contextlib.contextmanager
+    def shown(self, records: Mapping[int, Mapping[str, Any]]) -> Iterator[None]:
+        """Prints a line now and then, and one at the end; `records` may grow meanwhile."""
+        over = threading.Event()
+
+        def show() -> None:
+            while not over.wait(self._interval):
+                self._print(records)
+
+        thread = threading.Thread(target=show, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._print(records)
+
+    def _print(self, records: Mapping[int, Mapping[str, Any]]) -> None:
+        now = time.time()
+        line = status_line(self._label, self._total, self._unit, status(dict(records), now), now)
+        print(line, file=sys.stderr, flush=True)
+
+
+def stage_lines(workdir: Location, version: str = "", now: float | None = None) -> list[str]:
+    """A line for each stage that works in shards, and one for each shard that ends its workers.
+
+    Raises:
+      StoreError: a plan is damaged, or the storage cannot be read.
+    """
+    now, lines, captions = now or time.time(), [], 0
+    for stage, unit in (("captions", "captions"), ("balance", "captions"), ("images", "pictures")):
+        folder = stage_folder(workdir, stage, version)
+        if not (folder / "plan.json").exists():
+            lines.append(f"{stage}: not begun")
+            continue
+        plan = read_json(folder / "plan.json")
+        data = dataset_folder(workdir, plan["dataset"], plan["version"]) if stage == "images" else None
+        store = StageStore(folder, data)
+        store.ensure_plan(plan)
+        records = store.committed()
+        # All captions that were accepted are matched.
+        total = captions if stage == "balance" else plan[unit]
+        captions = sum(record["count"] for record in records.values()) if stage == "captions" else captions
+        lines.append(status_line(stage, total, unit, status(records, now), now))
+        for name in sorted(list_files(folder / "failures")):
+            with contextlib.suppress(StoreError):  # gone meanwhile
+                note = read_json(folder / "failures" / name)
+                if note["shard"] not in records:
+                    lines.append(f"  shard {note['shard']} ended its worker on {note['host']}: {note['error']}")
+    return lines
+
+
+def main() -> None:
+    """Prints the lines, once or again and again."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gen.progress", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, type=location, help="folder or URL of the run")
+    parser.add_argument("--version", default="", help="version of the dataset; default: the newest")
+    parser.add_argument("--watch", type=float, default=0, help="print again after so many seconds, until stopped")
+    arguments = parser.parse_args()
+    try:
+        while True:
+            print("\n".join(stage_lines(arguments.workdir, arguments.version)), flush=True)
+            if not arguments.watch:
+                return
+            time.sleep(arguments.watch)
+            print(flush=True)
+    except (StoreError, VersionError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 A config file is a Python file with `get_config()`, which takes `default_config()`, changes real values and returns it.
 What exists, its type and its bounds are in `synthclip_jax.schema`.
+
+`FILE.py:2M,epochs=10` calls `get_config("2M", epochs="10")`, where a file describes several experiments.
 """
 
 import argparse
@@ -41,23 +43,36 @@ def default_config() -> ml_collections.ConfigDict:
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfigDict:
     """Runs a config file's `get_config()`, applies overrides `section.key=value`, checks the result.
 
+    Args:
+      path: the file, with what `get_config` takes behind a colon if it takes anything.
+
     Raises:
       ConfigError: the file, an override or a value is wrong.
     """
-    path = pathlib.Path(path)
+    path, arguments, named = _split(str(path))
     if not path.is_file():
         here = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), here, n=1)
         hint = f" Did you mean {near[0]}?" if near else f" There: {', '.join(here)}" if here else ""
         raise ConfigError(f"--config={path}: no such file.{hint}")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
-    except (AttributeError, KeyError, SyntaxError, TypeError) as error:
+        config = runpy.run_path(str(path))["get_config"](*arguments, **named)
+    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for override in overrides:
         _override(config, override)
     check(config, str(path))
     return ml_collections.FrozenConfigDict(config)
+
+
+def _split(text: str) -> tuple[pathlib.Path, list[str], dict[str, str]]:
+    """A config file, and what stands behind its colon: values, and key=value pairs."""
+    file, colon, rest = text.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return pathlib.Path(text), [], {}
+    parts = [part for part in rest.split(",") if part]
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    return pathlib.Path(file), [part for part in parts if "=" not in part], named
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -322,6 +337,13 @@ def _check_generation(gen: Any) -> Iterator[str]:
             f"gen.images.scheduler: given {scheduler!r}, allowed: one of {', '.join(map(repr, IMAGE_SCHEDULERS))}, or a"
             f" class of diffusers such as 'UniPCMultistepScheduler'{hint}"
         )
+    for stage in ("captions", "balance", "images"):
+        workers = gen.ray[stage]
+        if 0 < workers.workers_max < workers.workers_min:
+            yield (
+                f"gen.ray.{stage}.workers_min: given {workers.workers_min}, allowed: at most"
+                f" gen.ray.{stage}.workers_max ({workers.workers_max})"
+            )
     if gen.images.engine == "diffusers" and gen.images.generate_size % 8:
         yield f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of 8 (the VAE's stride)"
 

@@ -176,12 +176,29 @@ AGREEMENT: Tree = {
     ),
 }
 
+
+def _workers(stage: str, gpus: str, cpus: float) -> Tree:
+    return {
+        "gpus": Field(-1.0, f"GPUs of one worker, or a part of one; -1: {gpus}, if the cluster has any", low=-1.0),
+        "cpus": Field(cpus, "CPU cores of one worker", low=0.0),
+        "workers_min": Field(1, f"workers of the {stage} stage that are asked for at once", low=1),
+        "workers_max": Field(0, "most workers; 0: as many as there is room for on the cluster", low=0),
+    }
+
+
+RAY: Tree = {
+    "captions": _workers("captions", "captions.tensor_parallel, none for templates", 1.0),
+    "balance": _workers("balance", "none", 1.0),
+    "images": _workers("images", "1, none for sprites", 1.0),
+    "tries": Field(3, "times that a shard may end its worker's process by an error before it counts as failed", low=1),
+}
+
 DATA: Tree = {
     "path": Field("", "dataset folder; empty: the one this workdir generates"),
     "sources": Field(
         (),
         "datasets to train on together instead of `path`, each a text 'KIND:PLACE' or a tuple ('KIND:PLACE', weight,"
-        " image_key, caption_key, part) whose last items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
+        " image_key, caption_key, part), where items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
         item=object,
     ),
     "split": Field("train", "split of the dataset"),
@@ -339,6 +356,7 @@ SCHEMA: Tree = {
         "balance": BALANCE,
         "images": IMAGES,
         "agreement": AGREEMENT,
+        "ray": RAY,  # --executor=ray
     },
     "data": DATA,
     "model": MODEL,

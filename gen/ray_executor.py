@@ -1,0 +1,286 @@
+"""The executor `ray`: Ray Data over the shards of a stage, one shard = one row = one block, a pool of actors.
+
+An actor holds a worker with its model and commits its shards itself; what comes back is the record. So a shard is as
+done as with the executor `local`, and nothing depends on Ray's own memory of the job. Actors may join, leave and die at
+any moment: Ray replaces them, and gives their shards to others.
+
+A worker that raises what is wrong with its engine (memory, a GPU that faults) notes it in `STAGE/failures/` and ends
+its process, since the next shard would fail in the same process, too; errors that say what to change end the job.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gen.executor import Worker
+from gen.isolation import is_explained
+from gen.progress import Committed
+from gen.store import StageStore, StoreError, list_files, to_json, write_atomic
+from synthclip_jax.locations import Location, is_unreachable
+
+AT_ONCE = 2  # shards in one actor, of workers that overlap
+DEATHS = 20  # of the process around one shard (preemptions, kills), after which the job gives up
+OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster on this machine: only plans and records go through it
+
+
+class WorkersFailed(StoreError):
+    """Shards ended their worker again and again; the text says which, and of what."""
+
+
+@dataclasses.dataclass
+class RayExecutor:
+    """Runs shards on the cluster that RAY_ADDRESS names, or on one that is started on this machine.
+
+    Args:
+      gen: `config.gen`; its section `ray` says what each worker of a stage takes.
+    """
+
+    gen: Any
+
+    def __call__(
+        self,
+        store: StageStore,
+        shards: Sequence[Mapping[str, Any]],
+        make_worker: Callable[[], Worker],
+        *,
+        label: str,
+        unit: str,
+    ) -> dict[int, dict[str, Any]]:
+        """Runs every shard that has no commit record. See `gen.executor.run_local`; `make_worker` is pickled.
+
+        Raises:
+          StoreError: Ray is not installed or the cluster is gone; the storage fails; shards end their workers.
+          Exception: what a worker raises that says what to change.
+        """
+        records = store.committed()
+        todo = [shard for shard in shards if shard["index"] not in records]
+        if not todo:
+            return records
+        _connect()
+        settings = self.gen.ray.get(label, self.gen.ray.images)
+        resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings)}
+        progress = Committed(sum(shard["items"] for shard in shards), unit, label)
+        failures = store.folder / "failures"
+        _clear(failures)
+        failed: dict[int, str] = {}
+        made = 0
+        print(f"{label}: {_demand(todo, resources, settings)}", file=sys.stderr, flush=True)
+        with (
+            contextlib.closing(_rows(store, todo, make_worker, resources, settings, self.gen.ray.tries)) as rows,
+            progress.shown(records),
+        ):
+            for row in rows:
+                if row["error"]:
+                    raise pickle.loads(row["error"])
+                if row["failure"]:
+                    failed[row["index"]] = row["failure"]
+                    if not made or len(failed) > made:  # not the shards, but all that the workers do
+                        break
+                    continue
+                records[row["index"]] = json.loads(row["record"])
+                made += 1
+        if failed:
+            lines = "\n  ".join(f"shard {index}: {text}" for index, text in sorted(failed.items())[:10])
+            raise WorkersFailed(
+                f"{store.folder}: {len(failed)} of {len(shards)} shards ended their worker {self.gen.ray.tries} times:"
+                f"\n  {lines}\nAll others are kept. {failures} has the whole texts. Remove the cause (a smaller"
+                " batch_size needs less memory), and run the same command again"
+            )
+        _clear(failures)
+        return dict(sorted(records.items()))
+
+    def _gpus(self, label: str, settings: Any) -> float:
+        """GPUs of one worker; -1 in the configuration: what its engine can use, if the cluster has any."""
+        if settings.gpus >= 0:
+            return settings.gpus
+        import ray
+
+        wanted = {
+            "captions": 0 if self.gen.captions.engine == "templates" else self.gen.captions.tensor_parallel,
+            "balance": 0,
+            "images": 0 if self.gen.images.engine == "sprites" else 1,
+        }.get(label, 1)
+        if wanted and not ray.cluster_resources().get("GPU"):
+            print(
+                f"{label}: no machine of the cluster has a GPU yet, so workers use CPUs;"
+                f" --config.gen.ray.{label}.gpus={wanted} waits for machines that have",
+                file=sys.stderr,
+                flush=True,
+            )
+            return 0
+        return wanted
+
+
+def _connect() -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts one on this machine, unless this process has one.
+
+    Raises:
+      StoreError: Ray is not installed, or there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise StoreError(f"--executor=ray needs Ray: pip install 'synthclip_jax[ray]' ({error})") from error
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"logging_level": "warning"}
+        if not address:
+            options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"RAY_ADDRESS={address or ''}: no Ray cluster can be used ({error}). Give the address of one (auto: the"
+                " one that runs on this machine), or unset it to start one here"
+            ) from error
+
+
+def _rows(
+    store: StageStore,
+    todo: Sequence[Mapping[str, Any]],
+    make_worker: Callable[[], Worker],
+    resources: Mapping[str, float],
+    settings: Any,
+    tries: int,
+) -> Iterator[dict[str, Any]]:
+    """What `ShardActor` returns for each shard, as it comes.
+
+    Raises:
+      WorkersFailed: a shard's process died `DEATHS` times, or the cluster is gone.
+    """
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # An actor gets the next shard when it is ready for it, and not before: others may join until then. So the pool
+    # grows as soon as all actors are busy.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    most = min(settings.workers_max or len(todo), len(todo))
+    dataset = ray.data.from_items([{"shard": json.dumps(dict(shard))} for shard in todo], override_num_blocks=len(todo))
+    dataset = dataset.map(
+        ShardActor,
+        fn_constructor_args=(store, make_worker, tries),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(settings.workers_min, most),
+            max_size=most,
+            max_tasks_in_flight_per_actor=AT_ONCE,
+            max_concurrent_calls_per_actor=AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+        max_restarts=-1,
+        max_task_retries=DEATHS,
+        **resources,
+    )
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise WorkersFailed(
+            f"{store.folder}: Ray gave up ({str(error).strip().splitlines()[-1]}). Either a worker's process was ended"
+            f" {DEATHS} times over the same shard (by a signal, or by the system for want of memory), or the cluster is"
+            " gone. What is committed is kept: run the same command again"
+        ) from error
+
+
+class ShardActor:
+    """Lives in a process of its own: makes and commits shards with one worker.
+
+    Args:
+      store: of the stage; its plan is there.
+      make_worker: builds the worker when the first shard comes, so that what goes wrong then is reported like the rest.
+      tries: how often a shard may end its process before it is given back as failed.
+    """
+
+    def __init__(self, store: StageStore, make_worker: Callable[[], Worker], tries: int):
+        self._store, self._make_worker, self._tries = store, make_worker, tries
+        self._worker: Any = None
+        self._loading, self._clock = threading.Lock(), threading.Lock()
+        self._room = threading.Semaphore(1)
+        self._finished = 0.0
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes one shard, unless it is there.
+
+        Returns:
+          `index`, and one of `record` (JSON), `error` (a pickled exception that ends the job) and `failure` (a text).
+        """
+        shard = json.loads(row["shard"])
+        result = {"index": shard["index"], "record": "", "error": b"", "failure": ""}
+        try:
+            record = self._store.record(shard["index"]) or self._make(shard)
+            return result | {"record": json.dumps(record)}
+        except Exception as error:
+            if is_explained(error) or isinstance(error, OSError | ImportError) or is_unreachable(error):
+                return result | {"error": _pickled(error)}
+            return result | {"failure": self._note(shard["index"], error)}
+
+    def _make(self, shard: Mapping[str, Any]) -> dict[str, Any]:
+        with self._loading:
+            if self._worker is None:
+                self._worker = self._make_worker()
+                self._room = threading.Semaphore(getattr(self._worker, "overlap", 1))
+        with self._room:
+            start = time.monotonic()
+            output = self._worker(shard)
+            with self._clock:  # the seconds that this shard alone cost
+                end = time.monotonic()
+                seconds, self._finished = end - max(start, self._finished), end
+        return self._store.commit(shard["index"], output, max(0.0, seconds))
+
+    def _note(self, index: int, error: Exception) -> str:
+        """Writes down what ended this process and ends it, so that Ray starts another; after some times, gives up.
+
+        Returns:
+          What to report of the shard.
+        """
+        folder, text = self._store.folder / "failures", f"{type(error).__name__}: {str(error).strip()[:300]}"
+        before = sum(name.startswith(f"{index:05d}-") for name in list_files(folder))
+        note = {
+            "shard": index,
+            "error": text,
+            "traceback": "".join(traceback.format_exception(error)),
+            "host": socket.gethostname(),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_atomic(folder / f"{index:05d}-{before + 1}-{os.getpid()}.json", to_json(note))
+        print(f"shard {index}: {text}", file=sys.stderr, flush=True)
+        if before + 1 >= self._tries:
+            return text
+        os._exit(1)
+
+
+def _clear(folder: Location) -> None:
+    for name in list_files(folder):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).unlink()
+
+
+def _pickled(error: Exception) -> bytes:
+    """The exception as bytes; one that cannot be pickled as its text."""
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+        return data
+    except Exception:
+        return pickle.dumps(StoreError(f"{type(error).__name__}: {error}"))
+
+
+def _demand(todo: Sequence[Any], resources: Mapping[str, float], settings: Any) -> str:
+    most = f"to {settings.workers_max}" if settings.workers_max else "or more"
+    return (
+        f"{len(todo):,} shards left, {settings.workers_min} {most} workers with {resources['num_cpus']:g} CPU"
+        f" and {resources['num_gpus']:g} GPU each"
+    )
