@@ -28,6 +28,8 @@ from synthclip_jax.augment import Augment, Picture, decode_picture
 from synthclip_jax.loader import Example, Fill, Loader
 from synthclip_jax.preprocess import PictureError
 from synthclip_jax.readers import Reader, open_reader
+from synthclip_jax.readers.agreement import agreeing
+from synthclip_jax.readers.subset import part_of
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec, parse_sources
 
@@ -159,8 +161,10 @@ class Draw:
         return Example(image, pair.captions[which], pair.skipped)
 
 
-def open_dataset(data: Any, folder: str | os.PathLike) -> Pairs:
+def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     """The training pairs that `config.data` describes; `folder` is used where `data.sources` and `data.path` are empty.
+
+    `seed` chooses those that are used where `data.part` asks for less than all.
 
     With `data.verify` files that are missing or cut off are left out here, to be named with all other damage by
     `synthclip_jax.verify`.
@@ -168,11 +172,16 @@ def open_dataset(data: Any, folder: str | os.PathLike) -> Pairs:
     Raises:
       RecordError: there is no such dataset, or files of it are missing or cut off; all of them are named.
     """
-    plain = SourceSpec("tfrecord", str(data.path or folder), None, data.image_key, data.caption_key)
+    plain = SourceSpec("tfrecord", str(data.path or folder), None, data.image_key, data.caption_key, data.part)
     sources = parse_sources(data)
     specs = sources or (plain,)
     on_error = "skip" if data.verify else data.on_error
     readers = [open_reader(spec, data.split, data.check_crc, on_error) for spec in specs]
+    readers = [
+        agreeing(reader, data.min_agreement) if spec.kind == "tfrecord" else reader
+        for reader, spec in zip(readers, specs, strict=True)
+    ]
+    readers = [part_of(reader, spec.part, seed) for reader, spec in zip(readers, specs, strict=True)]
     _allow_open_files(sum(len(reader.shards()) for reader in readers) + OPEN_FILES_SPARE)
     weights = [spec.weight for spec in specs if spec.weight is not None] or None
     key_maps = [(spec.image_key, spec.caption_key) for spec in sources]

@@ -211,7 +211,7 @@ DATA: Tree = {
     "image_key": Field("image", "feature with the encoded picture"),
     "caption_key": Field("caption", "feature with the caption; of several captions one is drawn at each step"),
     "min_agreement": Field(
-        -1.0, "pairs whose agreement score is lower are not trained on; -1: all are, scored or not", low=-1.0, high=1.0
+        -1.0, "generated pairs whose agreement score is lower are not trained on; -1: all are, scored or not", low=-1.0, high=1.0
     ),
     "image_size": Field(224, "side of the picture that the model sees, pixels", low=8),
     "crop_scale": Field((0.5, 1.0), "random crop: share of the area", item=float, length=2, low=0.01, high=1.0),

@@ -3,6 +3,7 @@
     "wds:/data/cc3m"
     ("tfrecord:/data/synth/1.0.0", 0.7)
     ("table:/data/coco.csv", 0.3, "path", "title")
+    ("wds:/data/cc12m", None, None, None, 500_000)
 
 KIND is one of
 
@@ -14,6 +15,7 @@ KIND is one of
 
 A key may name several, the first that is there counts: 'jpg;png'. The default `image` also finds jpg, jpeg, png and
 webp (in a table path and filepath), the default `caption` also finds txt and json.caption (in a table text and title).
+The last item is the part of the dataset to take: a share up to 1, or a number of examples; see `data.part`.
 """
 
 import dataclasses
@@ -24,13 +26,17 @@ KINDS = ("tfrecord", "img2dataset", "wds", "tfds", "table")
 
 @dataclasses.dataclass(frozen=True)
 class SourceSpec:
-    """One dataset to train on. `weight` is its share of the mix, relative to the others'; None: as many as it has."""
+    """One dataset to train on. `weight` is its share of the mix, relative to the others'; None: as many as it has.
+
+    `part` is how much of it is used at all: a share up to 1, or a number of examples above 1.
+    """
 
     kind: str
     place: str
     weight: float | None
     image_key: str
     caption_key: str
+    part: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.place}"
@@ -51,15 +57,20 @@ def parse_sources(data: Any) -> tuple[SourceSpec, ...]:
 
 def _parse(entry: Any, data: Any) -> SourceSpec:
     items = (entry,) if isinstance(entry, str) else tuple(entry) if isinstance(entry, tuple | list) else ()
-    if not 1 <= len(items) <= 4 or not isinstance(items[0], str):
-        raise ValueError(f"given {entry!r}, allowed: 'KIND:PLACE' or ('KIND:PLACE', weight, image_key, caption_key)")
+    if not 1 <= len(items) <= 5 or not isinstance(items[0], str):
+        raise ValueError(
+            f"given {entry!r}, allowed: 'KIND:PLACE' or ('KIND:PLACE', weight, image_key, caption_key, part)"
+        )
     kind, _, place = items[0].partition(":")
     if kind not in KINDS or not place:
         raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}")
-    weight, image_key, caption_key = (list(items[1:]) + [None] * 3)[:3]
+    weight, image_key, caption_key, part = (list(items[1:]) + [None] * 4)[:4]
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
         raise ValueError(f"given weight {weight!r} for {items[0]}, allowed: a number above 0, or None")
     for key in (image_key, caption_key):
         if key is not None and not (isinstance(key, str) and key):
             raise ValueError(f"given key {key!r} for {items[0]}, allowed: a text, or None")
-    return SourceSpec(kind, place, weight, image_key or data.image_key, caption_key or data.caption_key)
+    if part is not None and (isinstance(part, bool) or not isinstance(part, int | float) or not part > 0):
+        raise ValueError(f"given part {part!r} for {items[0]}, allowed: a share up to 1, or a number of examples")
+    part = data.part if part is None else part
+    return SourceSpec(kind, place, weight, image_key or data.image_key, caption_key or data.caption_key, part)

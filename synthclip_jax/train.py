@@ -36,7 +36,7 @@ from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
 from synthclip_jax.preprocess import PictureError
 from synthclip_jax.profiler import Profiler
-from synthclip_jax.records import RecordError, dataset_folder
+from synthclip_jax.records import RecordError, dataset_folder, dataset_name
 from synthclip_jax.sheet import compile_sheet, start_sheet
 from synthclip_jax.step import TrainState, make_program, seed_key
 from synthclip_jax.step_log import NonFiniteLoss, StepLog
@@ -65,7 +65,7 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     # ---- What there is to do --------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.train.mesh)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
-    pairs = data.open_dataset(config.data, dataset_folder(workdir, config.name, config.gen.version))
+    pairs = data.open_dataset(config.data, dataset_folder(workdir, dataset_name(config), config.gen.version), config.seed)
     if config.data.verify:
         hosts = jax.process_index(), jax.process_count()
         verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)

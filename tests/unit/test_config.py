@@ -9,6 +9,7 @@ import pytest
 
 from gen.image_engines import Sampler, sampler_of
 from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, plain
+from synthclip_jax.sources import parse_sources
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 
@@ -17,6 +18,49 @@ CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 def test_every_shipped_config_is_valid(path):
     config = load_config(path)
     assert config.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("cc3m.py:500k", {"data.part": 500_000, "train.epochs": 40}),
+        ("cc12m.py:0.5M", {"data.part": 500_000, "train.learning_rate": 5e-4}),
+        ("finetune_real.py:0.5M", {"data.part": 500_000, "train.epochs": 5, "train.batch_size": 4096}),
+        ("finetune_real.py:2M,epochs=10", {"data.part": 2_000_000, "train.epochs": 10, "train.learning_rate": 5e-5}),
+        ("finetune_real.py:8.8M,10", {"data.part": 1.0, "train.epochs": 10}),
+        ("finetune_real.py", {"data.part": 1.0, "train.init_from": "runs/synthci_30m"}),
+    ],
+)
+def test_what_stands_behind_a_configs_colon_is_given_to_it(argument, expected):
+    config = load_config(f"configs/{argument}", ["data.interpolation=bicubic"])
+    for key, value in expected.items():
+        section, name = key.split(".")
+        assert config[section][name] == value, key
+    assert config.data.interpolation == "bicubic"
+
+
+def test_the_mixed_config_takes_the_papers_shares_as_numbers_or_as_weights():
+    real, synthetic = parse_sources(load_config("configs/mixed.py").data)
+    assert (real.part, synthetic.part) == (1.0, 11_200_000)
+    assert (real.weight, synthetic.weight) == (None, None)
+    real, synthetic = parse_sources(load_config("configs/mixed.py:real=2M,synthetic=8M,weight=0.7").data)
+    assert (real.part, synthetic.part) == (2_000_000, 8_000_000)
+    assert (real.weight, synthetic.weight) == pytest.approx((0.7, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("cc12m.py:many", "size: given 'many', allowed: a number of thousands or millions, such as 500k or 8.8M"),
+        ("cc12m.py:amount=2M", "unexpected keyword argument 'amount'"),
+        ("synthci_3m.py:2M", "takes 0 positional arguments"),
+        ("mixed.py:weight=most", "could not convert string to float"),
+        ("cc14m.py:2M", "no such file. Did you mean configs/cc12m.py"),
+    ],
+)
+def test_a_config_says_what_it_does_not_take(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(f"configs/{argument}")
 
 
 @pytest.mark.parametrize(
