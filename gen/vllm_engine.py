@@ -16,7 +16,13 @@ from typing import Any
 from gen.caption_engines import Conversation, EngineError, model_location, not_found
 from gen.isolation import is_fatal
 
+FULL = 1024  # prompts that the largest engines work on at once, by vLLM's own choice
 AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not wait for more
+
+
+def shards_at_once(settings: Any) -> int:
+    """How many shards of captions an engine should be given: enough to fill it while others end."""
+    return 1 + min(-(-FULL // settings.shard_size), 32)
 
 
 class VLLMEngine:
@@ -31,15 +37,16 @@ class VLLMEngine:
       settings: `config.gen.captions`, or another section with the keys that are read here.
 
     Attributes:
+      overlap: shards at once: small ones must be several to fill the engine while others end.
       output_tokens, prompt_tokens: of all answers so far.
       cached_tokens: of the prompt tokens, those that prefix caching saved.
     """
 
-    overlap = 2  # shards at once
     output_tokens = prompt_tokens = cached_tokens = 0
 
     def __init__(self, settings: Any):
         self.settings = settings
+        self.overlap = shards_at_once(settings)
         self.model, self.revision = model_location(settings)
         self.llm: Any = None
         self._waiting: list[tuple[int, int, int, Conversation, queue.SimpleQueue]] = []  # a heap

@@ -44,14 +44,15 @@ class FakeVLLM:
             if not request[0]:
                 del self.queue[name]
                 answer = types.SimpleNamespace(text=request[1].upper(), token_ids=[1, 2, 3])
-                done.append(types.SimpleNamespace(finished=True, request_id=name, outputs=[answer]))
+                output = {"request_id": name, "outputs": [answer], "prompt_token_ids": [1] * 9, "num_cached_tokens": 8}
+                done.append(types.SimpleNamespace(finished=True, **output))
         return done
 
 
 @pytest.fixture
 def engine(monkeypatch):
     settings = types.SimpleNamespace(
-        model="some-model", revision="", batch_size=8, temperature=1.0, top_p=1.0, presence_penalty=0.0,
+        model="some-model", revision="", batch_size=8, shard_size=100, temperature=1.0, top_p=1.0, presence_penalty=0.0,
         frequency_penalty=0.0, max_new_tokens=8,
     )  # fmt: skip
     engine, fake = VLLMEngine(settings), FakeVLLM()
@@ -73,7 +74,7 @@ def test_each_question_gets_its_own_answer_whatever_their_number(engine):
     texts = [f"question {number} {1 + number % 5}" for number in range(50)]
     answers = dict(engine.generate(chats(*texts), range(50)))
     assert [answers[number] for number in range(50)] == [text.upper() for text in texts]
-    assert engine.output_tokens == 150
+    assert (engine.output_tokens, engine.prompt_tokens, engine.cached_tokens) == (150, 450, 400)
 
 
 def test_the_next_shard_begins_before_the_last_ones_stragglers_end(engine):
@@ -99,6 +100,12 @@ def test_the_next_shard_begins_before_the_last_ones_stragglers_end(engine):
     assert engine.fake.busy[1:20] == [SLOTS] * 19
 
 
+@pytest.mark.parametrize(("shard_size", "overlap"), [(4096, 2), (1024, 2), (128, 9), (1, 33)])
+def test_as_many_shards_are_in_work_as_fill_the_engine(engine, shard_size, overlap):
+    engine.settings.shard_size = shard_size
+    assert VLLMEngine(engine.settings).overlap == overlap
+
+
 def test_no_more_prompts_than_asked_for_are_inside_the_engine(engine):
     most = []
     step = engine.fake.step
@@ -107,10 +114,10 @@ def test_no_more_prompts_than_asked_for_are_inside_the_engine(engine):
     assert max(most) == 8
 
 
-def test_a_prompt_that_is_refused_stops_its_own_shard_alone(engine):
-    with pytest.raises(ValueError, match="too long"):
-        list(engine.generate(chats("a 1", "refused", "b 1"), range(3)))
-    assert dict(engine.generate(chats("c 1"), [0])) == {0: "C 1"}
+def test_a_prompt_that_is_refused_is_named_and_the_others_are_answered(engine):
+    answers = dict(engine.generate(chats("a 1", "refused", "b 1"), range(3)))
+    assert isinstance(answers.pop(1), ValueError)
+    assert answers == {0: "A 1", 2: "B 1"}
 
 
 def test_an_engine_that_dies_ends_every_call(engine):

