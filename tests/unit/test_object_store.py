@@ -1,6 +1,7 @@
 """Workdirs and datasets in an object store: a real S3 server on loopback, which is there, full of others, or gone."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ import sys
 import textwrap
 import uuid
 
+import numpy as np
 import pytest
+import toy_dataset
 
 pytest.importorskip("s3fs")
 pytest.importorskip("upath")
@@ -20,6 +23,8 @@ from s3_server import running_server
 from gen.executor import run_local
 from gen.storage import create_if_absent, list_files, stamp, write_atomic
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
+from synthclip_jax.config import default_config
+from synthclip_jax.data import make_loader, open_dataset
 from synthclip_jax.locations import LocationError, location, size_of
 from synthclip_jax.readers import open_reader
 from synthclip_jax.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard, serialize_example
@@ -270,6 +275,29 @@ def test_datasets_are_read_from_urls_record_by_record(folder, index, tmp_path, m
     write_dataset(location(tmp_path / "copy"))
     copy = open_reader(SourceSpec("tfrecord", str(tmp_path / "copy"), None, "image", "caption"))
     assert reader.digest() == copy.digest()  # a run may go on from a copy
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_sees_the_same_stream_from_a_url_as_from_a_folder(folder, tmp_path, workers):
+    """`--config.data.path=s3://...`, with threads and with worker processes, which open the objects themselves."""
+    paths = toy_dataset.write_dataset(tmp_path / "toy", 20, shards=3)
+    for path in paths[0].parent.iterdir():
+        write_atomic(folder / path.name, path.read_bytes())
+
+    def tokenize(captions):
+        return np.array([[len(caption)] for caption in captions], np.int32)
+
+    streams = []
+    for place in (str(folder), str(paths[0].parent)):
+        data = default_config().data
+        data.update(path=place, image_size=32, threads=2, prefetch=2, workers=workers)
+        pairs = open_dataset(data, "unused")
+        loader = make_loader(data, pairs, tokenize, 8, seed=0)
+        streams.append(list(itertools.islice(loader, 4)))
+        loader.close()
+    for remote, local in zip(*streams, strict=True):
+        np.testing.assert_array_equal(remote.images, local.images)
+        np.testing.assert_array_equal(remote.tokens, local.tokens)
 
 
 def test_damage_and_absence_in_an_object_store_are_named(server, folder):
