@@ -1,4 +1,4 @@
-"""Runs the stages of generation in order: concepts, captions, balance, images, finalize.
+"""Runs the stages of generation in order: concepts, captions, balance, images, agreement, finalize.
 
     python -m gen --config=configs/quickstart.py --workdir=runs/quickstart [--stages=captions,balance]
 
@@ -29,8 +29,8 @@ from synthclip_jax.generated import Version
 from synthclip_jax.locations import Location, is_unreachable, location
 from synthclip_jax.metrics import duration
 
-STAGES = ("concepts", "captions", "balance", "images", "finalize")
-WITH_FOLDER = STAGES[:-1]  # finalize writes into the dataset
+STAGES = ("concepts", "captions", "balance", "images", "recaption", "agreement", "finalize")
+WITH_FOLDER = STAGES[: STAGES.index("recaption")]  # what comes then belongs to the dataset
 
 
 def main() -> None:
@@ -73,6 +73,8 @@ def main() -> None:
             if is_unreachable(error):
                 sys.exit(f"{stage}: the object store cannot be reached. Run the same command again later ({error})")
             raise
+        if not summary:
+            continue  # an optional stage that is not asked for
         text = "  ".join(f"{key} {_show(value)}" for key, value in summary.items())
         print(f"{stage}: done in {duration(time.monotonic() - start)}  {text}", flush=True)
 
@@ -107,7 +109,7 @@ class _Run:
         try:
             return self._run(stage)
         except PlanMismatch as error:
-            if not self._new:
+            if not self._new or stage not in WITH_FOLDER:
                 raise
             self._start(stage, str(error))
             return self._run(stage)

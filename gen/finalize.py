@@ -48,20 +48,72 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             f"{folder}: {len(missing)} of {plan['shards']} shards are not there yet (the first is {missing[0]})."
             " Run --stages=images: it makes only what is missing"
         )
+    agreement = _agreement(workdir, version)
+    summary = write_dataset(config, workdir, config.name, folder, plan, records, {"agreement": agreement})
+    if config.gen.agreement.min_score > -1:
+        from gen import filtered
+
+        made, dropped = filtered.run(config, workdir, executor)
+        name = dataset_name(config)
+        kept = {"agreement": {**agreement, "min_score": config.gen.agreement.min_score, "dropped": dropped}}
+        other = write_dataset(config, workdir, name, dataset_folder(workdir, name, version), plan, made, kept)
+        summary |= {"filtered": other["records"], "dropped for low agreement": dropped}
+        summary["filtered dataset"] = other["dataset"]
+    return summary
+
+
+def write_dataset(
+    config: Any,
+    workdir: Location,
+    name: str,
+    folder: Location,
+    plan: Mapping[str, Any],
+    records: Mapping[int, Mapping[str, Any]],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes metadata, card and provenance of a dataset whose shards are all there; nothing if they are there too.
+
+    Args:
+      name: of the dataset.
+      plan: of the pictures.
+      records: commit records of the shards.
+      about: what provenance says beside.
+
+    Raises:
+      StoreError: there is no record.
+    """
     shards = [_shard(records[index]) for index in range(plan["shards"])]
     total = sum(shard["records"] for shard in shards)
     if not total:
-        raise StoreError(f"{folder}: every picture was rejected. See {store.folder}/rejects-*.parquet for the reasons")
+        raise StoreError(
+            f"{folder}: no pair is left. See {stage_folder(workdir, 'images', plan['version'])}/rejects-*.parquet for"
+            " the reasons, and gen.agreement.min_score"
+        )
     summary = {"records": total, "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
     summary["dataset"] = str(folder)
-    provenance_path = folder / "provenance.json"
-    if provenance_path.exists() and read_json(provenance_path).get("shards") == shards:
+    path = folder / "provenance.json"
+    there = read_json(path) if path.exists() else {}
+    if there.get("shards") == shards and all(there.get(key) == value for key, value in about.items()):
         return summary
-    _write_tfds_metadata(config, folder, shards)
-    provenance = _provenance(config, workdir, plan, records, shards)
+    _write_tfds_metadata(config, name, folder, shards)
+    provenance = {**_provenance(config, workdir, name, plan, records, shards), **about}
     write_atomic(folder / "README.md", _card(config, provenance).encode())
-    write_atomic(provenance_path, to_json(provenance))
+    write_atomic(path, to_json(provenance))
     return summary
+
+
+def _agreement(workdir: Location, version: str) -> dict[str, Any]:
+    """What is known of how well pictures and captions agree; empty if they were not scored."""
+    store = StageStore(stage_folder(workdir, "agreement", version))
+    if not store.plan_path.exists():
+        return {}
+    from gen.agreement import open_scores, summary
+
+    store, plan = open_scores(workdir, version)
+    records = store.committed()
+    if len(records) < plan["shards"]:
+        return {}
+    return {"checkpoint": plan["checkpoint"], "step": plan["step"], **summary(records.values())}
 
 
 def _shard(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +124,7 @@ def _shard(record: Mapping[str, Any]) -> dict[str, Any]:
     raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
 
 
-def _write_tfds_metadata(config: Any, folder: Location, shards: list[dict[str, Any]]) -> None:
+def _write_tfds_metadata(config: Any, name: str, folder: Location, shards: list[dict[str, Any]]) -> None:
     """Writes `features.json` and `dataset_info.json`; only here is TensorFlow needed.
 
     Raises:
@@ -87,10 +139,10 @@ def _write_tfds_metadata(config: Any, folder: Location, shards: list[dict[str, A
         raise StoreError(f"finalize needs TensorFlow: pip install 'synthclip_jax[tfds]' ({error})") from error
 
     template = tfds.core.ShardedFileTemplate(
-        data_dir=str(folder), dataset_name=config.name, split=SPLIT, filetype_suffix="tfrecord"
+        data_dir=str(folder), dataset_name=name, split=SPLIT, filetype_suffix="tfrecord"
     )
     for index, shard in enumerate(shards):
-        expected = ShardName(config.name, SPLIT, index, len(shards))
+        expected = ShardName(name, SPLIT, index, len(shards))
         assert shard["file"] == str(expected), (shard["file"], str(expected))
     split = tfds.core.SplitInfo(
         name=SPLIT,
@@ -110,14 +162,14 @@ def _write_tfds_metadata(config: Any, folder: Location, shards: list[dict[str, A
             data_dir=str(written),
             features=dataset_features(config.gen.images.size),
             split_infos=[split],
-            description=f"{config.name}: pictures generated from generated captions by synthclip_jax.",
+            description=f"{name}: pictures generated from generated captions by synthclip_jax.",
         )
         for path in sorted(written.glob("*.json")):
             write_atomic(folder / path.name, path.read_bytes())
 
 
 def _provenance(
-    config: Any, workdir: Location, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
+    config: Any, workdir: Location, name: str, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
 ) -> dict[str, Any]:
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     versions = {"python": platform.python_version()}
@@ -132,7 +184,7 @@ def _provenance(
         if path.exists():
             stages[stage] = read_json(path)
     return {
-        "name": config.name,
+        "name": name,
         "version": plan["version"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
@@ -159,7 +211,8 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
         artist = f"`{images.model}` (see its licence), {sampler}"
     rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
     megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6
-    return f"""# {config.name} {provenance["version"]}
+    name = provenance["name"]
+    return f"""# {name} {provenance["version"]}
 
 {provenance["records"]:,} synthetic image-caption pairs in {len(provenance["shards"]):,} TFRecord shards \
 ({megabytes:,.1f} MB). No picture and no caption was made by a person or taken from the web.
@@ -177,7 +230,7 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
 
 ```python
 import tensorflow_datasets as tfds
-dataset = tfds.builder_from_directory("{config.name}/{provenance["version"]}").as_dataset(split="{SPLIT}")
+dataset = tfds.builder_from_directory("{name}/{provenance["version"]}").as_dataset(split="{SPLIT}")
 ```
 
 Each record has `id`, `image`, `caption`, `concept` (the one the caption was asked for), `concept_id`, `concepts` (ids

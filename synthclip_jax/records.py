@@ -345,6 +345,11 @@ def dataset_folder(workdir: str | os.PathLike | Location, name: str, version: st
     return location(workdir) / "dataset" / name / (version or find_version(workdir).dataset)
 
 
+def dataset_name(config: Any) -> str:
+    """The dataset that a config trains on: its own, or that without the pairs of low agreement where it makes one."""
+    return config.name if config.gen.agreement.min_score <= -1 else f"{config.name}_filtered"
+
+
 def find_shards(folder: str | os.PathLike | Location, split: str) -> list[Location]:
     """The shards of a split in order.
 

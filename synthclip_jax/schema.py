@@ -193,6 +193,29 @@ RAY: Tree = {
     "tries": Field(3, "times that a shard may end its worker's process by an error before it counts as failed", low=1),
 }
 
+RECAPTION: Tree = {
+    "model": Field("", "vision-language model that describes the pictures, folder or hub id; empty: none does"),
+    "engine": Field("vllm", "what runs it", choices=("vllm", "transformers")),
+    "revision": Field("", "revision of a hub model; empty: its main branch"),
+    "dtype": Field("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32")),
+    "device": Field("auto", "transformers engine: device; auto takes a GPU if there is one"),
+    "tensor_parallel": Field(1, "vllm engine: GPUs that one copy of the model spans", low=1),
+    "max_model_len": Field(4096, "longest prompt, picture included, plus caption, tokens", low=64),
+    "prompt": Field(
+        "Describe this picture in one sentence of no more than 20 words. Reply with the sentence alone.",
+        "what is asked about each picture",
+    ),
+    "temperature": Field(0.0, "sampling temperature; 0: the likeliest answer", low=0.0),
+    "top_p": Field(1.0, "nucleus sampling: probability mass kept", low=0.0, high=1.0),
+    "presence_penalty": Field(0.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0),
+    "frequency_penalty": Field(0.0, "the same, for each time a token was generated", low=-2.0, high=2.0),
+    "max_new_tokens": Field(64, "longest answer, tokens", low=1),
+    "batch_size": Field(256, "pictures inside the engine at once", low=1),
+    "min_words": Field(3, "shortest caption accepted, words", low=1),
+    "max_words": Field(40, "longest caption accepted, words", low=1),
+    "max_attempts": Field(3, "attempts per picture before it is left without", low=1),
+}
+
 DATA: Tree = {
     "path": Field("", "dataset folder; empty: the one this workdir generates"),
     "sources": Field(
@@ -209,9 +232,18 @@ DATA: Tree = {
         low=1e-9,
     ),
     "image_key": Field("image", "feature with the encoded picture"),
+    "recaptions": Field(
+        "none",
+        "captions that gen.recaption wrote beside generated pictures: none; instead of the pictures' own, where there"
+        " are any; or both, of which one is drawn at each step",
+        choices=("none", "instead", "both"),
+    ),
     "caption_key": Field("caption", "feature with the caption; of several captions one is drawn at each step"),
     "min_agreement": Field(
-        -1.0, "generated pairs whose agreement score is lower are not trained on; -1: all are, scored or not", low=-1.0, high=1.0
+        -1.0,
+        "generated pairs whose agreement score is lower are not trained on; -1: all are, scored or not",
+        low=-1.0,
+        high=1.0,
     ),
     "image_size": Field(224, "side of the picture that the model sees, pixels", low=8),
     "crop_scale": Field((0.5, 1.0), "random crop: share of the area", item=float, length=2, low=0.01, high=1.0),
@@ -355,6 +387,7 @@ SCHEMA: Tree = {
         "captions": CAPTIONS,
         "balance": BALANCE,
         "images": IMAGES,
+        "recaption": RECAPTION,
         "agreement": AGREEMENT,
         "ray": RAY,  # --executor=ray
     },

@@ -65,7 +65,8 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     # ---- What there is to do --------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.train.mesh)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
-    pairs = data.open_dataset(config.data, dataset_folder(workdir, dataset_name(config), config.gen.version), config.seed)
+    own = dataset_folder(workdir, dataset_name(config), config.gen.version)
+    pairs = data.open_dataset(config.data, own, config.seed)
     if config.data.verify:
         hosts = jax.process_index(), jax.process_count()
         verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)

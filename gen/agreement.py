@@ -1,0 +1,202 @@
+"""Agreement: how well each picture and its caption belong together, by a CLIP checkpoint.
+
+Optional: it runs where `gen.agreement.checkpoint` names one, trained here or imported. Beside each shard of pictures
+lies then SHARD.agreement.npy: the cosine of picture and caption, float32, in the order of the records (NaN: the picture
+does not decode). The scores serve as a threshold when training (`data.min_agreement`), or for a dataset without the
+pairs that score lower (`gen.agreement.min_score`, see `gen.filtered`).
+
+Cosines of one model mean nothing beside those of another. So each commit record also says how often a picture agrees
+no better with its own caption than with that of the next record: half of them, if captions and pictures have nothing
+to do with each other.
+"""
+
+import hashlib
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gen.executor import Executor, run_local
+from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json, stage_folder
+from synthclip_jax.generated import find_version
+from synthclip_jax.locations import Location
+from synthclip_jax.readers.agreement import SUFFIX
+from synthclip_jax.records import INDEX_SUFFIX, RecordError, dataset_folder, parse_example, unframe_shard
+
+BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
+
+
+class AgreementWorker:
+    """Scores the pairs of one shard after another.
+
+    Args:
+      encoder: a checkpoint as a function; see `synthclip_jax.encoder`.
+      folder: of the dataset.
+    """
+
+    def __init__(self, encoder: Any, folder: Location):
+        self._encoder, self._folder = encoder, folder
+
+    def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
+        """Scores one shard.
+
+        Raises:
+          RecordError: a record is damaged; `python -m gen.verify --repair` makes the shard again.
+        """
+        path = self._folder / shard["file"]
+        pictures, captions = [], []
+        for payload in unframe_shard(path.read_bytes(), path):
+            if isinstance(payload, RecordError):
+                raise payload
+            values = parse_example(payload)
+            pictures.append(values["image"][0])
+            captions.append(values["caption"][0].decode(errors="replace"))
+        scores = np.full(len(pictures), np.nan, np.float32)
+        unique = list(dict.fromkeys(captions))  # a caption may have several pictures
+        numbers = {caption: number for number, caption in enumerate(unique)}
+        texts = self._encoder.texts(unique)
+        own = np.array([numbers[caption] for caption in captions], np.int64)
+        other = np.roll(own, -1)
+        compared = worse = 0
+        for batch in self._encoder.pictures(enumerate(pictures)):
+            rows = np.array(batch.keys, np.int64)
+            if not len(rows):
+                continue
+            scores[rows] = (batch.embeddings * texts[own[rows]]).sum(axis=1)
+            different = own[rows] != other[rows]
+            mismatched = (batch.embeddings * texts[other[rows]]).sum(axis=1)
+            compared += int(different.sum())
+            worse += int((different & (scores[rows] <= mismatched)).sum())
+        buffer = io.BytesIO()
+        np.save(buffer, scores)
+        histogram, _ = np.histogram(scores[np.isfinite(scores)], bins=BINS, range=(-1.0, 1.0))
+        return ShardOutput(
+            files={f"{DATA_PREFIX}{shard['file']}{SUFFIX}": buffer.getvalue()},
+            count=len(scores),
+            info={
+                "compared": compared,
+                "no_better_than_another": worse,
+                "undecodable": int(np.isnan(scores).sum()),
+                "sum": float(np.nansum(scores.astype(np.float64))),
+                "histogram": histogram.tolist(),
+            },
+        )
+
+
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+    """Runs the stage: scores every shard that has no scores yet; nothing where no checkpoint is named.
+
+    Returns:
+      A summary: pairs, mean score, the share that agrees no better with its own caption than with another; empty where
+      no checkpoint is named.
+
+    Raises:
+      StoreError: pictures are missing, or the scores there are another checkpoint's.
+      CheckpointError: there is no such checkpoint.
+    """
+    settings = config.gen.agreement
+    if not settings.checkpoint:
+        return {}
+    version = find_version(workdir, config.gen.version).dataset
+    data = dataset_folder(workdir, config.name, version)
+    pictures = StageStore(stage_folder(workdir, "images", version), data)
+    if not pictures.plan_path.exists():
+        raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
+    plan = pictures.ensure_plan(read_json(pictures.plan_path))
+    made = pictures.committed()
+    if len(made) < plan["shards"]:
+        raise StoreError(
+            f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
+        )
+    shards = [
+        {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
+        for index, record in made.items()
+    ]
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+    store = StageStore(stage_folder(workdir, "agreement", version), data)
+    step, checkpoint = _identity(settings)
+    try:
+        store.ensure_plan(
+            {
+                "stage": "agreement",
+                "pictures": digest,
+                "shards": plan["shards"],
+                "step": step,
+                "checkpoint": checkpoint,
+            }
+        )
+    except PlanMismatch as error:
+        raise StoreError(
+            f"{error}\nTo score these pictures anew, delete {store.folder}: pictures and captions stay as they are"
+        ) from error
+
+    def make_worker() -> AgreementWorker:
+        from synthclip_jax.encoder import load_encoder
+
+        return AgreementWorker(load_encoder(settings.checkpoint, step, settings.batch_size), data)
+
+    records = executor(store, shards, make_worker, label="agreement", unit="pairs").values()
+    return summary(records)
+
+
+def open_scores(workdir: Location, version: str) -> tuple[StageStore, dict[str, Any]]:
+    """The store of the scores of a version's dataset, and their plan.
+
+    Raises:
+      StoreError: there are none.
+    """
+    folder = stage_folder(workdir, "agreement", version)
+    if not (folder / "plan.json").exists():
+        raise StoreError(
+            f"{folder}: no agreement scores yet. Name a checkpoint that scores the pairs:"
+            " --config.gen.agreement.checkpoint=WORKDIR --stages=agreement"
+        )
+    name = read_json(stage_folder(workdir, "images", version) / "plan.json")["dataset"]
+    store = StageStore(folder, dataset_folder(workdir, name, version))
+    return store, store.ensure_plan(read_json(store.plan_path))
+
+
+def summary(records: Any) -> dict[str, Any]:
+    """What the commit records say together."""
+    total = sum(record["count"] for record in records)
+    scored = total - sum(record["undecodable"] for record in records)
+    compared = sum(record["compared"] for record in records)
+    return {
+        "scored": scored,
+        "mean": sum(record["sum"] for record in records) / max(scored, 1),
+        "no better than another caption": sum(record["no_better_than_another"] for record in records)
+        / max(compared, 1),
+    }
+
+
+def _data_file(record: Mapping[str, Any]) -> dict[str, str]:
+    for name, meta in record["files"].items():
+        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
+            return {"file": name.removeprefix(DATA_PREFIX), "sha256": meta["sha256"]}
+    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
+
+
+def _identity(settings: Any) -> tuple[int, str]:
+    """The step of the checkpoint and a digest that tells it from others, wherever it is moved to; loads no model."""
+    from synthclip_jax.checkpoint import CheckpointError, checkpoint_folder, saved_steps
+
+    place = pathlib.Path(settings.checkpoint).absolute()
+    steps = saved_steps(checkpoint_folder(place))
+    if steps:
+        step = steps[-1] if settings.step < 0 else settings.step
+        folder = checkpoint_folder(place) / str(step)
+    elif place.name.isdigit():
+        step, folder = int(place.name), place
+    else:
+        step, folder = settings.step, place
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise CheckpointError(f"gen.agreement.checkpoint: given {settings.checkpoint}: no checkpoint is there")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        if path.stat().st_size < 1 << 20:
+            digest.update(path.read_bytes())
+    return step, digest.hexdigest()[:16]

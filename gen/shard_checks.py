@@ -1,0 +1,239 @@
+"""Checks one shard: its commit record, its files, and what is in them. Processes may share the work."""
+
+import collections
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, sha256
+from synthclip_jax.augment import check_picture
+from synthclip_jax.locations import Location, location
+from synthclip_jax.preprocess import PictureError
+from synthclip_jax.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
+
+NAMED = 5  # ids named in one fault
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that is wrong.
+
+    Attributes:
+      stage: whose output it is.
+      shard: which shard has to be made again; None: no single one.
+      text: file, record and what is wrong.
+    """
+
+    stage: str
+    shard: int | None
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.text}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardCheck:
+    """One shard to check.
+
+    Attributes:
+      stage, folder, data_folder, shard: which one; folders as text.
+      items: how many items it plans.
+      ids: what it plans, in order; empty: nothing is known of what is in it.
+      captions: of pictures, the caption of each id.
+      size: of pictures, their side in pixels.
+    """
+
+    stage: str
+    folder: str
+    data_folder: str
+    shard: int
+    items: int
+    ids: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    size: int = 0
+
+
+def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
+    """Checks a shard.
+
+    Returns:
+      Its faults, how many items it holds, how many bytes were read.
+    """
+    path = location(check.folder) / "commits" / f"{check.shard:05d}.json"
+    try:
+        record = _record(check, path)
+    except StoreError as error:
+        return [Fault(check.stage, check.shard, str(error))], 0, 0
+    texts: list[str] = []
+    contents: dict[str, bytes] = {}
+    store = StageStore(check.folder, check.data_folder)
+    for name, meta in record["files"].items():
+        file = store.path(name)
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            texts.append(f"{file}: missing")
+            continue
+        except OSError as error:
+            texts.append(f"{file}: cannot be read ({error.strerror})")
+            continue
+        contents[name] = data
+        if len(data) != meta["bytes"] or sha256(data) != meta["sha256"]:
+            texts.append(f"{file}: {len(data):,} bytes that are not the {meta['bytes']:,} committed (sha256)")
+    if check.stage == "captions":
+        texts += _captions(check, store, record, contents)
+    elif check.stage == "images":
+        texts += _images(check, store, record, contents)
+    elif check.stage == "agreement":
+        texts += _scores(store, record, contents)
+    size = sum(map(len, contents.values()))
+    return [Fault(check.stage, check.shard, text) for text in texts], record["count"], size
+
+
+def _record(check: ShardCheck, path: Location) -> dict[str, Any]:
+    """The commit record, whole and of this plan.
+
+    Raises:
+      StoreError: it is not.
+    """
+    store = StageStore(check.folder, check.data_folder)
+    store.plan_digest = sha256((location(check.folder) / "plan.json").read_bytes())[:16]
+    if not path.exists():
+        raise StoreError(f"{path}: missing: the shard is not made")
+    record = store._checked(path.name, path.read_bytes())
+    if record is not None:
+        return record
+    there = read_json(path)
+    if isinstance(there, dict) and there.get("plan") not in (None, store.plan_digest):
+        raise StoreError(f"{path}: belongs to another plan")
+    raise StoreError(f"{path}: damaged: it is not the record that was written")
+
+
+def _captions(
+    check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
+) -> Iterator[str]:
+    """Made and rejected captions are those planned."""
+    ids: dict[str, list[str]] = {}
+    for name, data in contents.items():
+        kind = name.split("-")[0]
+        try:
+            columns = _columns(data, ["id", "reason"] if kind == "rejects" else ["id", "caption"])
+        except (OSError, ValueError, KeyError) as error:
+            yield f"{store.path(name)}: no table that can be read ({error})"
+            continue
+        ids[kind] = columns["id"]
+        if kind == "rejects" and collections.Counter(columns["reason"]) != record["rejects"]:
+            yield f"{store.path(name)}: its reasons are not those that the commit record counts"
+    if len(ids) == 2:
+        path = location(check.folder) / "commits" / f"{check.shard:05d}.json"
+        yield from _complete(str(path), check.ids, ids["captions"], ids["rejects"])
+        if len(ids["captions"]) != record["count"]:
+            yield f"{path}: {record['count']} captions, the file has {len(ids['captions'])}"
+
+
+def _images(
+    check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
+) -> Iterator[str]:
+    """Records are whole, with their own fields and a picture that decodes; made and rejected ones are those planned."""
+    captions = dict(zip(check.ids, check.captions, strict=True))
+    made: list[str] | None = None
+    rejected: list[str] | None = None
+    ends: list[int] = []
+    shard_name = ""
+    for name, data in contents.items():
+        path = store.path(name)
+        if name.startswith("rejects-"):
+            try:
+                columns = _columns(data, ["id", "reason"])
+                rejected = columns["id"]
+                if collections.Counter(columns["reason"]) != record["rejects"]:
+                    yield f"{path}: its reasons are not those that the commit record counts"
+            except (OSError, ValueError, KeyError) as error:
+                yield f"{path}: no table that can be read ({error})"
+        elif name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
+            made, shard_name, position = [], name, 0
+            for number, payload in enumerate(unframe_shard(data, path)):
+                if isinstance(payload, RecordError):
+                    yield str(payload)
+                    continue
+                identity, problems = _picture(payload, captions, check.size)
+                made.append(identity)
+                yield from (f"{path}: record {number}: {problem}" for problem in problems)
+                position += len(payload) + 16
+                ends.append(position)
+    if made is not None:
+        path = store.path(shard_name)
+        if len(made) != record["count"]:
+            yield f"{path}: {len(made):,} readable records, the commit record counts {record['count']:,}"
+        index = contents.get(f"{shard_name}{INDEX_SUFFIX}")
+        if index is not None:
+            try:
+                if parse_index(index, path).sum(axis=1).tolist() != ends:
+                    yield f"{path}{INDEX_SUFFIX}: not the places of the records"
+            except RecordError as error:
+                yield str(error)
+        if rejected is not None:
+            yield from _complete(str(path), check.ids, made, rejected)
+
+
+def _picture(payload: bytes, captions: Mapping[str, str], size: int) -> tuple[str, list[str]]:
+    """The id of a record, and what is wrong with it."""
+    problems = []
+    try:
+        values = parse_example(payload)
+        identity = values["id"][0].decode(errors="replace")
+        if identity in captions and values["caption"][0].decode(errors="replace") != captions[identity]:
+            problems.append(f"{identity} has the caption of another one")
+        if int(identity.split("-")[0]) != values["concept_id"][0]:
+            problems.append(f"{identity} has the concept of another one")
+        check_picture(values["image"][0])
+        if (side := _picture_size(values["image"][0])) != (size, size):
+            problems.append(f"{identity} has a picture of {side[0]} x {side[1]} pixels, {size} are planned")
+    except PictureError as error:
+        problems.append(f"{identity}: {error}")
+    except (RecordError, KeyError, IndexError, ValueError, AttributeError) as error:
+        return "", [f"not a record of a picture with caption ({error!r})"]
+    return identity, problems
+
+
+def _picture_size(data: bytes) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.size
+
+
+def _complete(where: str, planned: tuple[str, ...], made: list[str], rejected: list[str]) -> Iterator[str]:
+    """Made and rejected ids are together the planned ones, each once."""
+    count = collections.Counter(made) + collections.Counter(rejected)
+    for text, ids in (
+        ("missing", [identity for identity in planned if identity not in count]),
+        ("there twice", [identity for identity, number in count.items() if number > 1]),
+        ("not planned here", sorted(set(count) - set(planned))),
+    ):
+        if ids:
+            more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+            yield f"{where}: {len(ids):,} ids are {text}: {', '.join(ids[:NAMED])}{more}"
+
+
+def _scores(store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]) -> Iterator[str]:
+    for name, data in contents.items():
+        if name.endswith(".npy"):
+            try:
+                scores = np.load(io.BytesIO(data), allow_pickle=False)
+            except ValueError as error:
+                yield f"{store.path(name)}: no scores ({error})"
+                continue
+            if scores.dtype != np.float32 or scores.shape != (record["count"],):
+                yield f"{store.path(name)}: {scores.shape} {scores.dtype}, {record['count']} float32 are to be there"
+
+
+def _columns(data: bytes, names: list[str]) -> dict[str, list]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data), columns=names)
+    return {name: table.column(name).to_pylist() for name in names}

@@ -1,0 +1,65 @@
+"""Agreement scores beside the shards of a generated dataset: training without the pairs that score too low."""
+
+import io
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from synthclip_jax.locations import location
+from synthclip_jax.readers import Reader
+from synthclip_jax.readers.subset import Subset
+from synthclip_jax.records import RecordError
+
+SUFFIX = ".agreement.npy"  # after the name of a shard; written by gen.agreement
+
+
+def load_scores(shard: str, records: int) -> Float32[np.ndarray, "records"]:
+    """The scores of a shard, in the order of its records; NaN where a picture does not decode.
+
+    Raises:
+      RecordError: there are none, or not as many as records.
+    """
+    path = location(f"{shard}{SUFFIX}")
+    if not path.exists():
+        raise RecordError(
+            f"{path}: no agreement scores. Score the pairs first (python -m gen --stages=agreement"
+            " --config.gen.agreement.checkpoint=...), or leave config.data.min_agreement at -1"
+        )
+    try:
+        scores = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except ValueError as error:
+        raise RecordError(f"{path}: damaged ({error}). Delete it and run --stages=agreement again") from error
+    if scores.shape != (records,):
+        raise RecordError(f"{path}: {scores.size} scores for {records} records. Run --stages=agreement again")
+    return scores
+
+
+def agreeing(reader: Reader, minimum: float) -> Reader:
+    """The pairs of a reader whose score is not lower than `minimum`; all of them, scored or not, at -1.
+
+    Raises:
+      RecordError: a shard has no scores, or no pair is left.
+    """
+    if minimum <= -1.0:
+        return reader
+    kept = [
+        examples.start + np.flatnonzero(load_scores(name, len(examples)) >= minimum)
+        for name, examples in reader.shards()
+    ]
+    indexes = np.concatenate(kept)
+    if not len(indexes):
+        raise RecordError(f"{reader.place}: no pair has an agreement score of {minimum:g}. Lower data.min_agreement")
+    return Agreeing(reader, indexes, minimum)
+
+
+class Agreeing(Subset):
+    """The pairs that agree; its place says how many do not."""
+
+    def __init__(self, reader: Reader, indexes: Int[np.ndarray, "n"], minimum: float):
+        super().__init__(reader, indexes, f"agreement {minimum!r}")
+        self.minimum = minimum
+
+    @property
+    def place(self) -> str:
+        left_out = len(self.reader) - len(self.indexes)
+        return f"{self.reader.place} ({left_out:,} pairs left out: agreement below {self.minimum:g})"
