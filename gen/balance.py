@@ -147,69 +147,32 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
       PlanMismatch: the workdir was balanced with another configuration, or its captions have changed.
     """
     version, settings = config.gen.version, config.gen.balance
-    bank_digest = _bank_digest(workdir, version)
-    captions_folder = stage_folder(workdir, "captions", version)
-    shards, captions_digest = _caption_shards(captions_folder)
-    store = StageStore(stage_folder(workdir, "balance", version))
-    plan = {
-        "stage": "balance",
-        "bank": bank_digest,
-        "captions": captions_digest,
-        "seed": config.seed,
-        "fold_case": settings.fold_case,
-    }
-    parameters = {key: settings[key] for key in ("t", "target_size", "tail_share", "deduplicate")}
-    if settings.near_duplicates:  # workdirs from before there were such, and those without, are alike
-        plan["near_duplicates"] = True
-        parameters["near_duplicates"] = settings.near_duplicates
-    if settings.method != "balanced":
-        parameters["method"] = settings.method
-    store.ensure_plan(plan)
+    store, shards = _planned(config, workdir)
+    parameters = _parameters(settings)
     result_path = store.folder / "balance.json"
     if result_path.exists():
         result = read_json(result_path)
         _check_parameters(result["parameters"], parameters, result_path)
         if all(_size(store.folder / name) == meta["bytes"] for name, meta in result["files"].items()):
             return _summary(result)
-    bank = load_bank(workdir, version)
-    processes = _processes(settings.processes, sum(shard["items"] for shard in shards)) if executor is run_local else 1
-    records = executor(
-        store,
-        shards,
-        functools.partial(
-            MatchWorker,
-            workdir,
-            version,
-            config.seed,
-            settings.fold_case,
-            bool(settings.near_duplicates),
-            processes,
-        ),
-        label="balance",
-        unit="captions",
-    )
-    files = MatchFiles(
-        [store.path(next(iter(record["files"]))) for record in records.values()],
-        [record["count"] for record in records.values()],
-    )
-    selection = select(files, parameters, len(bank.concepts))
-    written = {}
-    captions = [captions_folder / shard["file"] for shard in shards]
-    written["selected.parquet"] = write_stream(
-        store.folder / "selected.parquet", selected_writer(files, selection.rows, captions, bank)
-    )
-    for name, array in (
+    files = match(config, workdir, executor)
+    bank = _bank(workdir, version)
+    selection = select(files, parameters, bank["count"])
+    captions = [stage_folder(workdir, "captions", version) / shard["file"] for shard in shards]
+    write = selected_writer(files, selection.rows, captions, bank["digest"])
+    written = {"selected.parquet": write_stream(store.folder / "selected.parquet", write)}
+    for name, counts in (
         ("counts_before.npy", selection.counts_before),
         ("counts_after.npy", selection.counts_after),
     ):
-        data = _npy(array)
+        data = _npy(counts)
         write_atomic(store.folder / name, data)
         written[name] = {"bytes": len(data), "sha256": sha256(data)}
     result = {
         **selection.report,
         "parameters": parameters,
         "fold_case": settings.fold_case,
-        "bank_digest": bank.digest,
+        "bank_digest": bank["digest"],
         "counts_before": "counts_before.npy",
         "counts_after": "counts_after.npy",
         "files": written,
@@ -218,10 +181,74 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     return _summary(result)
 
 
-def _bank_digest(workdir: Location, version: str) -> str:
-    """The digest of a workdir's bank, without reading its concepts unless there is none to complain about."""
+def match(config: Any, workdir: Location, executor: Executor = run_local) -> MatchFiles:
+    """The first half of the stage: matches the caption shards that are not matched yet.
+
+    Raises:
+      BalanceError: captions are missing.
+      PlanMismatch: the workdir was balanced with another configuration, or its captions have changed.
+    """
+    settings = config.gen.balance
+    store, shards = _planned(config, workdir)
+    # Elsewhere the executor itself starts as many workers as there is room for.
+    local = getattr(executor, "func", executor) is run_local
+    processes = _processes(settings.processes, sum(shard["items"] for shard in shards)) if local else 1
+    records = executor(
+        store,
+        shards,
+        functools.partial(
+            MatchWorker,
+            workdir,
+            config.gen.version,
+            config.seed,
+            settings.fold_case,
+            bool(settings.near_duplicates),
+            processes,
+        ),
+        label="balance",
+        unit="captions",
+    )
+    return MatchFiles(
+        [store.path(next(iter(record["files"]))) for record in records.values()],
+        [record["count"] for record in records.values()],
+    )
+
+
+def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str, Any]]]:
+    """The stage's store, its plan made or checked, and the shards to match."""
+    version, settings = config.gen.version, config.gen.balance
+    bank_digest = _bank(workdir, version)["digest"]
+    shards, captions_digest = _caption_shards(stage_folder(workdir, "captions", version))
+    store = StageStore(stage_folder(workdir, "balance", version))
+    plan = {
+        "stage": "balance",
+        "bank": bank_digest,
+        "captions": captions_digest,
+        "seed": config.seed,
+        "fold_case": settings.fold_case,
+    }
+    if settings.near_duplicates:  # the plans of workdirs from before there was this filter stay as they are
+        plan["near_duplicates"] = True
+    store.ensure_plan(plan)
+    return store, shards
+
+
+def _parameters(settings: Any) -> dict[str, Any]:
+    """What the selection depends on beside the plan."""
+    parameters = {key: settings[key] for key in ("t", "target_size", "tail_share", "deduplicate")}
+    if settings.near_duplicates:
+        parameters["near_duplicates"] = settings.near_duplicates
+    if settings.method != "balanced":
+        parameters["method"] = settings.method
+    return parameters
+
+
+def _bank(workdir: Location, version: str) -> dict[str, Any]:
+    """Digest and size of a workdir's bank, without reading its concepts unless there is none to complain about."""
     path = stage_folder(workdir, "concepts", version) / "bank.json"
-    return read_json(path)["digest"] if path.exists() else load_bank(workdir, version).digest
+    if not path.exists():
+        load_bank(workdir, version)
+    return read_json(path)
 
 
 def _caption_shards(folder: Location) -> tuple[list[dict[str, Any]], str]:

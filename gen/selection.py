@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from gen.concepts import Bank
 from gen.keep_rate import (
     KeepRate,
     Matches,
@@ -279,7 +278,7 @@ def _curve_text(curve: list[KeepRate], t: float, pool: int, unique: int, matched
 
 
 def selected_writer(
-    files: MatchFiles, rows: Int64[np.ndarray, "kept"], captions: Sequence[Location], bank: Bank
+    files: MatchFiles, rows: Int64[np.ndarray, "kept"], captions: Sequence[Location], bank_digest: str
 ) -> Callable[[Any], None]:
     """What writes the captions kept as a Parquet file, in the order of ids, block by block, to an open file.
 
@@ -287,7 +286,7 @@ def selected_writer(
       files: the pool.
       rows: the captions kept, in the order of ids.
       captions: the caption shard that belongs to each match file.
-      bank: the concepts.
+      bank_digest: goes into the file's metadata.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -300,7 +299,7 @@ def selected_writer(
             "caption": pa.string(),
             "matches": pa.list_(pa.int32()),
         },
-        metadata={"bank_digest": bank.digest},
+        metadata={"bank_digest": bank_digest},
     )
 
     def fill(target: Any) -> None:

@@ -76,3 +76,17 @@ def test_loader_takes_turns_with_tf_data(tmp_path):
     assert len(result["ratios"]) == 2
     assert result["ratio"] > 0
     assert float(printed.split()[-1]) == result["ratio"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ahocorasick") is None, reason="pyahocorasick is not installed")
+def test_matching_takes_turns_with_pyahocorasick_and_measures_the_stage(tmp_path):
+    flags = ["--captions=3000", "--concepts=2000", "--compared=1000", "--plain-captions=10", f"--workdir={tmp_path}"]
+    printed, result = run("matching", tmp_path / "out", *flags)
+    speeds = result["captions_per_second"]
+    assert result["concepts"] == 2000
+    assert speeds["ours"] > 10 * speeds["plain"]
+    assert result["ratio"] == pytest.approx(speeds["ours"] / speeds["pyahocorasick"], rel=0.01)
+    assert float(printed.split()[-1]) == pytest.approx(result["ratio"], abs=0.01)
+    assert result["stage"]["kept"] == 1500
+    assert 2**26 < result["stage"]["peak_bytes"] < 2**31
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]  # what it made is deleted

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from gen import balance, concepts, selection
-from gen.selection import BalanceError, first_of_equal
 from gen.draws import uniform
 from gen.keep_rate import (
     Matches,
@@ -24,6 +23,7 @@ from gen.keep_rate import (
     threshold_for_size,
     threshold_for_tail_share,
 )
+from gen.selection import BalanceError, first_of_equal
 from gen.store import PlanMismatch, ShardOutput, StageStore
 from synthclip_jax.config import default_config
 
