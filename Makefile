@@ -67,7 +67,7 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
-	$(PIP) --editable '.[gen,tfds,report,export,explore,s3,test]'
+	$(PIP) --editable '.[gen,ray,tfds,report,export,explore,s3,test]'
 	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
 	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
 	touch $@

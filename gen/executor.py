@@ -161,7 +161,7 @@ def make_executor(name: str, gen: Any, part: tuple[int, int] = (0, 1)) -> Execut
         from gen.ray_executor import RayExecutor
 
         return RayExecutor(gen)
-    return functools.partial(run_local, part=part)
+    return functools.partial(run_local, part=part) if part[1] > 1 else run_local
 
 
 EXECUTORS = ("local", "ray")

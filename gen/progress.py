@@ -144,8 +144,10 @@ def status_line(label: str, total: int, unit: str, status: Status, now: float) -
     if status.rate:
         parts.append(f"{status.rate:,.1f}/s" if status.rate < 100 else f"{status.rate:,.0f}/s")
         if left > 0 and not status.idle:
-            parts.append(f"{status.workers:.1f} workers  ETA {duration(left / status.rate)}")
-    parts.append(f"{status.hours:,.2f} worker hours")
+            parts.append(f"ETA {duration(left / status.rate)}")
+            parts.append(f"{status.workers:.1f} workers")
+    if status.hours >= 0.01:
+        parts.append(f"{status.hours:,.2f} worker hours")
     if rejected := sum(status.rejects.values()):
         reasons = ", ".join(
             f"{reason} {count:,}"
@@ -211,7 +213,7 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
         total = captions if stage == "balance" else plan[unit]
         captions = sum(record["count"] for record in records.values()) if stage == "captions" else captions
         lines.append(status_line(stage, total, unit, status(records, now), now))
-        for name in sorted(list_files(folder / "failures")):
+        for name in sorted(name for name in list_files(folder / "failures") if "-error-" in name):
             with contextlib.suppress(StoreError):  # gone meanwhile
                 note = read_json(folder / "failures" / name)
                 if note["shard"] not in records:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from gen.executor import Worker
@@ -28,8 +28,8 @@ from gen.progress import Committed
 from gen.store import StageStore, StoreError, list_files, to_json, write_atomic
 from synthclip_jax.locations import Location, is_unreachable
 
-AT_ONCE = 2  # shards in one actor, of workers that overlap
-DEATHS = 20  # of the process around one shard (preemptions, kills), after which the job gives up
+AT_ONCE = 2  # shards that an actor is given, so that the next one is there when the last one ends
+DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster on this machine: only plans and records go through it
 
 
@@ -75,10 +75,9 @@ class RayExecutor:
         failed: dict[int, str] = {}
         made = 0
         print(f"{label}: {_demand(todo, resources, settings)}", file=sys.stderr, flush=True)
-        with (
-            contextlib.closing(_rows(store, todo, make_worker, resources, settings, self.gen.ray.tries)) as rows,
-            progress.shown(records),
-        ):
+        actor = (store, make_worker, self.gen.ray.tries)
+        rows = _rows(store, todo, actor, resources, settings, self._at_once(label))
+        with contextlib.closing(rows), progress.shown(records):
             for row in rows:
                 if row["error"]:
                     raise pickle.loads(row["error"])
@@ -120,6 +119,14 @@ class RayExecutor:
             return 0
         return wanted
 
+    def _at_once(self, label: str) -> int:
+        """Shards that one worker is given; as many as its engine needs, which is not there yet."""
+        if label == "captions" and self.gen.captions.engine == "vllm":
+            from gen.vllm_engine import shards_at_once
+
+            return shards_at_once(self.gen.captions)
+        return AT_ONCE
+
 
 def _connect() -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts one on this machine, unless this process has one.
@@ -150,15 +157,15 @@ def _connect() -> None:
 def _rows(
     store: StageStore,
     todo: Sequence[Mapping[str, Any]],
-    make_worker: Callable[[], Worker],
+    actor: tuple[Any, ...],
     resources: Mapping[str, float],
     settings: Any,
-    tries: int,
-) -> Iterator[dict[str, Any]]:
+    at_once: int,
+) -> Generator[dict[str, Any], None, None]:
     """What `ShardActor` returns for each shard, as it comes.
 
     Raises:
-      WorkersFailed: a shard's process died `DEATHS` times, or the cluster is gone.
+      WorkersFailed: the cluster is gone.
     """
     import ray
     import ray.data
@@ -166,6 +173,7 @@ def _rows(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray replaces actors and repeats what they were at without end: `ShardActor` counts.
     # An actor gets the next shard when it is ready for it, and not before: others may join until then. So the pool
     # grows as soon as all actors are busy.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
@@ -173,25 +181,22 @@ def _rows(
     dataset = ray.data.from_items([{"shard": json.dumps(dict(shard))} for shard in todo], override_num_blocks=len(todo))
     dataset = dataset.map(
         ShardActor,
-        fn_constructor_args=(store, make_worker, tries),
+        fn_constructor_args=actor,
         compute=ray.data.ActorPoolStrategy(
             min_size=min(settings.workers_min, most),
             max_size=most,
-            max_tasks_in_flight_per_actor=AT_ONCE,
-            max_concurrent_calls_per_actor=AT_ONCE,
+            max_tasks_in_flight_per_actor=at_once,
+            max_concurrent_calls_per_actor=at_once,
             enable_true_multi_threading=True,
         ),
-        max_restarts=-1,
-        max_task_retries=DEATHS,
         **resources,
     )
     try:
         yield from dataset.iter_rows()
     except ray.exceptions.RayError as error:
         raise WorkersFailed(
-            f"{store.folder}: Ray gave up ({str(error).strip().splitlines()[-1]}). Either a worker's process was ended"
-            f" {DEATHS} times over the same shard (by a signal, or by the system for want of memory), or the cluster is"
-            " gone. What is committed is kept: run the same command again"
+            f"{store.folder}: Ray gave up ({str(error).strip().splitlines()[-1]}). What is committed is kept: run the"
+            " same command again once the cluster is there"
         ) from error
 
 
@@ -218,14 +223,21 @@ class ShardActor:
           `index`, and one of `record` (JSON), `error` (a pickled exception that ends the job) and `failure` (a text).
         """
         shard = json.loads(row["shard"])
-        result = {"index": shard["index"], "record": "", "error": b"", "failure": ""}
+        index = shard["index"]
+        result = {"index": index, "record": "", "error": b"", "failure": ""}
         try:
-            record = self._store.record(shard["index"]) or self._make(shard)
+            if record := self._store.record(index):
+                return result | {"record": json.dumps(record)}
+            mark = self._mark(index)
+            if mark is None:
+                return result | {"failure": f"its process was ended {DEATHS} times (killed, or for want of memory)"}
+            record = self._make(shard)
+            mark.unlink()
             return result | {"record": json.dumps(record)}
         except Exception as error:
             if is_explained(error) or isinstance(error, OSError | ImportError) or is_unreachable(error):
                 return result | {"error": _pickled(error)}
-            return result | {"failure": self._note(shard["index"], error)}
+            return result | {"failure": self._note(index, error)}
 
     def _make(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         with self._loading:
@@ -240,14 +252,23 @@ class ShardActor:
                 seconds, self._finished = end - max(start, self._finished), end
         return self._store.commit(shard["index"], output, max(0.0, seconds))
 
+    def _mark(self, index: int) -> Location | None:
+        """A file that stays if the process ends without a word; none is made after too many."""
+        before = self._count(index, "died")
+        if before >= DEATHS:
+            return None
+        mark = self._store.folder / "failures" / f"{index:05d}-died-{before + 1}-{os.getpid()}.json"
+        write_atomic(mark, to_json({"shard": index, "host": socket.gethostname()}))
+        return mark
+
     def _note(self, index: int, error: Exception) -> str:
         """Writes down what ended this process and ends it, so that Ray starts another; after some times, gives up.
 
         Returns:
           What to report of the shard.
         """
-        folder, text = self._store.folder / "failures", f"{type(error).__name__}: {str(error).strip()[:300]}"
-        before = sum(name.startswith(f"{index:05d}-") for name in list_files(folder))
+        text = f"{type(error).__name__}: {str(error).strip()[:300]}"
+        tries = self._count(index, "error") + 1
         note = {
             "shard": index,
             "error": text,
@@ -255,11 +276,14 @@ class ShardActor:
             "host": socket.gethostname(),
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_atomic(folder / f"{index:05d}-{before + 1}-{os.getpid()}.json", to_json(note))
+        write_atomic(self._store.folder / "failures" / f"{index:05d}-error-{tries}-{os.getpid()}.json", to_json(note))
         print(f"shard {index}: {text}", file=sys.stderr, flush=True)
-        if before + 1 >= self._tries:
+        if tries >= self._tries:
             return text
         os._exit(1)
+
+    def _count(self, index: int, what: str) -> int:
+        return sum(name.startswith(f"{index:05d}-{what}-") for name in list_files(self._store.folder / "failures"))
 
 
 def _clear(folder: Location) -> None:
