@@ -193,19 +193,21 @@ CHECKS = {
 
 
 def fuzz(check, folder, examples):
-    slowest = 0.0
+    slowest, calls = 0.0, 0
 
     @settings(
         max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
     )
     @given(st.integers(0, 2**63 - 1))
     def run(seed):
-        nonlocal slowest
+        nonlocal slowest, calls
+        calls += 1
         start = time.perf_counter()
         check(folder, seed)
         slowest = max(slowest, time.perf_counter() - start)
 
     run()
+    assert calls >= examples
     assert slowest < SECONDS_AT_MOST
 
 
