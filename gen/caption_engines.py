@@ -151,10 +151,10 @@ class TemplatesEngine:
         """See `CaptionEngine`."""
 
 
-def not_found(captions: Any, error: Exception) -> smollm2.ModelNotFound:
+def not_found(captions: Any, error: Exception, key: str = "gen.captions.model") -> smollm2.ModelNotFound:
     """The error that says which model could not be loaded and what to give instead."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return smollm2.ModelNotFound(
-        f"gen.captions.model: {captions.model!r} cannot be loaded ({reason}). Give a folder with config.json,"
+        f"{key}: {captions.model!r} cannot be loaded ({reason}). Give a folder with config.json,"
         " tokenizer and safetensors, the id of a hub model that this machine can reach, or 'smollm2'"
     )

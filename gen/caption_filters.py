@@ -1,7 +1,15 @@
-"""What makes an answer a caption, and the reasons why others are not."""
+"""What makes an answer a caption, and the reasons why others are not.
+
+Filters have names and are chosen by `gen.captions.filters`; each counts what it rejects under reasons of its own.
+Repeated and nearly repeated captions are found across the whole run, by the balance stage.
+"""
 
 import functools
 import re
+from collections.abc import Sequence
+from typing import Any, Self
+
+from gen import languages
 
 EMPTY = "empty"
 NO_CONCEPT = "no_concept"
@@ -10,7 +18,8 @@ TOO_SHORT = "too_short"
 NEWLINE = "newline"
 NOT_ONE_SENTENCE = "not_one_sentence"
 REFUSAL = "refusal"
-REASONS = (EMPTY, NEWLINE, REFUSAL, NO_CONCEPT, TOO_SHORT, TOO_LONG, NOT_ONE_SENTENCE)
+OTHER_LANGUAGE = "other_language"
+REASONS = (EMPTY, NEWLINE, REFUSAL, NO_CONCEPT, TOO_SHORT, TOO_LONG, NOT_ONE_SENTENCE, OTHER_LANGUAGE)
 
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "`": "`"}
 _LABEL = re.compile(r"^(?:image )?(?:caption|description)\s*:\s*", re.IGNORECASE)
@@ -46,27 +55,62 @@ def names(text: str, concept: str) -> bool:
     return _pattern(concept).search(text.casefold()) is not None
 
 
-def reject_reason(text: str, concept: str, min_words: int, max_words: int) -> str | None:
-    """Why a cleaned answer is no caption for the concept; None if it is one.
+class CaptionFilters:
+    """The filters of a run, in the order in which they look at an answer: the first that rejects it gives the reason.
 
     The paper asks for one sentence with the concept, of at most 15 words, and its code drops captions with a newline
-    (SynthCLIP, TextGen/substr_matching.py).
+    (SynthCLIP, TextGen/substr_matching.py). Empty answers and those with a newline are always rejected.
+
+    Args:
+      enabled: names of filters: `refusal`, `concept`, `length`, `one_sentence`, `language`.
+      min_words, max_words: of a caption, for `length`.
+      refusals: phrases, beside those known here, that only an answer that is no caption contains, for `refusal`.
+      language: code of the captions' language, for `language`.
     """
-    if not any(character.isalnum() for character in text):
-        return EMPTY
-    if "\n" in text or "\r" in text:
-        return NEWLINE
-    if _REFUSAL.search(text):
-        return REFUSAL
-    if not names(text, concept):
-        return NO_CONCEPT
-    if word_count(text) < min_words:
-        return TOO_SHORT
-    if word_count(text) > max_words:
-        return TOO_LONG
-    if not is_one_sentence(text):
-        return NOT_ONE_SENTENCE
-    return None
+
+    def __init__(
+        self,
+        enabled: Sequence[str],
+        min_words: int,
+        max_words: int,
+        refusals: Sequence[str] = (),
+        language: str = "en",
+    ):
+        self._enabled, self._min_words, self._max_words, self._language = set(enabled), min_words, max_words, language
+        if "language" in self._enabled:
+            languages.is_in("", language)  # before any work, if there is no such language
+        phrases = [r"\s+".join(map(re.escape, phrase.split())) for phrase in refusals if phrase.strip()]
+        self._refusals = re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE) if phrases else None
+
+    @classmethod
+    def of(cls, captions: Any) -> Self:
+        """Those that `config.gen.captions` asks for."""
+        return cls(captions.filters, captions.min_words, captions.max_words, captions.refusals, captions.language)
+
+    def reason(self, text: str, concept: str) -> str | None:
+        """Why a cleaned answer is no caption for the concept; None if it is one. An empty concept need not be named."""
+        if not any(character.isalnum() for character in text):
+            return EMPTY
+        if "\n" in text or "\r" in text:
+            return NEWLINE
+        if "refusal" in self._enabled and (_REFUSAL.search(text) or (self._refusals and self._refusals.search(text))):
+            return REFUSAL
+        if "concept" in self._enabled and concept and not names(text, concept):
+            return NO_CONCEPT
+        if "length" in self._enabled and word_count(text) < self._min_words:
+            return TOO_SHORT
+        if "length" in self._enabled and word_count(text) > self._max_words:
+            return TOO_LONG
+        if "one_sentence" in self._enabled and not is_one_sentence(text):
+            return NOT_ONE_SENTENCE
+        if "language" in self._enabled and not languages.is_in(text, self._language, ignore=concept):
+            return OTHER_LANGUAGE
+        return None
+
+
+def reject_reason(text: str, concept: str, min_words: int, max_words: int) -> str | None:
+    """Why a cleaned answer is no caption for the concept by the paper's rules; see `CaptionFilters`."""
+    return CaptionFilters(("refusal", "concept", "length", "one_sentence"), min_words, max_words).reason(text, concept)
 
 
 def is_one_sentence(text: str) -> bool:

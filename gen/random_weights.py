@@ -1,4 +1,4 @@
-"""Text-to-image pipelines of the real classes with random weights, built from config objects: nothing is downloaded.
+"""Models of the real classes with random weights, built from config objects: nothing is downloaded.
 
 Speed and memory do not depend on the weights, so a full-size one is what benchmarks and estimates measure where the
 real weights are not at hand; tiny ones are what tests draw with.
@@ -7,6 +7,7 @@ real weights are not at hand; tiny ones are what tests draw with.
 import gzip
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import synthclip_jax
@@ -142,6 +143,51 @@ def pixart(folder: pathlib.Path, dtype: str = "float32") -> str:
         scheduler=diffusers.DPMSolverMultistepScheduler(),
     )
     return _saved(pipeline, folder, getattr(torch, dtype))
+
+
+def llava(folder: pathlib.Path, words: Sequence[str]) -> str:
+    """Writes a tiny vision-language model of LLaVA's classes, which answers with some of the words.
+
+    Returns:
+      The folder, as `gen.recaption.model` takes it.
+    """
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    numbers = {word: number for number, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    template = (
+        "<s> {% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }} {% else %}<image> {% endif %}{% endfor %}{% endfor %}"
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32),
+        tokenizer=transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+            additional_special_tokens=["<image>"], chat_template=template,
+        ),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )  # fmt: skip
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(**shape, image_size=32, patch_size=8),
+            text_config=transformers.LlamaConfig(
+                **shape, vocab_size=len(numbers), num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2
+            ),
+            image_token_id=numbers["<image>"],
+            vision_feature_select_strategy="default",
+        )
+    )
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return str(folder / "model")
 
 
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

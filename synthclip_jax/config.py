@@ -305,6 +305,11 @@ def _check_generation(gen: Any) -> Iterator[str]:
             f"gen.captions.min_words: given {captions.min_words}, allowed: at most gen.captions.max_words"
             f" ({captions.max_words})"
         )
+    if gen.recaption.min_words > gen.recaption.max_words:
+        yield (
+            f"gen.recaption.min_words: given {gen.recaption.min_words}, allowed: at most gen.recaption.max_words"
+            f" ({gen.recaption.max_words})"
+        )
     several = captions.concepts_per_caption > 1
     if several != ("{others}" in captions.prompt) and captions.engine != "templates":
         yield (

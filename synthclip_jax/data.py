@@ -29,6 +29,7 @@ from synthclip_jax.loader import Example, Fill, Loader
 from synthclip_jax.preprocess import PictureError
 from synthclip_jax.readers import Reader, open_reader
 from synthclip_jax.readers.agreement import agreeing
+from synthclip_jax.readers.recaptions import recaptioned
 from synthclip_jax.readers.subset import part_of
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec, parse_sources
@@ -178,11 +179,16 @@ def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     on_error = "skip" if data.verify else data.on_error
     readers = [open_reader(spec, data.split, data.check_crc, on_error) for spec in specs]
     readers = [
+        recaptioned(reader, data.recaptions, data.check_crc) if spec.kind == "tfrecord" else reader
+        for reader, spec in zip(readers, specs, strict=True)
+    ]
+    readers = [
         agreeing(reader, data.min_agreement) if spec.kind == "tfrecord" else reader
         for reader, spec in zip(readers, specs, strict=True)
     ]
     readers = [part_of(reader, spec.part, seed) for reader, spec in zip(readers, specs, strict=True)]
-    _allow_open_files(sum(len(reader.shards()) for reader in readers) + OPEN_FILES_SPARE)
+    files = sum(len(reader.shards()) for reader in readers) * (1 if data.recaptions == "none" else 2)
+    _allow_open_files(files + OPEN_FILES_SPARE)
     weights = [spec.weight for spec in specs if spec.weight is not None] or None
     key_maps = [(spec.image_key, spec.caption_key) for spec in sources]
     return Pairs(readers, weights, data.on_error, data.cache, key_maps)

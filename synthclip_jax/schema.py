@@ -99,8 +99,16 @@ CAPTIONS: Tree = {
     "frequency_penalty": Field(1.0, "the same, for each time a token was generated", low=-2.0, high=2.0),
     "max_new_tokens": Field(2048, "longest answer, tokens", low=1),
     "batch_size": Field(2048, "prompts inside the engine at once; vLLM schedules them itself", low=1),
+    "filters": Field(
+        ("refusal", "concept", "length", "one_sentence"),
+        "what an answer must pass to be a caption, of refusal, concept (is named), length, one_sentence, language",
+        choices=("refusal", "concept", "length", "one_sentence", "language"),
+        item=str,
+    ),
     "min_words": Field(3, "shortest caption accepted, words", low=1),
     "max_words": Field(15, "longest caption accepted, words", low=1),
+    "refusals": Field((), "phrases of answers that are no captions, beside those that are known", item=str),
+    "language": Field("en", "code of the captions' language, for the language filter"),
     "max_attempts": Field(3, "attempts per caption before it is rejected", low=1),
     "shard_size": Field(4096, "captions per shard: what a crash can cost", low=1),
 }

@@ -145,4 +145,4 @@ def test_closing_ends_calls_that_wait(engine):
     engine.fake.proceed.set()
     engine.close()
     thread.join(10)
-    assert failures == ["the captions stage was stopped"]
+    assert failures == ["gen.captions was stopped"]

