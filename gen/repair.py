@@ -93,7 +93,7 @@ def _forget(workdir: Location, stage: str, config: Any, faults: Sequence[Fault])
         with contextlib.suppress(StoreError, KeyError, TypeError):
             before[shard] = read_json(folder / "commits" / f"{shard:05d}.json")["files"]
         store.forget(shard)
-    if stage in _LAST and any(fault.shard is None for fault in faults):
+    if stage in _LAST:
         _delete(folder / _LAST[stage])
     return before
 
