@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -100,12 +101,12 @@ def _left(
 def in_turn(shards: Sequence[Mapping[str, Any]], part: int, parts: int) -> list[Mapping[str, Any]]:
     """The order in which one of several processes takes the shards: every `parts`-th one, then those of the others.
 
-    Those from the end, so that it meets the others late and each of them elsewhere.
+    Those in an order of its own, so that two that help are seldom at the same shard.
     """
     own = [shard for shard in shards if shard["index"] % parts == part]
-    for step in range(1, parts):
-        own += reversed([shard for shard in shards if shard["index"] % parts == (part + step) % parts])
-    return own
+    others = [shard for shard in shards if shard["index"] % parts != part]
+    random.Random(part).shuffle(others)
+    return own + others
 
 
 def work_ahead(

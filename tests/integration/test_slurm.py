@@ -1,5 +1,6 @@
-"""launch/slurm.sbatch on a real SLURM cluster: a private one on this machine, started and stopped by this test."""
+"""The launch scripts for SLURM on a real cluster: a private one on this machine, started and stopped by this test."""
 
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import toy_config
 from toy_dataset import write_dataset
+from toy_selected import write_selected
 
 from synthclip_jax.checkpoint import checkpoint_folder, load_model, saved_steps
 from synthclip_jax.metrics import read_metrics
@@ -214,3 +216,37 @@ def test_a_job_that_is_preempted_and_one_that_is_requeued_end_like_one_that_was_
     ours, theirs = load_model(disturbed), load_model(alone)
     assert ours.step == theirs.step == STEPS
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+GENERATION = """
+from synthclip_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.name = "toy"
+    config.gen.images.update(engine="sprites", size=64, shard_size=40, per_caption=200)
+    return config
+"""
+
+
+def test_an_array_shares_the_generation_and_a_requeued_task_goes_on(cluster, tmp_path):
+    write_selected(tmp_path)
+    (tmp_path / "config.py").write_text(GENERATION)
+    options = ["--parsable", "--array=0-1", "--cpus-per-task=1", "--time=30", f"--output={tmp_path}/job%a.txt"]
+    flags = [f"--config={tmp_path}/config.py", f"--workdir={tmp_path}", "--stages=images"]
+    job = cluster.run("sbatch", *options, str(ROOT / "launch" / "slurm_gen.sbatch"), *flags, cwd=ROOT).strip()
+    assert re.fullmatch(r"\d+", job), job
+    commits = tmp_path / "gen" / "images" / "commits"
+    wait_for(lambda: commits.exists() and len(list(commits.glob("[0-9]*.json"))) >= 2, "second shard", 200)
+    cluster.run("scontrol", "requeue", f"{job}_0")
+    outputs = [tmp_path / f"job{task}.txt" for task in range(2)]
+    done = lambda output: output.exists() and "images: done" in output.read_text()  # noqa: E731
+
+    def ended():
+        cluster.run("scontrol", "update", f"JobId={job}_0", "StartTime=now")  # or SLURM would wait two minutes
+        return all(map(done, outputs))
+
+    wait_for(ended, "end: " + "".join(path.read_text() for path in outputs if path.exists()), 300)
+    records = [json.loads(path.read_bytes()) for path in commits.glob("[0-9]*.json")]
+    assert len(records) == 25
+    assert sum(record["count"] + sum(record["rejects"].values()) for record in records) == 1000

@@ -18,6 +18,9 @@ TRAINING = ["--", "--config=configs/synthci_30m.py", "--workdir=/mnt/run", "--co
 POD = ["--name=run1", "--zone=us-east5-a", "--type=v5litepod-64", "--spot", "--nfs=10.0.0.2:/share", "--project=p"]
 SLICE = ["--name=run1", "--image=registry/image", "--accelerator=tpu-v5-lite-podslice", "--topology=8x8", "--hosts=16"]
 SLICE += ["--claim=runs"]
+GENERATION = ["--", "--config=configs/synthci_30m.py", "--workdir=gs://bucket/run", '--config.gen.images.model=a "b" c']
+RAY_GCP = ["--name=run1", "--project=p", "--zone=us-central1-a", "--workers=1:16", "--spot"]
+KUBERAY = ["--name=run1", "--image=registry/image", "--workers=0:16", "--accelerator=nvidia-l4", "--spot"]
 
 
 def launch(script, *arguments, **environment):
@@ -59,6 +62,12 @@ def test_every_script_is_executable_and_explains_itself(script):
         ("tpu_vm.sh", ["create", *POD, "--zome=x"], "unknown argument --zome=x"),
         ("gke.sh", ["apply", "--name=x"], "--image is needed"),
         ("gpus.sh", ["--config=x"], "flags for training come after --"),
+        ("ray_gcp.sh", ["up", "--name=x"], "--project is needed"),
+        ("ray_gcp.sh", ["up", *RAY_GCP, "--workers=4"], "MIN:MAX is needed"),
+        ("ray_gcp.sh", ["run", *RAY_GCP], "what to generate is missing"),
+        ("kuberay.sh", ["apply", "--name=x"], "--image is needed"),
+        ("kuberay.sh", ["apply", *KUBERAY, "--workers=4:2", *GENERATION], "MIN:MAX is needed"),
+        ("kuberay.sh", ["apply", *KUBERAY], "what to generate is missing"),
     ],
 )
 def test_wrong_arguments_are_named(script, arguments, message):
@@ -92,9 +101,11 @@ def test_gcloud_accepts_every_command():
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("script", ["gke.sh", "kuberay.sh"])
 @pytest.mark.parametrize("action", ["apply", "logs", "status", "delete"])
-def test_kubectl_knows_every_flag(action):
-    command = dry_run("gke.sh", action, *SLICE, *TRAINING)[-1]
+def test_kubectl_knows_every_flag(script, action):
+    arguments = [*SLICE, *TRAINING] if script == "gke.sh" else [*KUBERAY, *GENERATION]
+    command = dry_run(script, action, *arguments)[-1]
     assert command[0] == "kubectl"
     result = subprocess.run([*command, "--help"], text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
@@ -113,6 +124,111 @@ def test_the_manifest_is_a_jobset_that_runs_the_command_on_every_host():
     (container,) = pod["containers"]
     assert container["args"] == [*TRAINING[1:], '--config.name=a"b']
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+# ---- Generation ----------------------------------------------------------------------------------------------------
+
+
+def documents(script, action, *arguments):
+    """The YAML document and the command that a dry run prints."""
+    yaml = pytest.importorskip("yaml")
+    result = launch(script, action, "--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr
+    document, _, command = result.stdout.partition("\n---\n")
+    return yaml.safe_load(document), shlex.split(command)
+
+
+@pytest.mark.parametrize("machine", ["g2-standard-12", "n1-standard-8"])
+def test_ray_accepts_the_cluster_file(machine):
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    cluster, command = documents("ray_gcp.sh", "up", *RAY_GCP, f"--machine={machine}", "--gpu=nvidia-tesla-t4")
+    util.validate_config(util.prepare_config(cluster))  # Ray's own schema
+    with pytest.raises(Exception, match="no_such_key"):
+        util.validate_config(util.prepare_config(cluster | {"no_such_key": 1}))
+    workers = cluster["available_node_types"]["gpu"]
+    assert (workers["min_workers"], workers["max_workers"]) == (1, 16)
+    assert workers["resources"] == {"CPU": int(machine.rpartition("-")[2]), "GPU": 1}
+    assert workers["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
+    assert ("guestAccelerators" in workers["node_config"]) == machine.startswith("n1")
+    assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0
+    assert command[:2] == ["ray", "up"]
+
+
+@pytest.mark.parametrize("action", ["up", "run", "logs", "status", "down"])
+def test_ray_knows_every_flag(action):
+    click = pytest.importorskip("click.testing")
+    scripts = pytest.importorskip("ray.scripts.scripts")
+    _, command = documents("ray_gcp.sh", action, *RAY_GCP, *(GENERATION if action == "run" else ()))
+    assert command[0] == "ray"
+    for flag, accepted in (("--help", True), ("--no-such-flag", False)):
+        result = click.CliRunner().invoke(scripts.cli, [*command[1:3], flag])
+        assert (result.exit_code == 0) == accepted, result.output
+
+
+def test_what_runs_on_the_head_is_the_generation_with_its_flags_unchanged(tmp_path):
+    """The remote command is run here, with a stand-in for Python that notes its arguments."""
+    _, command = documents("ray_gcp.sh", "run", *RAY_GCP, *GENERATION)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "synthclip_jax").mkdir()
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$RAY_ADDRESS" "$@"\n')
+    python.chmod(0o755)
+    subprocess.run(["bash", "-c", command[-1]], cwd=tmp_path, check=True, timeout=30)
+    lines = (tmp_path / "synthclip_jax" / "gen.log").read_text().splitlines()
+    assert lines[-7:] == ["auto", "-m", "gen", "--executor=ray", *GENERATION[1:]]
+
+
+def test_the_ray_job_runs_the_command_on_workers_between_two_numbers():
+    job, _ = documents("kuberay.sh", "apply", *KUBERAY, "--gpus=2", "--claim=runs", *GENERATION)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert shlex.split(job["spec"]["entrypoint"]) == ["python", "-m", "gen", "--executor=ray", *GENERATION[1:]]
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (0, 0, 16)
+    pods = [cluster["headGroupSpec"]["template"]["spec"], group["template"]["spec"]]
+    for pod in pods:
+        (container,) = pod["containers"]
+        assert container["image"] == "registry/image"
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert container["volumeMounts"] == [{"name": "workdir", "mountPath": "/workdir"}]
+        assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "runs"}
+    assert pods[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert pods[1]["nodeSelector"] == {
+        "cloud.google.com/gke-accelerator": "nvidia-l4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_without_a_claim_the_pods_mount_nothing():
+    job, _ = documents("kuberay.sh", "apply", *KUBERAY, *GENERATION)
+    assert "volume" not in json.dumps(job)
+
+
+def test_the_array_is_stopped_put_back_and_ends_with_the_status_of_its_work(tmp_path):
+    """With stand-ins for Python and SLURM."""
+    (tmp_path / "python").write_text('#!/bin/sh\ntouch "$0.started"\nexec sleep 60\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\n')
+    for name in ("python", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    process = subprocess.Popen([str(LAUNCH / "slurm_gen.sbatch"), "--config=c"], env=environment)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "python.started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (tmp_path / "told").read_text() == "requeue 7_3\n"
+    (tmp_path / "told").unlink()
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
+    assert subprocess.run([str(LAUNCH / "slurm_gen.sbatch"), "--config=c"], env=environment).returncode == 3
+    assert not (tmp_path / "told").exists()  # a failure is no reason to try again
+
+
+# ---- Training ------------------------------------------------------------------------------------------------------
 
 
 def test_what_runs_on_the_workers_is_the_training_command_with_its_flags_unchanged(tmp_path):

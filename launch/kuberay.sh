@@ -1,0 +1,199 @@
+#!/usr/bin/env bash
+# Generates on GPUs of a Kubernetes cluster: one RayJob, whose workers come and go with the work.
+#
+#   launch/kuberay.sh apply --name=run1 --image=IMAGE --workers=0:16 [--gpus=1 --accelerator=nvidia-l4 --spot] \
+#       [--claim=CLAIM] -- --config=configs/synthci_30m.py --workdir=gs://BUCKET/run1 --stages=images
+#   launch/kuberay.sh logs|status|delete --name=run1
+#
+# --image: built with launch/Dockerfile (EXTRA=gen,tfds,ray-cluster,gcs; captions: vllm,ray-cluster,gcs). --workers=MIN:MAX pods,
+# each with --gpus=1, --cpus=8 and --memory=32Gi. --accelerator, --spot: node labels of GKE. --claim: a ReadWriteMany
+# volume claim, mounted at /workdir, for workdirs that are no URL. The cluster needs the KubeRay operator.
+# A job that ends is started again up to --restarts=10 times and goes on where it was.
+# --dry-run prints the manifest and the command instead of running it.
+set -euo pipefail
+
+usage() {
+  sed -n '2,13s/^# \{0,1\}//p' "$0"
+  exit "${1:-0}"
+}
+
+fail() {
+  echo "$0: $*" >&2
+  exit 2
+}
+
+dry=false action="" name="" image="" workers="" gpus=1 cpus=8 memory=32Gi accelerator="" spot=false claim="" restarts=10
+flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    apply | logs | status | delete) action="$1" ;;
+    --name=*) name="${1#*=}" ;;
+    --image=*) image="${1#*=}" ;;
+    --workers=*) workers="${1#*=}" ;;
+    --gpus=*) gpus="${1#*=}" ;;
+    --cpus=*) cpus="${1#*=}" ;;
+    --memory=*) memory="${1#*=}" ;;
+    --accelerator=*) accelerator="${1#*=}" ;;
+    --spot) spot=true ;;
+    --claim=*) claim="${1#*=}" ;;
+    --restarts=*) restarts="${1#*=}" ;;
+    --dry-run) dry=true ;;
+    -h | --help) usage ;;
+    --)
+      shift
+      flags=("$@")
+      break
+      ;;
+    *) fail "unknown argument $1 (flags for generation come after --). See $0 --help" ;;
+  esac
+  shift
+done
+[ -n "$action" ] || usage 2
+[ -n "$name" ] || fail "--name is needed"
+
+run() {
+  if $dry; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+# The command as a YAML string; JSON's rules of quoting fit.
+entrypoint() {
+  local command
+  command="$(printf '%q ' python -m gen --executor=ray "${flags[@]}")"
+  command="${command//\\/\\\\}"
+  printf '"%s"' "${command//\"/\\\"}"
+}
+
+environment() {
+  cat <<YAML
+                env:
+                  - name: RAY_USAGE_STATS_ENABLED
+                    value: "0"
+YAML
+}
+
+mounts() {
+  [ -z "$claim" ] || cat <<YAML
+                volumeMounts:
+                  - name: workdir
+                    mountPath: /workdir
+YAML
+}
+
+volumes() {
+  [ -z "$claim" ] || cat <<YAML
+            volumes:
+              - name: workdir
+                persistentVolumeClaim:
+                  claimName: $claim
+YAML
+}
+
+nodes() {
+  [ -n "$accelerator" ] || $spot || return 0
+  echo "            nodeSelector:"
+  [ -z "$accelerator" ] || echo "              cloud.google.com/gke-accelerator: $accelerator"
+  ! $spot || echo '              cloud.google.com/gke-spot: "true"'
+}
+
+manifest() {
+  cat <<YAML
+apiVersion: ray.io/v1
+kind: RayJob
+metadata:
+  name: $name
+spec:
+  entrypoint: $(entrypoint)
+  backoffLimit: $restarts
+  shutdownAfterJobFinishes: true
+  ttlSecondsAfterFinished: 600
+  rayClusterSpec:
+    enableInTreeAutoscaling: true
+    autoscalerOptions:
+      idleTimeoutSeconds: 300
+    headGroupSpec:
+      rayStartParams:
+        # No shard is made here: the head must not go away.
+        num-cpus: "0"
+        dashboard-host: "0.0.0.0"
+      template:
+          spec:
+            containers:
+              - name: head
+                image: $image
+                ports:
+                  - name: gcs
+                    containerPort: 6379
+                  - name: dashboard
+                    containerPort: 8265
+                  - name: client
+                    containerPort: 10001
+$(environment)
+                resources:
+                  requests:
+                    cpu: 4
+                    memory: 16Gi
+                  limits:
+                    cpu: 4
+                    memory: 16Gi
+$(mounts)
+$(volumes)
+    workerGroupSpecs:
+      - groupName: gpu
+        replicas: ${workers%:*}
+        minReplicas: ${workers%:*}
+        maxReplicas: ${workers#*:}
+        rayStartParams: {}
+        template:
+          spec:
+            # Pods on GPU nodes are let in.
+            tolerations:
+              - key: nvidia.com/gpu
+                operator: Exists
+$(nodes)
+            containers:
+              - name: worker
+                image: $image
+$(environment)
+                resources:
+                  requests:
+                    cpu: $cpus
+                    memory: $memory
+                    nvidia.com/gpu: $gpus
+                  limits:
+                    cpu: $cpus
+                    memory: $memory
+                    nvidia.com/gpu: $gpus
+$(mounts)
+$(volumes)
+YAML
+}
+
+apply() {
+  local key
+  for key in image workers; do
+    [ -n "${!key}" ] || fail "apply: --$key is needed"
+  done
+  if ! [[ "$workers" =~ ^[0-9]+:[0-9]+$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
+    fail "--workers=$workers: MIN:MAX is needed, such as 0:16"
+  fi
+  [ ${#flags[@]} -gt 0 ] || fail "apply: what to generate is missing: -- --config=... --workdir=gs://..."
+  if $dry; then
+    manifest | grep -v '^$'
+    echo "---"
+    run kubectl apply --filename=-
+  else
+    manifest | kubectl apply --filename=-
+  fi
+}
+
+case "$action" in
+  apply) apply ;;
+  logs) run kubectl logs --follow --tail=100 "--selector=job-name=$name" ;;
+  status) run kubectl get rayjobs,rayclusters,pods --output=wide ;;
+  delete) run kubectl delete rayjob "$name" --wait ;;
+esac
