@@ -126,4 +126,5 @@ def _pattern(concept: str) -> re.Pattern[str]:
     if re.search(r"[^aeiou]y$", last):
         endings = f"(?:{endings}|{re.escape(last[:-1])}ies)"
     body = r"[\s-]+".join([*map(re.escape, words[:-1]), endings])
-    return re.compile(rf"(?<!\w){body}(?!\w)")
+    # A combining mark belongs to its letter, although it is no word character: `cafe` is not in `cafe\u0301`.
+    return re.compile(rf"(?<![\w\u0300-\u036f]){body}(?![\w\u0300-\u036f])")

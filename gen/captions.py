@@ -30,7 +30,7 @@ from synthclip_jax.locations import Location
 _PLANNED = (
     "system", "prompt", "examples", "per_concept", "concepts_per_caption", "temperature", "top_p", "presence_penalty",
     "frequency_penalty",
-    "max_new_tokens", "min_words", "max_words", "max_attempts", "shard_size",
+    "max_new_tokens", "filters", "min_words", "max_words", "refusals", "language", "max_attempts", "shard_size",
 )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ class CaptionWorker:
 
     def __init__(self, engine: CaptionEngine, bank: Bank, config: Any):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
+        self.filters = filters.CaptionFilters.of(config.gen.captions)
         self.overlap = getattr(engine, "overlap", 1)
         self._isolation = Isolation()
 
@@ -126,9 +127,7 @@ class CaptionWorker:
                     if self.progress:
                         self.progress.update(1, {error_reason(text): 1})
                     continue
-                reason = filters.reject_reason(
-                    text, self._concept(items[slot]).text, self.captions.min_words, self.captions.max_words
-                )
+                reason = self.filters.reason(text, self._concept(items[slot]).text)
                 answers[reason or "accepted"] += 1
                 if reason is None:
                     accepted[slot] = text, attempt
@@ -254,13 +253,14 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     """
     captions = config.gen.captions
     bank = load_bank(workdir, config.gen.version)
-    total = len(bank.concepts) * captions.per_concept
+    digest, total = bank.digest, len(bank.concepts) * captions.per_concept
+    del bank
     of = -(-total // captions.shard_size)
     store = StageStore(stage_folder(workdir, "captions", config.gen.version))
     store.ensure_plan(
         {
             "stage": "captions",
-            "bank": bank.digest,
+            "bank": digest,
             "seed": config.seed,
             "captions": total,
             "shards": of,
@@ -273,7 +273,12 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         for index in range(of)
     ]
     records = executor(
-        store, shards, lambda: CaptionWorker(make_engine(captions), bank, config), label="captions", unit="captions"
+        store,
+        shards,
+        # Where the worker is, it reads the bank itself: it may be on another machine.
+        lambda: CaptionWorker(make_engine(captions), load_bank(workdir, config.gen.version), config),
+        label="captions",
+        unit="captions",
     )
     count = sum(record["count"] for record in records.values())
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())

@@ -7,6 +7,7 @@ threads or the order in which they were made.
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from gen.near_duplicates import first_of_alike, rows_of_repeated
 from synthclip_jax.locations import Location
 
 BLOCK = 262_144  # captions written at once
+HELD = 1_000_000  # captions whose matches may be in memory while a threshold is solved
 
 
 class BalanceError(ValueError):
@@ -138,7 +140,8 @@ class _Balance:
         self._check_size()
         t, curve = self._threshold()
         keep = np.zeros(len(self._files), bool)
-        sums = sum(self._files.passed(lambda blocks: self._keep(blocks, t, keep)))
+        passed = self._files.passed(lambda blocks: self._keep(blocks, t, keep))
+        sums, counts_after = (sum(parts) for parts in zip(*passed, strict=True))
         curve = sorted([*curve, *curve_of_sums(sums, self._counts_before, [t])], key=lambda point: point.t)
         # Once everything is kept, higher thresholds tell nothing.
         saturated = next((point.t for point in curve if point.kept == self._matched), float("inf"))
@@ -152,6 +155,7 @@ class _Balance:
             kept = self._parameters["target_size"] or kept
             print(f"balance: of these, {kept:,} of {self._total:,} unique captions are drawn at random", flush=True)
             keep = self._drawn(kept)
+            counts_after = sum(counts for counts, _ in self._files.passed(lambda blocks: self._counts(blocks, keep)))
         else:
             rejects |= {"unmatched": self._total - self._matched, "thinned": self._matched - kept}
         report = {
@@ -165,8 +169,7 @@ class _Balance:
             "keep_curve": [dataclasses.asdict(point) for point in curve],
         }
         rows = np.flatnonzero(keep) if self._order is None else self._order[keep[self._order]]
-        after = sum(self._files.passed(lambda blocks: self._counts(blocks, keep)[0]))
-        return Selection(rows, self._counts_before, after, report)
+        return Selection(rows, self._counts_before, counts_after, report)
 
     def _blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Bool[np.ndarray, "captions"]]]:
         """The blocks without captions that are not unique, and which captions of the whole blocks these are."""
@@ -226,12 +229,18 @@ class _Balance:
         """The threshold that keeps `size`: only captions about which its neighbours on the grid disagree are held."""
         index = int(np.searchsorted(kept, size))
         below = (grid[index - 1], int(kept[index - 1])) if index else (0.0, 0)
-        above = grid[index]
-        passed = self._files.passed(lambda blocks: self._between(blocks, below[0], above))
+        above = (grid[index], int(kept[index]))
+        while above[1] - below[1] > HELD and above[0] - below[0] > 1e-6 * above[0]:
+            finer = np.linspace(below[0], above[0], 17)[1:-1].tolist()
+            kept = sum(self._files.passed(functools.partial(self._curve, grid=finer)))[0]
+            index = int(np.searchsorted(kept, size))
+            points = [below, *zip(finer, kept.tolist(), strict=True), above]
+            below, above = points[index], points[index + 1]
+        passed = self._files.passed(lambda blocks: self._between(blocks, below[0], above[0]))
         held = list(itertools.chain.from_iterable(passed))
         matches = Matches.concatenate([matches for matches, _ in held])
         draws = np.concatenate([draws for _, draws in held])
-        return threshold_for_size(matches, self._counts_before, draws, size, below, above)
+        return threshold_for_size(matches, self._counts_before, draws, size, below, above[0])
 
     def _between(self, blocks: Iterator[Block], below: float, above: float) -> list[tuple[Matches, np.ndarray]]:
         held = []
@@ -244,14 +253,15 @@ class _Balance:
 
     def _keep(
         self, blocks: Iterator[Block], t: float, keep: Bool[np.ndarray, "captions"]
-    ) -> Int64[np.ndarray, "2 thresholds"]:
-        """Marks what the threshold keeps; returns its point of the curve."""
-        sums = np.zeros((2, 1), np.int64)
+    ) -> tuple[Int64[np.ndarray, "2 1"], Int64[np.ndarray, "concepts"]]:
+        """Marks what the threshold keeps; returns its point of the curve and the counts of concepts in these."""
+        sums, counts = np.zeros((2, 1), np.int64), np.zeros(self._concepts, np.int64)
         for block, mask in self._blocks(blocks):
             sums += curve_sums(block.matches, self._counts_before, block.draws, [t])
-            kept = keep[block.rows]  # a view
-            kept[mask] = block.draws < keep_probabilities(block.matches, self._counts_before, t)
-        return sums
+            kept = block.draws < keep_probabilities(block.matches, self._counts_before, t)
+            keep[block.rows][mask] = kept  # the slice is a view
+            counts += concept_counts(block.matches.where(kept), self._concepts)
+        return sums, counts
 
     def _drawn(self, size: int) -> Bool[np.ndarray, "captions"]:
         """The `size` unique captions with the lowest draws: a uniform sample. Of equal draws the lowest ids."""
