@@ -286,7 +286,7 @@ def stamp(path: Location) -> Stamp | None:
 
 
 def _stamp(entry: dict) -> Stamp:
-    etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash") or ""
+    etag = entry.get("ETag") or entry.get("md5Hash") or entry.get("etag") or ""
     return Stamp(entry["size"], str(etag).strip('"'))
 
 
