@@ -46,15 +46,19 @@ def contents(workdir):
 def check(tmp_path, kills, flags, at_least, seed=0):
     rng, calm, harried = random.Random(seed), tmp_path / "calm", tmp_path / "harried"
     finish(calm, flags)
-    assert len(records(calm)) >= at_least
+    total = len(records(calm))
+    assert total >= at_least
     moments = []
     while len(moments) < kills:
         before = len(records(harried))
-        wanted = before + rng.randrange(2 * (at_least - before) // (kills + 1 - len(moments)) + 1)
+        # On average the kills share the shards out among them; some come before the first shard of a start.
+        share = max(0, total - before - 10) // (kills - len(moments))
+        wanted = before + rng.choice((0, 1, share, 2 * share))
+        latest = time.monotonic() + (rng.random() * 2 if wanted == before else 60)
         process = start(harried, flags)
-        while process.poll() is None and len(records(harried)) < wanted:
-            time.sleep(0.001)
-        time.sleep(rng.random() * (0.05 if wanted > before else 3.0))  # some while it still starts
+        while process.poll() is None and len(records(harried)) < max(wanted, before + 1) and time.monotonic() < latest:
+            time.sleep(0.0005)
+        time.sleep(rng.random() * 0.005)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait()
