@@ -41,6 +41,8 @@ class Matches:
 
     def where(self, mask: Bool[np.ndarray, "captions"]) -> Self:
         """The captions for which the mask is true."""
+        if mask.all():
+            return self
         lengths = self.lengths
         return type(self)(self.values[np.repeat(mask, lengths)], _offsets(lengths[mask]))
 
@@ -175,8 +177,13 @@ def curve_sums(
             matches, draws = matches.where(rarest > t), draws[rarest > t]
         probabilities = keep_probabilities(matches, counts, t)
         kept = certain + int(np.count_nonzero(draws < probabilities))
-        sums.append((kept, certain * _UNITS + int(np.rint(probabilities * _UNITS).sum())))
+        sums.append((kept, certain * _UNITS + in_units(probabilities)))
     return np.array(sums, np.int64).reshape(-1, 2).T
+
+
+def in_units(probabilities: Float64[np.ndarray, "captions"]) -> int:
+    """The sum of probabilities in units of 2**-32, each rounded to one."""
+    return int(np.rint(probabilities * _UNITS).astype(np.int64).sum())
 
 
 def curve_of_sums(

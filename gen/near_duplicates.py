@@ -2,7 +2,8 @@
 
 A caption's signature has 16 numbers. The share of them that two captions have in common estimates the Jaccard
 similarity of their sets of words: 1 for the same words in whatever case, order and punctuation. Captions are compared
-where four neighbouring numbers agree: two that are 0.9 alike with a probability of 98.6%, 0.8 alike with 88%.
+where four neighbouring numbers agree. Of pairs whose similarity is 1, 0.95, 0.9, 0.8 and 0.5, a threshold of 0.9 finds
+100%, 81%, 51%, 14% and 0.03%.
 
 Of captions that are alike the lowest id stays. A caption that resembles one that goes, goes too, so that of each chain
 of alike captions the lowest id is left. Nothing depends on the order of shards.

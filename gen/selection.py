@@ -22,6 +22,7 @@ from gen.keep_rate import (
     concept_counts,
     curve_of_sums,
     curve_sums,
+    in_units,
     keep_probabilities,
     round_thresholds,
     threshold_for_size,
@@ -32,7 +33,7 @@ from gen.near_duplicates import first_of_alike, rows_of_repeated
 from synthclip_jax.locations import Location
 
 BLOCK = 262_144  # captions written at once
-HELD = 1_000_000  # captions whose matches may be in memory while a threshold is solved
+HELD = 4_000_000  # captions whose matches may be in memory while a threshold is solved
 
 
 class BalanceError(ValueError):
@@ -231,16 +232,28 @@ class _Balance:
         below = (grid[index - 1], int(kept[index - 1])) if index else (0.0, 0)
         above = (grid[index], int(kept[index]))
         while above[1] - below[1] > HELD and above[0] - below[0] > 1e-6 * above[0]:
-            finer = np.linspace(below[0], above[0], 17)[1:-1].tolist()
-            kept = sum(self._files.passed(functools.partial(self._curve, grid=finer)))[0]
-            index = int(np.searchsorted(kept, size))
-            points = [below, *zip(finer, kept.tolist(), strict=True), above]
-            below, above = points[index], points[index + 1]
+            # The number kept bends little between the two: the solution is near the straight line's. If not, halve.
+            slope = (above[0] - below[0]) / (above[1] - below[1])
+            guess, margin = below[0] + slope * (size - below[1]), (above[0] - below[0]) / 16
+            finer = sorted({guess - margin, guess + margin, (below[0] + above[0]) / 2})
+            finer = [t for t in finer if below[0] < t < above[0]]
+            counted = sum(self._files.passed(functools.partial(self._kept_at, thresholds=finer)))
+            points = [below, *zip(finer, counted.tolist(), strict=True), above]
+            index = next(index for index, (_, enough) in enumerate(points) if enough >= size)
+            below, above = points[index - 1], points[index]
         passed = self._files.passed(lambda blocks: self._between(blocks, below[0], above[0]))
         held = list(itertools.chain.from_iterable(passed))
         matches = Matches.concatenate([matches for matches, _ in held])
         draws = np.concatenate([draws for _, draws in held])
         return threshold_for_size(matches, self._counts_before, draws, size, below, above[0])
+
+    def _kept_at(self, blocks: Iterator[Block], thresholds: list[float]) -> Int64[np.ndarray, "thresholds"]:
+        kept = np.zeros(len(thresholds), np.int64)
+        for block, _ in self._blocks(blocks):
+            for index, t in enumerate(thresholds):
+                probabilities = keep_probabilities(block.matches, self._counts_before, t)
+                kept[index] += np.count_nonzero(block.draws < probabilities)
+        return kept
 
     def _between(self, blocks: Iterator[Block], below: float, above: float) -> list[tuple[Matches, np.ndarray]]:
         held = []
@@ -257,8 +270,9 @@ class _Balance:
         """Marks what the threshold keeps; returns its point of the curve and the counts of concepts in these."""
         sums, counts = np.zeros((2, 1), np.int64), np.zeros(self._concepts, np.int64)
         for block, mask in self._blocks(blocks):
-            sums += curve_sums(block.matches, self._counts_before, block.draws, [t])
-            kept = block.draws < keep_probabilities(block.matches, self._counts_before, t)
+            probabilities = keep_probabilities(block.matches, self._counts_before, t)
+            kept = block.draws < probabilities
+            sums[:, 0] += np.count_nonzero(kept), in_units(probabilities)
             keep[block.rows][mask] = kept  # the slice is a view
             counts += concept_counts(block.matches.where(kept), self._concepts)
         return sums, counts

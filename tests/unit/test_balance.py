@@ -1,8 +1,11 @@
 """Balancing: keep rates, thresholds, repeated captions, and that nothing depends on shards or order."""
 
+import errno
+import hashlib
 import io
 import json
 import math
+import pickle
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gen import balance, concepts, selection
+from gen import balance, concepts, match_files, selection, storage
 from gen.draws import uniform
 from gen.keep_rate import (
     Matches,
@@ -23,8 +26,9 @@ from gen.keep_rate import (
     threshold_for_size,
     threshold_for_tail_share,
 )
+from gen.near_duplicates import first_of_alike, signatures
 from gen.selection import BalanceError, first_of_equal
-from gen.store import PlanMismatch, ShardOutput, StageStore
+from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 
 pytest.importorskip("ahocorasick_rs")
@@ -432,3 +436,143 @@ def test_an_empty_caption_shard_is_no_obstacle(tmp_path):
     rows = zoo(10)
     config = make_workdir(tmp_path, rows, lambda position: 0 if position < 30 else 2)
     assert balance.run(config, tmp_path)["pool"] == len(rows)
+
+
+def test_random_sampling_keeps_as_many_of_all_unique_captions(tmp_path):
+    rows = zoo()
+    sizes, chosen = {}, {}
+    for name, shard_of, settings in (
+        ("balanced", lambda position: 0, {}),
+        ("random", lambda position: 0, {"method": "random"}),
+        ("shards", lambda position: position % 7, {"method": "random"}),
+    ):
+        config = make_workdir(tmp_path / name, rows, shard_of)
+        config.gen.balance.update(t=10.0, **settings)
+        sizes[name] = balance.run(config, tmp_path / name)["kept"]
+        chosen[name] = [row["id"] for row in selected(tmp_path / name)]
+    assert sizes["random"] == sizes["balanced"] == len(chosen["random"])
+    first = {caption: f"{concept:06d}-{index:04d}" for concept, index, caption in reversed(rows)}
+    draws = {identity: uniform(config.seed, identity, "balance") for identity in first.values()}
+    assert chosen["random"] == sorted(sorted(draws, key=draws.get)[: sizes["random"]])  # none is more likely to be kept
+    assert chosen["shards"] == chosen["random"]
+    after = np.load(tmp_path / "shards" / "gen" / "balance" / "counts_after.npy")
+    found = [concept for row in selected(tmp_path / "shards") for concept in row["matches"]]
+    assert after.tolist() == np.bincount(found, minlength=len(WORDS)).tolist()
+    assert min(len(row["matches"]) for row in selected(tmp_path / "random")) == 0  # captions without a concept, too
+
+
+def test_random_sampling_may_be_asked_for_more_than_have_a_concept(tmp_path):
+    config = make_workdir(tmp_path, zoo(), lambda position: 0)
+    unique = len({caption for _, _, caption in zoo()})
+    config.gen.balance.update(t=0.0, target_size=unique, method="random")
+    assert balance.run(config, tmp_path)["kept"] == unique
+    config = make_workdir(tmp_path / "more", zoo(), lambda position: 0)
+    config.gen.balance.update(t=0.0, target_size=unique + 1, method="random")
+    with pytest.raises(BalanceError, match=f"allowed: at most {unique:,}, the number of unique captions. Lower"):
+        balance.run(config, tmp_path / "more")
+
+
+def test_captions_that_are_nearly_equal_are_dropped_and_counted_whatever_the_shards(tmp_path):
+    words = [f"word{index}" for index in range(40)]
+    rows = [(0, 0, "A cat, asleep on the warm tree!"), (1, 4, "a cat asleep on the warm tree"), (1, 5, "a dog")]
+    rows += [(3, index, f"the {' '.join(words[index : index + 20])} tree") for index in range(10)]  # a chain
+    rows += [(2, 7, "The warm tree on asleep: a CAT"), (5, 0, "a zebra and another dog"), (6, 0, "a dog")]
+    results = []
+    for name, shard_of in (("one", lambda position: 0), ("many", lambda position: position % 4)):
+        config = make_workdir(tmp_path / name, rows, shard_of)
+        config.gen.balance.update(t=100.0, near_duplicates=0.8)
+        summary = balance.run(config, tmp_path / name)
+        result = json.loads((tmp_path / name / "gen" / "balance" / "balance.json").read_text())
+        results.append((selected(tmp_path / name), result["rejects"], summary))
+    assert results[0] == results[1]
+    kept, rejects, summary = results[0]
+    ids = [row["id"] for row in kept]
+    assert {"000000-0000", "000001-0005", "000005-0000"} <= set(ids)
+    assert not {"000001-0004", "000002-0007", "000006-0000"} & set(ids)
+    assert rejects["repeated"] == 1
+    assert rejects["near_duplicate"] == summary["near duplicates"] >= 2
+    assert summary["unique"] == summary["pool"] - rejects["repeated"] - rejects["near_duplicate"]
+    assert sum(rejects.values()) + summary["kept"] == summary["pool"]
+
+
+def test_near_duplicates_found_are_those_of_comparing_all_pairs():
+    rng = np.random.default_rng(0)
+    vocabulary = np.array([f"w{index}" for index in range(500)])
+    texts = []
+    for number in range(150):
+        words = list(rng.choice(vocabulary, 12, replace=False))
+        almost, half = [*words[:-1], f"other{number}"], [*words[:6], "half"]
+        texts += [" ".join(some) for some in (words, rng.permutation(words), almost, half)]
+    texts = [texts[index] for index in rng.permutation(len(texts))]
+    sets = [set(text.split()) for text in texts]
+    kept = first_of_alike(list(signatures(texts).T), 0.9)
+    similarity = np.array([[len(a & b) / len(a | b) for b in sets] for a in sets])
+    earlier = np.tril(similarity, -1).max(axis=1)
+    assert not kept[earlier == 1].any()
+    assert kept[earlier < 0.5].all()
+    close = (earlier > 0.8) & (earlier < 1)  # 11 of 13 words are the same: 27% of such have 15 of 16 numbers in common
+    assert abs((~kept[close]).mean() - 0.27) < 0.15
+    same = signatures(["A cat; ice-cream.", "ICE a CREAM cat", "ice cream cat", "", "!", "naïve é", "NAÏVE, É"])
+    assert (same[0] == same[1]).all()
+    assert (same[0] != same[2]).any()
+    assert (same[3] == same[4]).all()
+    assert (same[5] == same[6]).all()
+
+
+def test_a_threshold_is_the_same_however_few_captions_are_held(tmp_path, monkeypatch):
+    results = []
+    for name, held in (("all", 10**6), ("few", 2)):
+        monkeypatch.setattr(selection, "HELD", held)
+        monkeypatch.setattr(match_files, "BLOCK", 10 * held)
+        config = make_workdir(tmp_path / name, zoo(), lambda position: position // 20)
+        config.gen.balance.update(t=0.0, target_size=77)
+        results.append((balance.run(config, tmp_path / name), selected(tmp_path / name)))
+    assert results[0] == results[1]
+
+
+def test_processes_match_the_same_bytes_as_one(tmp_path):
+    commits = []
+    for name, processes in (("one", 1), ("two", 2)):
+        config = make_workdir(tmp_path / name, zoo(), lambda position: position // 100)
+        config.gen.balance.update(processes=processes, near_duplicates=0.9)
+        balance.run(config, tmp_path / name)
+        records = (
+            json.loads(path.read_text()) for path in sorted((tmp_path / name).glob("gen/balance/commits/*.json"))
+        )
+        commits.append([record["files"] for record in records])
+    assert commits[0] == commits[1]
+    assert len(commits[0]) == 3
+
+
+def test_the_worker_can_be_sent_to_another_process(tmp_path):
+    sent = []
+
+    def executor(store, shards, make_worker, **_):
+        worker = pickle.loads(pickle.dumps(make_worker))()
+        sent.append(worker.overlap)
+        return {shard["index"]: store.commit(shard["index"], worker(shard)) for shard in shards}
+
+    config = make_workdir(tmp_path / "sent", zoo(), lambda position: position // 100)
+    balance.run(config, tmp_path / "sent", executor)
+    assert sent == [1]  # the executor decides how many workers there are
+    config = make_workdir(tmp_path / "here", zoo(), lambda position: position // 100)
+    balance.run(config, tmp_path / "here")
+    assert selected(tmp_path / "sent") == selected(tmp_path / "here")
+
+
+def test_a_failed_write_of_the_selection_leaves_nothing_half_there(tmp_path, monkeypatch):
+    config = make_workdir(tmp_path, zoo(), lambda position: position // 100)
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage._Measured, "write", fails)
+        with pytest.raises(StoreError, match="no space is left on the device"):
+            balance.run(config, tmp_path)
+    stage = tmp_path / "gen" / "balance"
+    assert not [path for path in stage.iterdir() if "selected" in path.name or path.name == "balance.json"]
+    assert balance.run(config, tmp_path)["kept"] == len(selected(tmp_path))
+    meta = json.loads((stage / "balance.json").read_text())["files"]["selected.parquet"]
+    data = (stage / "selected.parquet").read_bytes()
+    assert meta == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

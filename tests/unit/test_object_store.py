@@ -1,6 +1,7 @@
 """Workdirs and datasets in an object store: a real S3 server on loopback, which is there, full of others, or gone."""
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -20,8 +21,9 @@ pytest.importorskip("moto.server")
 
 from s3_server import running_server
 
+import gen.__main__
 from gen.executor import run_local
-from gen.storage import create_if_absent, list_files, stamp, write_atomic
+from gen.storage import create_if_absent, list_files, stamp, write_atomic, write_stream
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.data import make_loader, open_dataset
@@ -64,6 +66,9 @@ def test_a_url_is_a_place_and_a_path_stays_a_path(folder):
     assert str(location("file:///runs/x")) == "/runs/x"
     with pytest.raises(LocationError, match="nothing://x: not a URL that fsspec knows"):
         location("nothing://x")
+    if not importlib.util.find_spec("adlfs"):
+        with pytest.raises(LocationError, match=r"abfs://x/y: reading abfs:// needs a package more: pip install"):
+            location("abfs://x/y")
 
 
 def test_an_object_is_created_once_and_whole(folder):
@@ -324,7 +329,7 @@ def test_damage_and_absence_in_an_object_store_are_named(server, folder):
         find_shards(folder / "nothing", "train")
 
 
-def test_generation_in_an_object_store_gives_what_it_gives_on_a_disk(server, folder, tmp_path):
+def test_generation_in_an_object_store_gives_what_it_gives_on_a_disk(server, folder, tmp_path, monkeypatch):
     """The command itself, to the end, into a bucket and into a folder; then TFDS reads what lies in the bucket."""
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("tensorflow")
@@ -338,10 +343,11 @@ def test_generation_in_an_object_store_gives_what_it_gives_on_a_disk(server, fol
         "--config.gen.images.size=32",
     ]
     workdirs = [str(folder / "run"), str(tmp_path / "run")]
-    for workdir in workdirs:
-        command = [sys.executable, "-m", "gen", *flags, f"--workdir={workdir}"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
+    command = [sys.executable, "-m", "gen", *flags, f"--workdir={workdirs[0]}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr(sys, "argv", ["gen", *flags, f"--workdir={workdirs[1]}"])
+    gen.__main__.main()  # in this process, which TFDS is loaded into anyway
     there = location(workdirs[0]) / "dataset" / "quickstart" / "1.0.0"
     here = location(workdirs[1]) / "dataset" / "quickstart" / "1.0.0"
     names = sorted(path.name for path in here.iterdir())
@@ -375,3 +381,19 @@ def test_generation_says_at_once_that_the_server_is_gone(server, folder):
     assert "Traceback" not in result.stderr
     assert "concepts: " in result.stderr
     assert "cannot be reached" in result.stderr
+
+
+def test_a_file_that_was_never_in_memory_is_written_whole(folder):
+    parts = [bytes([number]) * 100_000 for number in range(20)]
+    meta = write_stream(folder / "streamed.bin", lambda file: [file.write(part) for part in parts])
+    assert (folder / "streamed.bin").read_bytes() == b"".join(parts)
+    assert meta == {"bytes": 2_000_000, "sha256": hashlib.sha256(b"".join(parts)).hexdigest()}
+
+    def dies(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_stream(folder / "streamed.bin", dies)
+    assert len((folder / "streamed.bin").read_bytes()) == 2_000_000
+    assert set(list_files(folder)) == {"streamed.bin"}
