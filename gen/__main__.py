@@ -26,7 +26,7 @@ from gen.store import PlanMismatch, StoreError
 from gen.versions import open_version, start_version
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.generated import Version
-from synthclip_jax.locations import Location, is_unreachable, location
+from synthclip_jax.locations import Location, is_unreachable, is_url, location
 from synthclip_jax.metrics import duration
 
 STAGES = ("concepts", "captions", "balance", "images", "recaption", "agreement", "finalize")
@@ -59,6 +59,8 @@ def main() -> None:
         parser.error(f"--stages={arguments.stages}: unknown {', '.join(unknown)}; allowed: {', '.join(STAGES)}")
     if arguments.part and arguments.executor != "local":
         parser.error("--part goes with --executor=local: Ray shares the shards out itself")
+    if arguments.executor == "ray" and not is_url(arguments.workdir):
+        arguments.workdir = arguments.workdir.absolute()  # workers are elsewhere
     executor = make_executor(arguments.executor, config.gen, arguments.part or _slurm_part())
     run = _Run(config, arguments.workdir, executor, arguments.new_version)
     for stage in STAGES:

@@ -23,6 +23,10 @@ from synthclip_jax.locations import Location, location
 from synthclip_jax.metrics import duration
 from synthclip_jax.records import dataset_folder
 
+UNITS = {
+    "captions": "captions", "balance": "captions", "images": "pictures", "recaption": "pictures", "agreement": "pairs",
+}  # fmt: skip
+OPTIONAL = ("recaption", "agreement")  # not shown where they were never asked for
 WINDOW = 600.0  # seconds before the newest commit, over which the rate is taken
 IDLE = 120.0  # seconds without a commit, or three times as long as a shard takes: then nothing runs
 
@@ -192,26 +196,33 @@ class Committed:
         print(line, file=sys.stderr, flush=True)
 
 
+def _data_folder(workdir: Location, version: str) -> Location:
+    plan = read_json(stage_folder(workdir, "images", version) / "plan.json")
+    return dataset_folder(workdir, plan["dataset"], plan["version"])
+
+
 def stage_lines(workdir: Location, version: str = "", now: float | None = None) -> list[str]:
     """A line for each stage that works in shards, and one for each shard that ends its workers.
 
     Raises:
       StoreError: a plan is damaged, or the storage cannot be read.
     """
-    now, lines, captions = now or time.time(), [], 0
-    for stage, unit in (("captions", "captions"), ("balance", "captions"), ("images", "pictures")):
+    now, lines = now or time.time(), []
+    made = {"captions": 0, "images": 0}
+    for stage, unit in UNITS.items():
         folder = stage_folder(workdir, stage, version)
         if not (folder / "plan.json").exists():
-            lines.append(f"{stage}: not begun")
+            if stage not in OPTIONAL:
+                lines.append(f"{stage}: not begun")
             continue
         plan = read_json(folder / "plan.json")
-        data = dataset_folder(workdir, plan["dataset"], plan["version"]) if stage == "images" else None
-        store = StageStore(folder, data)
+        store = StageStore(folder, _data_folder(workdir, version) if stage in ("images", *OPTIONAL) else None)
         store.ensure_plan(plan)
         records = store.committed()
-        # All captions that were accepted are matched.
-        total = captions if stage == "balance" else plan[unit]
-        captions = sum(record["count"] for record in records.values()) if stage == "captions" else captions
+        # What a stage works on is what the one before has accepted.
+        total = made["captions"] if stage == "balance" else made["images"] if stage in OPTIONAL else plan[unit]
+        if stage in made:
+            made[stage] = sum(record["count"] for record in records.values())
         lines.append(status_line(stage, total, unit, status(records, now), now))
         for name in sorted(name for name in list_files(folder / "failures") if "-error-" in name):
             with contextlib.suppress(StoreError):  # gone meanwhile

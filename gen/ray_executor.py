@@ -67,7 +67,7 @@ class RayExecutor:
         if not todo:
             return records
         _connect()
-        settings = self.gen.ray.get(label, self.gen.ray.images)
+        settings = self.gen.ray.get(label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
         resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings)}
         progress = Committed(sum(shard["items"] for shard in shards), unit, label)
         failures = store.folder / "failures"
@@ -75,7 +75,7 @@ class RayExecutor:
         failed: dict[int, str] = {}
         made = 0
         print(f"{label}: {_demand(todo, resources, settings)}", file=sys.stderr, flush=True)
-        actor = (store, make_worker, self.gen.ray.tries)
+        actor = (store, make_worker, self.gen.ray.tries, os.getcwd())
         rows = _rows(store, todo, actor, resources, settings, self._at_once(label))
         with contextlib.closing(rows), progress.shown(records):
             for row in rows:
@@ -83,7 +83,7 @@ class RayExecutor:
                     raise pickle.loads(row["error"])
                 if row["failure"]:
                     failed[row["index"]] = row["failure"]
-                    if not made or len(failed) > made:  # not the shards, but all that the workers do
+                    if len(failed) > max(made, 2):  # not those shards, but all that the workers do
                         break
                     continue
                 records[row["index"]] = json.loads(row["record"])
@@ -106,9 +106,10 @@ class RayExecutor:
 
         wanted = {
             "captions": 0 if self.gen.captions.engine == "templates" else self.gen.captions.tensor_parallel,
-            "balance": 0,
             "images": 0 if self.gen.images.engine == "sprites" else 1,
-        }.get(label, 1)
+            "recaption": self.gen.recaption.tensor_parallel,
+            "agreement": 1,
+        }.get(label, 0)
         if wanted and not ray.cluster_resources().get("GPU"):
             print(
                 f"{label}: no machine of the cluster has a GPU yet, so workers use CPUs;"
@@ -121,10 +122,10 @@ class RayExecutor:
 
     def _at_once(self, label: str) -> int:
         """Shards that one worker is given; as many as its engine needs, which is not there yet."""
-        if label == "captions" and self.gen.captions.engine == "vllm":
+        if label in ("captions", "recaption") and self.gen[label].engine == "vllm":
             from gen.vllm_engine import shards_at_once
 
-            return shards_at_once(self.gen.captions)
+            return shards_at_once(self.gen[label])
         return AT_ONCE
 
 
@@ -207,9 +208,12 @@ class ShardActor:
       store: of the stage; its plan is there.
       make_worker: builds the worker when the first shard comes, so that what goes wrong then is reported like the rest.
       tries: how often a shard may end its process before it is given back as failed.
+      folder: the driver's working folder, in which relative paths of the configuration lie, where this machine has it.
     """
 
-    def __init__(self, store: StageStore, make_worker: Callable[[], Worker], tries: int):
+    def __init__(self, store: StageStore, make_worker: Callable[[], Worker], tries: int, folder: str):
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         self._store, self._make_worker, self._tries = store, make_worker, tries
         self._worker: Any = None
         self._loading, self._clock = threading.Lock(), threading.Lock()

@@ -21,8 +21,8 @@ AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not 
 
 
 def shards_at_once(settings: Any) -> int:
-    """How many shards of captions an engine should be given: enough to fill it while others end."""
-    return 1 + min(-(-FULL // settings.shard_size), 32)
+    """How many shards an engine should be given: enough to fill it while others end. Those of pictures are large."""
+    return 1 + min(-(-FULL // getattr(settings, "shard_size", FULL)), 32)
 
 
 class VLLMEngine:

@@ -342,7 +342,7 @@ def _check_generation(gen: Any) -> Iterator[str]:
             f"gen.images.scheduler: given {scheduler!r}, allowed: one of {', '.join(map(repr, IMAGE_SCHEDULERS))}, or a"
             f" class of diffusers such as 'UniPCMultistepScheduler'{hint}"
         )
-    for stage in ("captions", "balance", "images"):
+    for stage in ("captions", "balance", "images", "recaption", "agreement"):
         workers = gen.ray[stage]
         if 0 < workers.workers_max < workers.workers_min:
             yield (

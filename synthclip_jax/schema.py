@@ -198,6 +198,8 @@ RAY: Tree = {
     "captions": _workers("captions", "captions.tensor_parallel, none for templates", 1.0),
     "balance": _workers("balance", "none", 1.0),
     "images": _workers("images", "1, none for sprites", 1.0),
+    "recaption": _workers("recaption", "recaption.tensor_parallel", 1.0),
+    "agreement": _workers("agreement", "1", 1.0),
     "tries": Field(3, "times that a shard may end its worker's process by an error before it counts as failed", low=1),
 }
 
@@ -373,7 +375,7 @@ EVAL: Tree = {
     "suites": Field(
         ("zeroshot",),
         "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suites",
-        choices=("zeroshot", "retrieval"),
+        choices=("zeroshot", "retrieval", "linear_probe", "fewshot", "embedding"),
         item=str,
     ),
     "datasets": Field(
@@ -384,6 +386,33 @@ EVAL: Tree = {
     ),
     "batch_size": Field(256, "pictures encoded at once", low=1),
     "templates": Field("", "prompt set; empty: the test set's own templates, else the set of its name, else 'simple'"),
+    "features": {  # of linear_probe and fewshot
+        "layer": Field(
+            "tower",
+            "the image tower's output before the projection, as the paper's evaluators take it, or the embedding",
+            choices=("tower", "embedding"),
+        ),
+        "interpolation": Field(
+            "bicubic",
+            "resampling of pictures: the paper's evaluators' own; empty: as the checkpoint has it",
+            choices=("bicubic", "bilinear", ""),
+        ),
+        "folder": Field("", "where features are kept; empty: eval/features of the workdir, in training only in memory"),
+    },
+    "linear_probe": {
+        "penalty": Field(
+            "norm",
+            "what the cost C divides: the norm of the weights (the paper's evaluator) or its square (scikit-learn)",
+            choices=("norm", "squared"),
+        ),
+        "max_iter": Field(1000, "most iterations of L-BFGS for each value of C", low=1),
+    },
+    "fewshot": {
+        "episodes": Field(5000, "episodes drawn", low=2),
+        "ways": Field(5, "classes of an episode", low=2),
+        "shots": Field(5, "pictures of each to learn from", low=1),
+        "queries": Field(6, "pictures of each to classify", low=1),
+    },
 }
 
 SCHEMA: Tree = {
