@@ -24,6 +24,7 @@ LEFTOVER_SECONDS = (
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
 _GONE = (errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -131,8 +132,22 @@ def create_if_absent(path: str | os.PathLike | Location, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _rename_if_absent(temporary, path)
         finally:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    return True
+
+
+def _rename_if_absent(temporary: str, path: pathlib.Path) -> bool:
+    """Where a file can have only one name (mounted buckets, SMB, FAT): a lock makes looking and renaming one step."""
+    with locked(path):
+        if path.exists():
+            return False
+        os.replace(temporary, path)
     return True
 
 

@@ -39,6 +39,17 @@ def test_create_if_absent_never_replaces(tmp_path):
     assert os.listdir(tmp_path) == ["f"]  # and no temporary file stays
 
 
+def test_create_if_absent_needs_no_second_name_for_a_file(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")  # as FAT, SMB and mounted buckets say
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert create_if_absent(tmp_path / "f", b"first")
+    assert not create_if_absent(tmp_path / "f", b"second")
+    assert (tmp_path / "f").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["f"]
+
+
 def test_a_commit_counts_only_with_its_files(tmp_path):
     store = make_store(tmp_path)
     store.commit(0, ShardOutput({"a.bin": b"abc"}, count=3, rejects={"blank": 1}))
