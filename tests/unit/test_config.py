@@ -98,6 +98,10 @@ def test_wrong_name_type_or_value_is_named_with_what_is_allowed(key, value, mess
         ({"gen.captions.min_words": 30}, r"at most gen\.captions\.max_words \(15\)"),
         ({"gen.captions.examples": (("dog",),)}, "pairs"),
         ({"gen.images.generate_size": 100}, "multiple of 8"),
+        (
+            {"gen.ray.images.workers_min": 4, "gen.ray.images.workers_max": 2},
+            r"at most gen\.ray\.images\.workers_max \(2\)",
+        ),
         ({"gen.concepts.sources": ("lists",)}, r"gen\.concepts\.lists: empty"),
         ({"gen.concepts.lists": ("x.txt",)}, r"lacks 'lists'"),
         ({"model.vision.heads": 7}, r"divisor of model\.vision\.width \(768\)"),
