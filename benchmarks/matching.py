@@ -17,7 +17,7 @@ The last number is our matcher's speed over pyahocorasick's. 30 million captions
 
     python -m benchmarks.matching --captions=30_000_000 --concepts=500_000 --workdir=DIR --out=benchmarks/results
 
-They need 12 GB of disk in DIR, which is a temporary folder if none is named, and is emptied at the end.
+They need 5 GB of disk in DIR, which is a temporary folder if none is named, and is emptied at the end.
 """
 
 import argparse

@@ -18,6 +18,8 @@ import io
 import multiprocessing
 import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +37,7 @@ from gen.store import (
     PlanMismatch,
     ShardOutput,
     StageStore,
+    StoreError,
     differences,
     read_json,
     sha256,
@@ -84,9 +87,20 @@ class MatchWorker:
             self._matcher = Matcher(load_bank(workdir, version).texts, fold_case)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
-        """Matches one shard; digest and draw of each caption are stored beside, so that reducing reads no text."""
+        """Matches one shard; digest and draw of each caption are stored beside, so that reducing reads no text.
+
+        Raises:
+          StoreError: one of the processes has died.
+        """
         if self._pool:
-            return self._pool.submit(_match_here, dict(shard)).result()
+            try:
+                return self._pool.submit(_match_here, dict(shard)).result()
+            except concurrent.futures.BrokenExecutor as error:
+                raise StoreError(
+                    f"{self._folder}: a process that matched these captions has died; most often the machine's memory"
+                    " was full. Run the same command again, with a lower gen.balance.processes; everything committed so"
+                    f" far is kept ({error})"
+                ) from error
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -122,7 +136,17 @@ class MatchWorker:
 
 def _start_process(*arguments: Any) -> None:
     global _matcher_here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; who waits for this one ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _matcher_here = MatchWorker(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the one that started it, even if that is killed: the pool itself would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _match_here(shard: Mapping[str, Any]) -> ShardOutput:

@@ -5,7 +5,12 @@ import hashlib
 import io
 import json
 import math
+import os
+import pathlib
 import pickle
+import subprocess
+import sys
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -576,3 +581,44 @@ def test_a_failed_write_of_the_selection_leaves_nothing_half_there(tmp_path, mon
     meta = json.loads((stage / "balance.json").read_text())["files"]["selected.parquet"]
     data = (stage / "selected.parquet").read_bytes()
     assert meta == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_matching_process_that_dies_is_an_error_that_says_what_to_do(tmp_path):
+    config = make_workdir(tmp_path, zoo(), lambda position: position // 100)
+    worker = balance.MatchWorker(tmp_path, "", config.seed, fold_case=False, processes=2)
+    try:
+        worker._pool.submit(os._exit, 1).exception()
+        with pytest.raises(StoreError, match=r"has died.*lower gen\.balance\.processes"):
+            worker({"index": 0, "of": 3, "items": 100, "file": "captions-00000-of-00003.parquet"})
+    finally:
+        worker.close()
+
+
+def test_matching_processes_end_with_a_driver_that_is_killed(tmp_path):
+    make_workdir(tmp_path / "work", zoo(), lambda position: position // 100)
+    program = f"""
+import os, time
+from gen import balance
+if __name__ == "__main__":
+    worker = balance.MatchWorker({str(tmp_path / "work")!r}, "", 0, fold_case=False, processes=1 + 1)
+    worker({{"index": 0, "of": 3, "items": 100, "file": "captions-00000-of-00003.parquet"}})
+    print(*worker._pool._processes, flush=True)
+    time.sleep(60)
+"""
+    (tmp_path / "driver.py").write_text(program)
+    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py"], stdout=subprocess.PIPE, text=True)
+    children = [int(pid) for pid in driver.stdout.readline().split()]
+    driver.kill()
+    driver.wait()
+    assert children
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in children):
+        assert time.monotonic() < deadline, "they go on"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return " Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()  # or it only waits to be counted
+    except FileNotFoundError:
+        return False
