@@ -99,7 +99,7 @@ class RayExecutor:
         return dict(sorted(records.items()))
 
     def _gpus(self, label: str, settings: Any) -> float:
-        """GPUs of one worker; -1 in the configuration: what its engine can use, if the cluster has any."""
+        """GPUs of one worker; -1 in the configuration: what its engine can use, if the cluster can have any."""
         if settings.gpus >= 0:
             return settings.gpus
         import ray
@@ -111,13 +111,14 @@ class RayExecutor:
             "agreement": 1,
         }.get(label, 0)
         if wanted and not ray.cluster_resources().get("GPU"):
-            print(
-                f"{label}: no machine of the cluster has a GPU yet, so workers use CPUs;"
-                f" --config.gen.ray.{label}.gpus={wanted} waits for machines that have",
-                file=sys.stderr,
-                flush=True,
+            joined = os.environ.get("RAY_ADDRESS")  # a cluster that machines may still join
+            note = (
+                f"waiting for one that has; --config.gen.ray.{label}.gpus=0 uses CPUs"
+                if joined
+                else "so workers use its CPUs"
             )
-            return 0
+            print(f"{label}: no machine of the Ray cluster has a GPU, {note}", file=sys.stderr, flush=True)
+            return wanted if joined else 0
         return wanted
 
     def _at_once(self, label: str) -> int:

@@ -187,7 +187,7 @@ AGREEMENT: Tree = {
 
 def _workers(stage: str, gpus: str, cpus: float) -> Tree:
     return {
-        "gpus": Field(-1.0, f"GPUs of one worker, or a part of one; -1: {gpus}, if the cluster has any", low=-1.0),
+        "gpus": Field(-1.0, f"GPUs of one worker, or a part of one; -1: {gpus}; 0 on a machine without", low=-1.0),
         "cpus": Field(cpus, "CPU cores of one worker", low=0.0),
         "workers_min": Field(1, f"workers of the {stage} stage that are asked for at once", low=1),
         "workers_max": Field(0, "most workers; 0: as many as there is room for on the cluster", low=0),

@@ -70,6 +70,25 @@ def test_shards_are_made_once_by_several_workers_and_are_those_of_local(tmp_path
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_worker_gets_the_gpus_that_its_engine_can_use(monkeypatch, capfd):
+    def gpus(stage, **values):
+        settings = config()
+        settings.gen.captions.update(engine="vllm", tensor_parallel=2)
+        settings.gen.images.update(engine="diffusers")
+        settings.gen[stage].update(values)
+        return make_executor("ray", settings.gen)._gpus(stage, settings.gen.ray[stage])
+
+    assert gpus("images") == gpus("captions") == gpus("balance") == 0  # this machine has none, and is alone
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # machines may join
+    assert (gpus("images"), gpus("captions"), gpus("balance")) == (1, 2, 0)
+    assert "--config.gen.ray.captions.gpus=0 uses CPUs" in capfd.readouterr().err
+    assert gpus("captions", engine="templates") == gpus("images", engine="sprites") == 0
+    settings = config()
+    settings.gen.ray.images.gpus = 0.5  # two workers on a GPU
+    assert make_executor("ray", settings.gen)._gpus("images", settings.gen.ray.images) == 0.5
+
+
+@pytest.mark.usefixtures("cluster")
 def test_an_error_that_says_what_to_change_ends_the_job_with_its_own_type(tmp_path):
     with pytest.raises(captions.CaptionError, match="change the prompt"):
         executor()(make_store(tmp_path), plan_shards(4), Fails("explained"), label="images", unit="items")
