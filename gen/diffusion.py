@@ -103,7 +103,7 @@ class DiffusersEngine:
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device = torch.device(device)
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size,
             "output_type": "pt",
         }  # fmt: skip
@@ -126,7 +126,7 @@ class DiffusersEngine:
         if scheduler == "model":
             return
         name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
-        kind = getattr(diffusers, name, None)
+        kind: Any = getattr(diffusers, name, None)
         if not (isinstance(kind, type) and hasattr(kind, "set_timesteps")):
             there = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
             near = difflib.get_close_matches(name, there, n=1)
