@@ -127,7 +127,7 @@ class DiffusersEngine:
             return
         name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
         kind: Any = getattr(diffusers, name, None)
-        if not (isinstance(kind, type) and hasattr(kind, "set_timesteps")):
+        if not hasattr(kind, "set_timesteps"):
             there = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
             near = difflib.get_close_matches(name, there, n=1)
             hint = f". Did you mean {near[0]}?" if near else ""
