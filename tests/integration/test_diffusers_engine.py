@@ -322,3 +322,13 @@ def test_the_stage_writes_the_engines_pictures_with_their_captions(tiny_model, t
     plan = json.loads((tmp_path / "gen" / "images" / "plan.json").read_text())
     assert plan["source"]["scheduler"] == "ddim"
     assert "device" not in plan["source"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_what_the_cpu_draws_compiled_and_one_batch_ahead(tiny_model, pictures):
+    engine = engine_of(tiny_model, device="cuda")
+    launched = [engine.launch(REQUESTS[:4]), engine.launch(REQUESTS[4:])]
+    made = [picture for outcomes in launched for picture in outcomes()]
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, pictures, strict=True)) <= 3
+    assert engine_of(tiny_model, device="cuda", batch_size=0, compile="none").batch_size > 1
