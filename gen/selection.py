@@ -136,13 +136,14 @@ class _Balance:
 
     def selection(self, rejects: dict[str, int]) -> Selection:
         counted = self._files.passed(self._counts)
-        self._counts_before = sum(counts for counts, _ in counted)
+        self._counts_before = np.sum([counts for counts, _ in counted], axis=0)
         self._matched = sum(matched for _, matched in counted)
         self._check_size()
         t, curve = self._threshold()
         keep = np.zeros(len(self._files), bool)
         passed = self._files.passed(lambda blocks: self._keep(blocks, t, keep))
-        sums, counts_after = (sum(parts) for parts in zip(*passed, strict=True))
+        sums = np.sum([sums for sums, _ in passed], axis=0)
+        counts_after = np.sum([counts for _, counts in passed], axis=0)
         curve = sorted([*curve, *curve_of_sums(sums, self._counts_before, [t])], key=lambda point: point.t)
         # Once everything is kept, higher thresholds tell nothing.
         saturated = next((point.t for point in curve if point.kept == self._matched), float("inf"))
@@ -156,7 +157,8 @@ class _Balance:
             kept = self._parameters["target_size"] or kept
             print(f"balance: of these, {kept:,} of {self._total:,} unique captions are drawn at random", flush=True)
             keep = self._drawn(kept)
-            counts_after = sum(counts for counts, _ in self._files.passed(lambda blocks: self._counts(blocks, keep)))
+            drawn = self._files.passed(lambda blocks: self._counts(blocks, keep))
+            counts_after = np.sum([counts for counts, _ in drawn], axis=0)
         else:
             rejects |= {"unmatched": self._total - self._matched, "thinned": self._matched - kept}
         report = {
@@ -215,7 +217,7 @@ class _Balance:
         elif not size:
             t = float(self._parameters["t"])
         grid = round_thresholds(max(float(counts.max()), t or 0.0))
-        sums = sum(self._files.passed(lambda blocks: self._curve(blocks, grid)))
+        sums = np.sum(self._files.passed(lambda blocks: self._curve(blocks, grid)), axis=0)
         if t is None:
             t = self._solved(size, grid, sums[0])
         return t, [point for point in curve_of_sums(sums, counts, grid) if point.t != t]
@@ -237,7 +239,7 @@ class _Balance:
             guess, margin = below[0] + slope * (size - below[1]), (above[0] - below[0]) / 16
             finer = sorted({guess - margin, guess + margin, (below[0] + above[0]) / 2})
             finer = [t for t in finer if below[0] < t < above[0]]
-            counted = sum(self._files.passed(functools.partial(self._kept_at, thresholds=finer)))
+            counted = np.sum(self._files.passed(functools.partial(self._kept_at, thresholds=finer)), axis=0)
             points = [below, *zip(finer, counted.tolist(), strict=True), above]
             index = next(index for index, (_, enough) in enumerate(points) if enough >= size)
             below, above = points[index - 1], points[index]
@@ -272,7 +274,7 @@ class _Balance:
         for block, mask in self._blocks(blocks):
             probabilities = keep_probabilities(block.matches, self._counts_before, t)
             kept = block.draws < probabilities
-            sums[:, 0] += np.count_nonzero(kept), in_units(probabilities)
+            sums[:, 0] += np.array([np.count_nonzero(kept), in_units(probabilities)])
             keep[block.rows][mask] = kept  # the slice is a view
             counts += concept_counts(block.matches.where(kept), self._concepts)
         return sums, counts
