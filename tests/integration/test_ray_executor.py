@@ -14,6 +14,7 @@ from gen import balance, captions, progress
 from gen.executor import make_executor, run_local
 from gen.isolation import REASON
 from gen.store import StoreError
+from synthclip_jax.locations import location
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
@@ -155,24 +156,28 @@ def test_captions_and_matching_run_on_it_and_give_the_same_bytes(tmp_path):
     assert REASON not in captions_line
 
 
-def test_the_command_starts_a_cluster_of_its_own_and_does_all_stages(tmp_path):
+def test_the_command_starts_a_cluster_of_its_own_and_works_in_an_object_store(tmp_path):
     """In a process of its own, as users start it."""
+    for package in ("moto", "boto3", "s3fs"):
+        pytest.importorskip(package)
+    from s3_server import running_server
+
     (tmp_path / "list.txt").write_text("dog\ncat\ncar\npizza\n")
-    command = [
-        sys.executable,
-        "-m",
-        "gen",
-        "--executor=ray",
-        f"--workdir={tmp_path}",
-        "--stages=concepts,captions,balance",
-    ]
+    command = [sys.executable, "-m", "gen", "--executor=ray", "--workdir=s3://bucket/run"]
+    command += ["--stages=concepts,captions,balance"]
     command += [f"--config={TESTS}/toy_work.py", f"--config.gen.concepts.lists={tmp_path}/list.txt"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
-    result = subprocess.run(command, text=True, capture_output=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
+    with running_server() as server:
+        server.make_bucket("bucket")
+        result = subprocess.run(
+            command, text=True, capture_output=True, env=environment | server.environment, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+        lines = progress.stage_lines(location("s3://bucket/run"))
     assert "captions: 4/4 captions" in result.stderr
     assert "captions: done" in result.stdout
+    assert [line.partition("  ")[0] for line in lines[:2]] == ["captions: 4/4 captions", "balance: 4/4 captions"]
 
 
 def test_an_address_where_no_cluster_is_says_so(tmp_path):
