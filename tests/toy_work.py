@@ -60,6 +60,20 @@ def counting_worker(seconds: float = 0.05):
     return work
 
 
+class PoisonedWriter:
+    """Answers with a caption about the concept; raises on every concept that ends in 000."""
+
+    def generate(self, conversations, seeds):
+        for index, messages in enumerate(conversations):
+            concept = messages[-1]["content"]
+            if concept.endswith("000"):
+                raise ZeroDivisionError(concept)
+            yield index, f"A {concept} stands on a green hill."
+
+    def close(self):
+        pass
+
+
 class Fails:
     """Makes workers that go wrong: `explained` by a text, `once` or `always` on shard 2 as a GPU would."""
 

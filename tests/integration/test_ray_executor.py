@@ -6,11 +6,14 @@ import pathlib
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from toy_bank import write_bank
-from toy_work import BANK, Fails, config, counting_worker, expected, make_store, plan_shards
+from toy_work import BANK, Fails, PoisonedWriter, config, counting_worker, expected, make_store, plan_shards
 
 from gen import balance, captions, progress
+from gen.captions import CaptionWorker
+from gen.concepts import load_bank
 from gen.executor import make_executor, run_local
 from gen.isolation import REASON
 from gen.store import StoreError
@@ -68,6 +71,31 @@ def test_shards_are_made_once_by_several_workers_and_are_those_of_local(tmp_path
     assert len({record["worker"] for record in records.values()} - {os.getpid()}) == 2
     again = executor()(ours, shards, Fails("no worker may be built"), label="images", unit="items")
     assert again == records
+
+
+@pytest.mark.usefixtures("cluster")
+def test_every_thousandth_caption_is_poisoned_and_only_those_are_rejected(tmp_path):
+    settings = config()
+    settings.gen.captions.update(shard_size=250)
+    results = {}
+    for name in ("local", "ray"):
+        workdir, store = tmp_path / name, make_store(tmp_path / name / "out")
+        write_bank(workdir, [f"thing{number}" for number in range(1, 3001)])
+        shards = [{"index": index, "of": 12, "items": 250} for index in range(12)]
+        make_executor(name, settings.gen)(
+            store,
+            shards,
+            lambda workdir=workdir: CaptionWorker(PoisonedWriter(), load_bank(workdir), settings),
+            label="captions",
+            unit="captions",
+        )
+        assert sum(record["count"] for record in store.committed().values()) == 2997
+        results[name] = {path.name: path.read_bytes() for path in store.folder.glob("*.parquet")}
+    assert results["local"] == results["ray"]
+    rejects = [row for path in sorted(store.folder.glob("rejects-*")) for row in pq.read_table(path).to_pylist()]
+    assert [(row["concept"], row["reason"]) for row in rejects] == [
+        (f"thing{number}", "error: ZeroDivisionError") for number in (1000, 2000, 3000)
+    ]
 
 
 @pytest.mark.usefixtures("cluster")
