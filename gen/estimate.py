@@ -30,6 +30,7 @@ from synthclip_jax.metrics import duration
 
 TOKENS_PER_CAPTION = 25  # what a Mistral writes for the paper's prompt
 CAPTION_BYTES = 60  # of a caption with its ids in Parquet, compressed, where none is measured
+FRAME_BYTES = 32  # of a text in a file of records, its place in the index included
 RECORD_BYTES = 300  # of an example beside its picture
 PROBE_CAPTIONS, PROBE_PICTURES, PROBE_MATCHES = 256, 64, 2000
 SD15 = "stable-diffusion-v1-5"
@@ -87,7 +88,7 @@ class Line:
 
 
 def estimate(config: Any, download: bool = False) -> list[Line]:
-    """Measures all stages, one micro-batch each; the last line is that of `fast` images."""
+    """Measures all stages, one micro-batch each; beside images as configured those of the preset `fast`."""
     if not download:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     start = time.perf_counter(), time.process_time()
@@ -119,6 +120,9 @@ def estimate(config: Any, download: bool = False) -> list[Line]:
         fast = _with_preset(images, "fast")
         rate, note = _attempt(lambda: measure_images(fast, texts), lambda: published_images(fast))
         lines.append(Line("images (fast)", pictures, "pictures", shards, rate, "; ".join(filter(None, [bound, note]))))
+    if config.gen.recaption.model:
+        rate, note = _attempt(lambda: measure_recaption(config), lambda: None)
+        lines.append(Line("recaption", pictures, "captions", shards, rate, note))
     return lines
 
 
@@ -180,6 +184,33 @@ def published_captions(captions: Any) -> Rate | None:
         return None
     per_second = MISTRAL_TOKENS_PER_SECOND / TOKENS_PER_CAPTION
     return Rate(per_second, 1 / per_second, "A100", CAPTION_BYTES, MISTRAL_SOURCE)
+
+
+def measure_recaption(config: Any) -> Rate:
+    """Pictures described per second by the configured vision-language model.
+
+    Raises:
+      Unmeasured: the engine or its model is not here.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from gen.vision_engines import make_engine
+
+    settings, side = config.gen.recaption, config.gen.images.size
+    engine = _loaded(lambda: make_engine(settings))
+    count = min(PROBE_PICTURES, settings.batch_size)
+    noise = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    questions = [engine.question(Image.fromarray(picture), settings.prompt) for picture in noise]
+    try:
+        _loaded(lambda: list(engine.generate(questions[:2], [0, 1])))  # warms up; vLLM loads its model here
+        wall, cpu, answers = _timed(lambda: dict(engine.generate(questions, range(count))))
+    finally:
+        engine.close()
+    if settings.engine == "vllm":  # its engine is a process of its own, which takes all cores
+        cpu = wall * (os.cpu_count() or 1)
+    stored = sum(len(str(answer).encode()) for answer in answers.values()) / count + FRAME_BYTES
+    return _rate(count, wall, cpu, stored, settings.device)
 
 
 def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> Rate:

@@ -92,22 +92,32 @@ def test_a_model_of_which_nothing_is_known_is_left_out_with_its_name():
     assert "without images" in page
 
 
-def test_the_tiny_pipeline_is_measured_with_both_presets(tmp_path, monkeypatch):
+def test_tiny_models_are_measured_and_images_with_both_presets(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     from gen import random_weights
 
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(estimate, "PROBE_PICTURES", 2)
+    torch.set_num_threads(1)  # networks this small are slower on several
     torch.manual_seed(0)
     config = config_with(
         "configs/quickstart.py", "gen.captions.engine=templates", "gen.images.engine=diffusers",
         f"gen.images.model={random_weights.stable_diffusion(tmp_path)}", "gen.images.dtype=float32",
         f"gen.images.generate_size={random_weights.TINY_SIDE}", "gen.images.size=16", "gen.images.batch_size=2",
-        "gen.balance.t=0", "gen.balance.target_size=100",
+        "gen.balance.t=0", "gen.balance.target_size=100", "gen.recaption.engine=transformers",
+        f"gen.recaption.model={random_weights.llava(tmp_path / 'llava', ['word'])}", "gen.recaption.batch_size=2",
+        "gen.recaption.dtype=float32", "gen.recaption.max_new_tokens=4",
     )  # fmt: skip
-    lines = {line.stage: line for line in estimate.estimate(config)}
+    try:
+        lines = {line.stage: line for line in estimate.estimate(config)}
+    finally:
+        torch.set_num_threads(threads)
     assert lines["images"].items == 100 * 12
     assert lines["images (fast)"].rate.unit_seconds < lines["images"].rate.unit_seconds  # 20 steps of 50
     assert not lines["images"].rate.source
+    assert lines["recaption"].items == 100 * 12
+    assert lines["recaption"].rate.per_second > 0
 
 
 def test_the_command_prints_hours_and_refuses_no_workers():
