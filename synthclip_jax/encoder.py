@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -56,16 +57,17 @@ class Encoder:
       graphdef: the model; see `synthclip_jax.models.make_model`.
       params: its parameters. Batches are spread over the mesh that they lie on.
       batch_size: pictures or texts encoded at once, over all devices; rounded up to what the devices divide.
+      tower: pictures give the image tower's output before the projection, of any length, instead of unit vectors.
     """
 
-    def __init__(self, config: Any, graphdef: nnx.GraphDef, params: Any, batch_size: int = 256):
+    def __init__(self, config: Any, graphdef: nnx.GraphDef, params: Any, batch_size: int = 256, tower: bool = False):
         self.config, self.params = config, params
         self.embed_dim: int = config.model.embed_dim
         self.preprocess = Preprocess.from_config(config.data)
         self.tokenizer = Tokenizer(config.model.text.context_length)
         self.placement = Placement.of(params)
         self.batch_size = self.placement.round_up(batch_size)
-        self._programs = _compiled(graphdef, self.preprocess, self.placement)
+        self._programs = _compiled(graphdef, self.preprocess, self.placement, tower)
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n embed"]:
         """Unit vectors of texts, in their order. What does not fit into the context length is cut off.
@@ -192,13 +194,15 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(graphdef: nnx.GraphDef, preprocess: Preprocess, placement: "Placement") -> _Programs:
+def _compiled(graphdef: nnx.GraphDef, preprocess: Preprocess, placement: "Placement", tower: bool) -> _Programs:
     def texts(params, tokens):
         return nnx.merge(graphdef, params).encode_text(tokens)
 
     def pictures(params, images, valid):
+        model, images = nnx.merge(graphdef, params), preprocess.normalise(images)
+        vectors = model.visual.features(images).astype(jnp.float32) if tower else model.encode_image(images)
         # The flags travel along so that every process learns what the others could decode.
-        return nnx.merge(graphdef, params).encode_image(preprocess.normalise(images)), valid
+        return vectors, valid
 
     return _Programs(placement.jit(texts), placement.jit(pictures))
 

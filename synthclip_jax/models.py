@@ -270,6 +270,12 @@ class ImageTower(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None
     ) -> Float[Array, "b embed"]:
+        return self.projection(self.features(images, kept))
+
+    def features(
+        self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b width"]:
+        """What the projection takes: the class token after the last norm."""
         batch, height, width, channels = images.shape
         if (height, width, channels) != (self.image_size, self.image_size, 3):
             raise ValueError(
@@ -291,7 +297,7 @@ class ImageTower(nnx.Module):
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         x = run_blocks(self.blocks, self.spec, x)
-        return self.projection(self.norm(x[:, 0]))
+        return self.norm(x[:, 0])
 
 
 class TextTower(nnx.Module):

@@ -170,7 +170,7 @@ def _cell(values: Mapping[str, float], column: Column) -> str:
     if value is None:
         return "-"
     if not column.percent:
-        return f"{value:,.0f}"
+        return f"{value:,.{column.digits}f}" if value % 1 else f"{value:,.0f}"
     text = f"{100 * value:.{column.digits}f}"
     if column.interval and column.metric + "_low" in values:
         text += f" [{100 * values[column.metric + '_low']:4.1f}, {100 * values[column.metric + '_high']:4.1f}]"

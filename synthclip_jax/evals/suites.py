@@ -86,11 +86,45 @@ RETRIEVAL_COLUMNS = (
     Column("chance of R@1 %", "image_r@1_chance", also="text_r@1_chance", digits=2),
 )
 
+PROBE_COLUMNS = (
+    Column("classes", "classes", percent=False),
+    Column("learned from", "train", percent=False),
+    Column("tested on", "n", percent=False),
+    Column("acc1 % [95%]", "acc1", interval=True),
+    Column("mean per class % [95%]", "mean_per_class_recall", interval=True),
+    Column("chance %", "chance", digits=2),
+)
+
+FEWSHOT_COLUMNS = (
+    Column("classes", "classes", percent=False),
+    Column("tested on", "n", percent=False),
+    Column("episodes", "episodes", percent=False),
+    Column("5-way 5-shot % [95%]", "acc1", interval=True),
+    Column("chance %", "chance"),
+    *(
+        Column(f"ridge {k} of each % / chance", f"ridge{k}_acc1", also=f"ridge{k}_acc1_chance", interval=k == 5)
+        for k in (1, 5, 10)
+    ),
+)
+
+EMBEDDING_COLUMNS = (
+    Column("pictures", "n", percent=False),
+    Column("captions", "captions", percent=False),
+    Column("modality gap", "modality_gap", percent=False, digits=3),
+    Column("alignment", "alignment", percent=False, digits=3),
+    Column("uniformity of pictures", "image_uniformity", percent=False, digits=3),
+    Column("of captions", "text_uniformity", percent=False, digits=3),
+    Column("told apart by a line %", "separable", interval=True),
+)
+
 SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
         Suite("zeroshot", "classification", "synthclip_jax.evals.zeroshot:ZeroShot", CLASSIFICATION_COLUMNS, "acc1"),
         Suite("retrieval", "retrieval", "synthclip_jax.evals.retrieval:Retrieval", RETRIEVAL_COLUMNS, "image_r@1"),
+        Suite("linear_probe", "classification", "synthclip_jax.evals.linear_probe:LinearProbe", PROBE_COLUMNS, "acc1"),
+        Suite("fewshot", "classification", "synthclip_jax.evals.fewshot:FewShot", FEWSHOT_COLUMNS, "acc1"),
+        Suite("embedding", "retrieval", "synthclip_jax.evals.embedding:Embedding", EMBEDDING_COLUMNS, "modality_gap"),
     )
 }
 

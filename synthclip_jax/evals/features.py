@@ -1,0 +1,241 @@
+"""Features of a dataset's splits, extracted once: what linear probes and few-shot episodes are fitted on.
+
+They are what the paper's evaluators take: the image tower's output before the projection, as it is (neither scaled nor
+normalised), of pictures resized bicubically (mbanani/lgssl, `configs/evaluation.yaml`); `config.eval.features` has
+other choices. Suites that run one after the other on the same parameters share them in memory; `evaluate` keeps them
+in `WORKDIR/eval/features` as well, under a digest of parameters, preparation and the dataset's files, so that none is
+ever stale.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from synthclip_jax.encoder import Encoder
+from synthclip_jax.evals import EvaluationError
+from synthclip_jax.evals.datasets import Dataset, MissingDataset
+from synthclip_jax.evals.progress import told
+
+# lgssl takes a fifth of the train split for validation even where some publisher of these datasets has a split for it.
+CUT_FROM_TRAIN = ("food101", "cifar10", "cifar100", "sun397", "pets", "caltech101")
+VALIDATION_NAMES = ("validation", "val")
+VALIDATION_SHARE = 0.2
+TRAIN_SHARE = 2 / 3  # of the test split, for datasets without a train split
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of one split.
+
+    Attributes:
+      keys: the pictures' keys, in the split's order, without the skipped ones.
+      labels: their classes.
+      vectors: their features, float32.
+      skipped: how many pictures do not decode.
+    """
+
+    keys: Any
+    labels: Int[np.ndarray, "n"]
+    vectors: Float[np.ndarray, "n d"]
+    skipped: int = 0
+
+    def __getitem__(self, rows: Any) -> "Features":
+        return Features(self.keys[rows], self.labels[rows], self.vectors[rows])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What a classifier is fitted on, what its regulariser is chosen on, and what it is tested on."""
+
+    class_names: tuple[str, ...]
+    train: Features
+    validation: Features
+    test: Features
+    skipped: int
+
+    @property
+    def train_and_validation(self) -> Features:
+        """Both together."""
+        parts = (self.train, self.validation)
+        return Features(
+            np.concatenate([part.keys for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.vectors for part in parts]),
+        )
+
+
+def open_splits(dataset: Dataset) -> tuple[Dataset | None, Dataset | None]:
+    """The train split, and the validation split where it is a third one and the paper's evaluator uses it."""
+    try:
+        train = dataset.split("train")
+    except MissingDataset:
+        return None, None
+    if dataset.name not in CUT_FROM_TRAIN:
+        for name in VALIDATION_NAMES:
+            try:
+                validation = dataset.split(name)
+            except MissingDataset:
+                continue
+            if validation.spec != dataset.spec:
+                return train, validation
+    return train, None
+
+
+def describe_splits(dataset: Dataset) -> dict[str, str]:
+    """Where the pictures to learn from come from, in words for the result file."""
+    train, validation = open_splits(dataset)
+    if train is None:
+        return {"train": "two thirds of the test split, by class", "validation": "a fifth of those"}
+    return {"train": train.spec, "validation": validation.spec if validation else "a fifth of the train split"}
+
+
+def divide(
+    labels: Int[np.ndarray, "n"], share: float, seed: int = 0, round_up: bool = False
+) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
+    """Rows (first part, second part): `share` of each class in the first, drawn by the seed; both in their order.
+
+    A class of two or more is in both parts if `round_up`, else the first part is rounded down.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(share * len(rows)), 1), max(len(rows) - 1, 1)) if round_up else int(share * len(rows))
+        chosen[rows[:count]] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+class Extractor:
+    """Extracts features with a model.
+
+    Args:
+      config: `eval.features` says which features; `data` and `model` are those of the parameters.
+      graphdef, params: the model.
+      log: takes lines of text.
+    """
+
+    def __init__(self, config: Any, graphdef: nnx.GraphDef, params: Any, log: Callable[[str], Any] = print):
+        settings = config.eval.features
+        config = ml_collections.ConfigDict(config)
+        if settings.interpolation:
+            config.data.interpolation = settings.interpolation
+        self.encoder = Encoder(config, graphdef, params, config.eval.batch_size, tower=settings.layer == "tower")
+        self.folder = pathlib.Path(settings.folder) if settings.folder else None
+        self.log = log
+        self._made = f"{settings.layer} {self.encoder.preprocess} {config.model.to_json()}"
+
+    def splits(self, dataset: Dataset) -> Splits:
+        """Features of a dataset's splits, by lgssl's rules (see `open_splits`); a dataset that has no train split is
+        divided by class, two thirds to learn from and one to test on.
+
+        Raises:
+          DatasetError: a split turns out damaged.
+          EvaluationError: features are not finite, or there are too few pictures.
+        """
+        train_set, validation_set = open_splits(dataset)
+        test = self(dataset)
+        skipped = test.skipped
+        if train_set is None:
+            rows, rest = divide(test.labels, TRAIN_SHARE, round_up=True)
+            train, test = test[rows], test[rest]
+        else:
+            train = self(train_set)
+        if validation_set is None:
+            held, rows = divide(train.labels, VALIDATION_SHARE)
+            train, validation = train[rows], train[held]
+        else:
+            validation = self(validation_set)
+        if min(len(train), len(validation), len(test)) == 0:
+            raise EvaluationError(
+                f"{dataset.name}: {len(train)} pictures to learn from, {len(validation)} to choose by and {len(test)}"
+                " to test on; none may be 0. A class needs 5 pictures or more to learn from"
+            )
+        return Splits(dataset.class_names, train, validation, test, skipped)
+
+    def __call__(self, dataset: Dataset) -> Features:
+        """Features of one split: from memory, from the folder, or extracted."""
+        name = f"{self._made} {dataset.spec}"
+        if (known := _memory.get(self.encoder.params, name)) is not None:
+            return known
+        path = self._path(dataset) if self.folder else None
+        features = _read(path) if path is not None and path.exists() else None
+        if features is None:
+            features = self._extract(dataset)
+            if path is not None:
+                _write(path, features)
+        _memory.put(self.encoder.params, name, features)
+        return features
+
+    def _extract(self, dataset: Dataset) -> Features:
+        examples = (((example.key, example.label), example.image) for example in dataset)
+        keys, labels, vectors, skipped = [], [], [], 0
+        for batch in told(self.encoder.pictures(examples), dataset.name, self.log):
+            keys += [key for key, _ in batch.keys]
+            labels += [label for _, label in batch.keys]
+            vectors.append(batch.embeddings)
+            skipped += len(batch.skipped)
+        if not keys:
+            raise EvaluationError(f"{dataset.name}: none of its {skipped:,} pictures decodes")
+        return Features(np.array(keys, str), np.array(labels, np.int32), np.concatenate(vectors), skipped)
+
+    def _path(self, dataset: Dataset) -> pathlib.Path:
+        digest = hashlib.blake2b(f"{self._made} {dataset.spec} {dataset.class_names}".encode(), digest_size=12)
+        for leaf in jax.tree.leaves(self.encoder.params):
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+        folder = getattr(dataset, "folder", None)
+        if isinstance(folder, pathlib.Path):
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+            digest.update(json.dumps(stats).encode())
+        assert self.folder is not None
+        return self.folder / f"{dataset.name}-{digest.hexdigest()}.npz"
+
+
+class _Memory:
+    """Features of the parameters that were used last; gone when those are."""
+
+    def __init__(self) -> None:
+        self.leaf: Any = lambda: None
+        self.features: dict[str, Features] = {}
+
+    def get(self, params: Any, name: str) -> Features | None:
+        return self.features.get(name) if jax.tree.leaves(params)[0] is self.leaf() else None
+
+    def put(self, params: Any, name: str, features: Features) -> None:
+        leaf = jax.tree.leaves(params)[0]
+        if leaf is not self.leaf():
+            self.leaf, self.features = weakref.ref(leaf, lambda _: self.features.clear()), {}
+        self.features[name] = features
+
+
+_memory = _Memory()
+
+
+def _read(path: pathlib.Path) -> Features | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Features(arrays["keys"], arrays["labels"], arrays["vectors"], int(arrays["skipped"]))
+    except (OSError, ValueError, KeyError):  # cut off: extract again
+        return None
+
+
+def _write(path: pathlib.Path, features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    with temporary.open("wb") as file:
+        np.savez(file, **dataclasses.asdict(features))
+    os.replace(temporary, path)
