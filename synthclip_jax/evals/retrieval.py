@@ -106,7 +106,9 @@ def _chance(own: Int[np.ndarray, "pictures"], captions: int, k: int) -> float:
     """Mean over pictures of the chance that k captions drawn at random hold one of its own."""
     sizes, counts = np.unique(own, return_counts=True)
     total = math.comb(captions, k)
-    missed = sum(count * math.comb(captions - int(size), k) / total for size, count in zip(sizes, counts, strict=True))
+    missed = sum(
+        int(count) * math.comb(captions - int(size), k) / total for size, count in zip(sizes, counts, strict=True)
+    )
     return 1 - missed / len(own)
 
 

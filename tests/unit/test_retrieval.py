@@ -12,7 +12,7 @@ from synthclip_jax.config import default_config
 from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.ranks import best_ranks
-from synthclip_jax.evals.retrieval import Ranks, Retrieval, metrics, rank
+from synthclip_jax.evals.retrieval import Ranks, Retrieval, _chance, metrics, rank
 from synthclip_jax.models import make_model
 
 
@@ -71,6 +71,11 @@ def test_recall_equals_a_brute_force_count_with_every_caption_of_a_picture():
             assert values[f"{name}_chance"] < values[name]
     assert (values["n"], values["captions"]) == (40, len(picture))
     assert values["image_r@10"] > values["image_r@1"]
+
+
+def test_chance_of_a_gallery_as_large_as_cocos_is_a_number():
+    own = np.full(5000, 5)
+    assert _chance(own, 25_000, 10) == pytest.approx(1 - (1 - 5 / 25_000) ** 10, rel=1e-3)
 
 
 def test_chance_is_what_random_vectors_reach():
