@@ -57,5 +57,9 @@ def get_config():
         "composites=wds:testsets/composites",
         "noto_color=wds:testsets/noto_color",
         "noto_outline=wds:testsets/noto_outline",
+        "scenes=wds:testsets/scenes",
     )
+    config.eval.suites = ("zeroshot", "retrieval", "linear_probe", "fewshot", "embedding")
+    # So few pictures are fitted well before the paper's 1,000 iterations.
+    config.eval.linear_probe.max_iter = 200
     return config

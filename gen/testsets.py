@@ -1,11 +1,12 @@
-"""Test sets for models trained on sprites: zero-shot classification in CLIP_benchmark's webdataset layout.
+"""Test sets for models trained on sprites: classification and retrieval in CLIP_benchmark's webdataset layout.
 
     python -m gen.testsets --config=configs/quickstart.py --workdir=runs/quickstart
 
 makes in W/testsets
 - `composites`: the same art in captions that were not used for training, with seeds of their own,
 - `noto_color`: the same things by another artist (Noto Color Emoji), if the font is on the system,
-- `noto_outline`: the same things as black lines on white (Noto Emoji, from the package manimgx-fonts).
+- `noto_outline`: the same things as black lines on white (Noto Emoji, from the package manimgx-fonts),
+- `scenes`: pictures as in `composites`, other ones, each with the caption it was drawn from, for retrieval.
 
 The classes are the concepts of the bank that came from the sprites' vocabulary. What is there already is left alone.
 The sets do not depend on the run's seed (but for the captions they have to avoid), so runs can be compared on them.
@@ -38,7 +39,7 @@ from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.locations import Location, location, parquet_source
 
 SEED = 0
-PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8}
+PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4}
 COLOR_FONT_SIZE = 109  # the one size of the bitmaps in Noto Color Emoji
 COLOR_FONT_PATHS = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -91,9 +92,10 @@ LICENCES = {
     "composites": ATTRIBUTION,
     "noto_color": f"Pictures show glyphs of Noto Color Emoji, copyright Google Inc., licensed under the {OFL}.",
     "noto_outline": f"Pictures show glyphs of Noto Emoji, copyright Google Inc., licensed under the {OFL}.",
+    "scenes": ATTRIBUTION,
 }
 
-Example = tuple[bytes, int]  # PNG bytes, class
+Example = tuple[bytes, int | str]  # PNG bytes; class, or caption
 Maker = Callable[[], Iterable[Example]]
 
 
@@ -127,6 +129,15 @@ def composites(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterab
         for index, caption in enumerate(held_out_captions(noun, used, PER_CLASS["composites"])):
             seed = draws.bits63(SEED, f"{noun.name} {index}", "test composite")
             yield _png(draw(caption, noun.name, seed, size)), label
+
+
+def scenes(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[Example]:
+    """Held-out pictures with their captions. A class with fewer held-out captions than asked for gives each once: two
+    pictures of one caption could not be told apart."""
+    for noun in nouns:
+        for index, caption in enumerate(dict.fromkeys(held_out_captions(noun, used, PER_CLASS["scenes"]))):
+            seed = draws.bits63(SEED, f"{noun.name} {index}", "test scene")
+            yield _png(draw(caption, noun.name, seed, size)), caption
 
 
 def noto_color(nouns: Sequence[Noun], font: pathlib.Path, size: int) -> Iterable[Example]:
@@ -194,8 +205,8 @@ def webdataset(name: str, nouns: Sequence[Noun], examples: Iterable[Example]) ->
     """The files of a test set in CLIP_benchmark's layout, and how many pictures it has."""
     buffer, count = io.BytesIO(), 0
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for png, label in examples:
-            for suffix, data in (("cls", str(label).encode()), ("png", png)):
+        for png, answer in examples:
+            for suffix, data in (("cls" if isinstance(answer, int) else "txt", str(answer).encode()), ("png", png)):
                 member = tarfile.TarInfo(f"{count:06d}.{suffix}")
                 member.size = len(data)  # times and owners stay at their zero defaults: same pictures, same bytes
                 tar.addfile(member, io.BytesIO(data))
@@ -203,10 +214,13 @@ def webdataset(name: str, nouns: Sequence[Noun], examples: Iterable[Example]) ->
     files = {
         "test/0.tar": buffer.getvalue(),
         "test/nshards.txt": b"1\n",
-        "classnames.txt": _lines(noun.name for noun in nouns),
-        "zeroshot_classification_templates.txt": _lines(ZEROSHOT_TEMPLATES),
         "README.md": _readme(name, len(nouns), count).encode(),
     }
+    if name == "scenes":
+        files["dataset_type.txt"] = b"retrieval\n"
+    else:
+        files["classnames.txt"] = _lines(noun.name for noun in nouns)
+        files["zeroshot_classification_templates.txt"] = _lines(ZEROSHOT_TEMPLATES)
     return files, count
 
 
@@ -215,9 +229,10 @@ def _lines(lines: Iterable[str]) -> bytes:
 
 
 def _readme(name: str, classes: int, count: int) -> str:
+    purpose = "retrieval" if name == "scenes" else "zero-shot classification"
     return (
-        f"# {name}\n\n{count} pictures of {classes} classes, for zero-shot classification, in CLIP_benchmark's "
-        f"webdataset layout.\n\n{LICENCES[name]}\n"
+        f"# {name}\n\n{count} pictures of {classes} classes, for {purpose},"
+        f" in CLIP_benchmark's webdataset layout.\n\n{LICENCES[name]}\n"
     )
 
 
@@ -287,6 +302,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         "composites": functools.partial(composites, nouns, used, size),
         "noto_color": functools.partial(noto_color, nouns, color, size) if color else None,
         "noto_outline": functools.partial(noto_outline, nouns, outline, size) if outline else None,
+        "scenes": functools.partial(scenes, nouns, used, size),
     }
     missing = {
         "noto_color": "left out: no Noto Color Emoji font here (Debian: apt-get install fonts-noto-color-emoji)",

@@ -1,4 +1,4 @@
-"""Sections on zero-shot accuracy: the numbers, and the classes behind them."""
+"""Sections on accuracy: the numbers, and the classes behind them."""
 
 import collections
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import numpy as np
 
 from synthclip_jax.evals.results import group
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
+from synthclip_jax.report.tasks import tasks
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
 
 CLASSES = 6  # best and worst classes shown
@@ -26,7 +27,7 @@ def zeroshot(run: Run) -> Html:
         tracks = []
         for metric, label, chance in (("acc1", "top-1", "chance"), ("acc5", "top-5", "chance5")):
             if metric in values:
-                tracks.append(_track(label, values, metric, values.get(chance, 0.0)))
+                tracks.append(track(label, values, metric, values.get(chance, 0.0)))
         about = f"{values['classes']:,.0f} classes, {plural(int(values['n']), 'picture')}"
         if values.get("skipped"):
             about += f", {values['skipped']:,.0f} unreadable"
@@ -57,10 +58,12 @@ def zeroshot(run: Run) -> Html:
         )
         + tag("div", rows, class_="forest")
         + tag("div", table, class_="scroll", tabindex=0)
+        + tasks(run, result["step"])
     )
 
 
-def _track(label: str, values: Mapping[str, float], metric: str, chance: float) -> Html:
+def track(label: str, values: Mapping[str, float], metric: str, chance: float) -> Html:
+    """A bar of one metric with its interval and chance."""
     value, low, high = values[metric], values[f"{metric}_low"], values[f"{metric}_high"]
     interval = f"{percent(value)}, 95% interval {percent(low)} to {percent(high)}, chance {percent(chance)}"
     return tag(

@@ -57,7 +57,7 @@ def made(tmp_path_factory):
     return workdir, testsets.run(config_with(), workdir)
 
 
-@pytest.mark.parametrize("name", list(testsets.PER_CLASS))
+@pytest.mark.parametrize("name", ["composites", "noto_color", "noto_outline"])
 def test_sets_are_read_by_the_evaluator_with_all_classes_equally_often(made, name):
     from PIL import Image
 
@@ -78,6 +78,21 @@ def test_sets_are_read_by_the_evaluator_with_all_classes_equally_often(made, nam
             assert picture.size == (32, 32)
             assert np.array(picture).std() > 5
     assert "licensed under" in (workdir / "testsets" / name / "README.md").read_text()
+
+
+def test_scenes_are_read_by_the_evaluator_each_with_a_caption_of_its_own_that_was_not_trained_on(made):
+    from synthclip_jax.evals.datasets import open_dataset
+
+    workdir, summary = made
+    dataset = open_dataset("wds:testsets/scenes", workdir)
+    examples = list(dataset)
+    assert dataset.task == "retrieval"
+    assert len(examples) == summary["scenes"] == len(CLASSES) * testsets.PER_CLASS["scenes"]
+    captions = [caption for example in examples for caption in example.captions]
+    assert len(set(captions)) == len(captions) == len(examples)
+    assert not set(map(testsets.caption_key, captions)) & set(map(testsets.caption_key, TRAINING))
+    tested = {example.image for example in open_dataset("wds:testsets/composites", workdir)}
+    assert not tested & {example.image for example in examples}
 
 
 def test_outlines_are_black_on_white(made):
