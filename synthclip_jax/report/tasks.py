@@ -52,7 +52,7 @@ def tasks(run: Run, step: int) -> Html:
             for metric, chance, _, what in shown:
                 lines.append(_line(name, what, values, metric, chance, _papers(suite, metric, name)))
         if rows:
-            parts += [tag("h3", title), tag("p", about, class_="note"), tag("div", rows, class_="forest")]
+            parts += [tag("h4", title), tag("p", about, class_="note"), tag("div", rows, class_="forest")]
     if not parts:
         return Html("")
     beside = any(papers is not None for _, papers in lines)
@@ -126,5 +126,5 @@ def _embedding(run: Run, step: int) -> Html:
     )
     table = tag("table", tag("thead", tag("tr", (tag("th", word) for word in head))), tag("tbody", rows))
     return text(
-        [tag("h3", "The shared space"), tag("p", about, class_="note"), tag("div", table, class_="scroll", tabindex=0)]
+        [tag("h4", "The shared space"), tag("p", about, class_="note"), tag("div", table, class_="scroll", tabindex=0)]
     )

@@ -1,0 +1,116 @@
+"""Classes by the concept bank and the captions, and the page on two checkpoints."""
+
+import shutil
+
+import numpy as np
+import pytest
+from fake_run import make_run
+
+from synthclip_jax import compare_runs
+from synthclip_jax.evals import concepts
+from synthclip_jax.evals.concepts import IN, NEAR, OUT
+
+
+def kinds(names, bank):
+    return [each.kind for each in concepts.classify(names, bank, None)]
+
+
+def test_classes_are_in_near_or_out_of_the_bank():
+    bank = ["Dog", "fire truck", "teddy bear", "berry", "glass"]
+    names = ["dog", "dogs", "fire-truck", "golden retriever dog", "bear", "cat", "hotdog", "berries", "glass"]
+    assert kinds(names, bank) == [IN, NEAR, NEAR, NEAR, NEAR, OUT, OUT, NEAR, IN]
+    assert kinds(["dog"], []) == [OUT]
+
+
+def test_captions_count_once_each_in_whole_words_of_either_number():
+    captions = ["Two dogs and a dog.", "A hotdog.", "The DOG sleeps", "fire trucks, a fire", "a truck on fire"]
+    seen = {each.name: each.seen for each in concepts.classify(["dog", "fire truck", "cat"], [], captions)}
+    assert seen == {"dog": 2, "fire truck": 1, "cat": 0}
+
+
+def test_groups_add_up_to_all_pictures_and_hold_their_accuracy():
+    classes = [concepts.Class(*each) for each in (("a", IN, 0), ("b", OUT, 5), ("c", OUT, 12), ("d", NEAR, 9))]
+    right, count = np.array([4, 1, 0, 2]), np.array([5, 5, 5, 2])
+    groups = {group.name: group for group in concepts.by_kind(classes, right, count)}
+    assert {name: (group.classes, group.pictures) for name, group in groups.items()} == {
+        IN: (1, 5),
+        NEAR: (1, 2),
+        OUT: (2, 10),
+    }
+    assert groups[OUT].accuracy == 0.1
+    frequency = concepts.by_frequency(classes, right, count)
+    assert [(group.name, group.pictures) for group in frequency] == [("0", 5), ("1 to 9", 7), ("10 to 99", 5)]
+    assert sum(group.pictures for group in frequency) == 17
+
+
+def test_trend_finds_the_slope_that_is_there():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    seen = rng.integers(0, 3000, 200)
+    accuracy = 0.1 + 0.2 * np.log10(1 + seen) + rng.normal(0, 0.02, 200)
+    found = concepts.trend(seen, accuracy)
+    assert found["slope"] == pytest.approx(0.2, abs=0.01)
+    assert found["correlation"] == pytest.approx(stats.spearmanr(seen, accuracy).statistic)
+    assert concepts.trend(np.full(9, 3), rng.random(9)) == {}
+
+
+def test_mcnemar_equals_the_exact_binomial_test():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(1)
+    first, second = rng.random(300) < 0.6, rng.random(300) < 0.5
+    split = [int((first & ~second).sum()), int((second & ~first).sum())]
+    assert compare_runs.mcnemar(first, second) == pytest.approx(stats.binomtest(split[0], sum(split)).pvalue)
+    assert compare_runs.mcnemar(first, first) == 1.0
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """Two runs on the same test sets, of which the second is much worse on `composites`."""
+    folder = tmp_path_factory.mktemp("two")
+    first = make_run(folder / "first")
+    shutil.copytree(first, folder / "second")
+    path = folder / "second" / "eval" / "600-zeroshot.composites.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["top"] = (arrays["labels"][:, None] + 1) % len(arrays["class_names"]) + 0 * arrays["top"]
+    np.savez_compressed(path, **arrays)
+    return first, folder / "second", arrays
+
+
+def test_the_page_names_the_winner_its_classes_and_the_pictures(two_runs):
+    first, second, arrays = two_runs
+    page = compare_runs.build((first, second))
+    with np.load(first / "eval" / "600-zeroshot.composites.npz") as file:
+        right = file["top"][:, 0] == file["labels"]
+    section = page[page.index('id="composites"') : page.index('id="outlines"')]
+    assert f"Only first, step 600 is right: {right.sum()} picture" in section
+    assert "Only second, step 600 is right: 0 pictures" in section
+    assert "larger than chance explains" in section
+    assert section.count("<img") == min(right.sum(), compare_runs.PICTURES)
+    names = arrays["class_names"]
+    assert f"<b>{names[0]}</b> taken for <b>{names[1]}</b>" in section
+    assert concepts.IN in section
+    assert "<script" not in page
+    assert "The difference may be chance" in page[page.index('id="outlines"') :]  # equal there
+
+
+def test_other_classes_are_refused_by_name(two_runs, tmp_path):
+    first, second, arrays = two_runs
+    other = {**arrays, "class_names": arrays["class_names"][::-1]}
+    with pytest.raises(compare_runs.CompareError, match="different classes"):
+        compare_runs.pair("composites", arrays, other)
+    with pytest.raises(compare_runs.CompareError, match="no picture is in both"):
+        compare_runs.pair("composites", arrays, {**arrays, "keys": np.char.add(arrays["keys"], "x")})
+    with pytest.raises(compare_runs.CompareError, match="Evaluate first"):
+        compare_runs.build((first, tmp_path))
+    with pytest.raises(compare_runs.CompareError, match="steps: 600"):
+        compare_runs.build((first, second), (None, 7))
+
+
+def test_command_line_writes_one_page(two_runs, tmp_path, monkeypatch, capsys):
+    first, second, _ = two_runs
+    monkeypatch.setattr("sys.argv", ["compare_runs", str(first), str(second), f"--out={tmp_path / 'page.html'}"])
+    compare_runs.main()
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert "page.html" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
