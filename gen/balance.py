@@ -1,11 +1,12 @@
 """Balance: which captions are kept, so that frequent concepts do not drown the rare ones (MetaCLIP, arXiv 2309.16671).
 
-A map over caption shards finds the concepts in each caption (`matches-*.parquet`, committed per shard); a reduction
-drops repeated captions, counts concepts, settles the threshold t, prints what other thresholds would keep, and writes
+A map over caption shards finds the concepts in each caption (`matches-*.parquet`, committed per shard), on all cores or
+on the executor's machines; a reduction drops repeated captions, and nearly repeated ones if asked to, counts concepts,
+settles the threshold t, prints what other thresholds would keep, and only then writes
 
     W/gen/balance/selected.parquet     the captions kept, in the order of ids, with the concepts found in them
     W/gen/balance/counts_before.npy    captions per concept before balancing, int64; counts_after.npy: after
-    W/gen/balance/balance.json         threshold, totals, keep-rate curve; written last
+    W/gen/balance/balance.json         threshold, totals, rejects by reason, keep-rate curve; written last
 
 Captions in which no concept is found are dropped, as in MetaCLIP, even if they were made for one: a concept that is
 only found in another form ("Cats" for `cat`) does not count.
