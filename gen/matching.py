@@ -32,7 +32,7 @@ def space_text(text: str) -> str:
 
 
 class Matcher:
-    """Finds the concepts that captions contain: about 130,000 captions/s and core in a bank of 440,000 concepts.
+    """Finds the concepts that captions contain: about 120,000 captions/s and core in a bank of 500,000 concepts.
 
     Args:
       concepts: their texts; a match is reported as the index in this sequence.
