@@ -10,7 +10,6 @@ predictions in `WORKDIR/eval` and the test sets; no model is run. Needs no JAX.
 
 import argparse
 import collections
-import dataclasses
 import importlib.resources
 import math
 import os
@@ -22,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from synthclip_jax.evals import concepts, intervals, results
+from synthclip_jax.evals import intervals, results
 from synthclip_jax.report import POLICY
+from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
-from synthclip_jax.report.plots import Axis, Line, line_plot, span
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
 
 CLASSES, CONFUSIONS, PICTURES = 10, 8, 24  # shown of each
@@ -151,14 +150,14 @@ def _test_set(joined: Pair, loaded: list, folders: Sequence[pathlib.Path], names
     return text(
         [
             _accuracies(joined, names),
-            tag("h3", "Classes that one of them knows better"),
+            tag("h3", "Classes that one of them knows better", class_="sub"),
             _classes(joined, names),
-            tag("h3", "What each takes for what"),
+            tag("h3", "What each takes for what", class_="sub"),
             _confusions(joined, names),
-            tag("h3", "Pictures on which they disagree"),
+            tag("h3", "Pictures on which they disagree", class_="sub"),
             _pictures(joined, loaded, names),
-            tag("h3", "Accuracy and how often a class was seen"),
-            _frequency(joined, folders, names),
+            tag("h3", "Accuracy and how often a class was seen", class_="sub"),
+            frequency(joined.class_names, *_per_class(joined), folders, names),
         ]
     )
 
@@ -273,70 +272,6 @@ def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
         title = tag("h4", f"Only {name} is right: {plural(len(rows), 'picture')}")
         parts += [title, note, tag("div", figures, class_="disagree")]
     return text(parts)
-
-
-def _frequency(joined: Pair, folders: Sequence[pathlib.Path], names: Sequence[str]) -> Html:
-    right, count = _per_class(joined)
-    present = count > 0
-    lines, rows, notes = [], [], []
-    for folder, name, hits, style in zip(folders, names, right, ("a", "b"), strict=True):
-        classes = concepts.of_run(folder, joined.class_names)
-        if not concepts.read_bank(folder):
-            notes.append(f"{name}: no concept bank in its workdir.")
-            continue
-        for group in concepts.by_kind(classes, hits, count):
-            rows.append((name, group))
-        groups = concepts.by_frequency(classes, hits, count)
-        rows += [(name, group) for group in groups]
-        if not groups:
-            notes.append(f"{name}: its captions are not in its workdir.")
-            continue
-        seen = np.array([each.seen for each in classes])[present]
-        accuracy = (hits / np.maximum(count, 1))[present]
-        lines.append(Line(name, (1 + seen).tolist(), (100 * accuracy).tolist(), f"{style} dots"))
-        found = concepts.trend(seen, accuracy)
-        if found:
-            ends = [float(1 + seen.min()), float(1 + seen.max())]
-            fitted = [100 * (found["start"] + found["slope"] * math.log10(end)) for end in ends]
-            lines.append(Line(name, ends, fitted, style))
-            notes.append(
-                f"{name}: {100 * found['slope']:+.1f} points for ten times as many captions, rank correlation"
-                f" {found['correlation']:+.2f}."
-            )
-    parts: list[Any] = [tag("p", note, class_="note") for note in notes]
-    if lines:
-        dots = [line for line in lines if "dots" in line.style]
-        x = Axis("1 + captions that name the class", *span([v for line in dots for v in line.x], log=True), log=True)
-        y = Axis("% of its pictures", -2.0, 102.0)
-        plain = [dataclasses.replace(line, name=line.name if "dots" in line.style else "") for line in lines]
-        title = "Each class: how often seen, how often right"
-        parts.append(tag("div", _dots_only(title, x, y, plain), class_="side"))
-    if rows:
-        head = tag("tr", (tag("th", word) for word in ("checkpoint", "classes", "how many", "pictures", "top-1")))
-        body = (
-            tag(
-                "tr",
-                tag("th", name, scope="row"),
-                tag("td", group.name if group.name in concepts.KINDS else f"named in {group.name} captions"),
-                tag("td", f"{group.classes:,}"),
-                tag("td", f"{group.pictures:,}"),
-                tag("td", percent(group.accuracy), tag("small", f"{100 * group.low:.1f} to {100 * group.high:.1f}")),
-            )
-            for name, group in rows
-        )
-        parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="scroll", tabindex=0))
-    return text(parts)
-
-
-def _dots_only(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Html:
-    """Classes as single dots: lines of one point each, so that none is drawn between them."""
-    split: list[Line] = []
-    for line in lines:
-        if "dots" in line.style:
-            split += [Line(line.name, [a], [b], line.style) for a, b in zip(line.x, line.y, strict=True)]
-        else:
-            split.append(line)
-    return line_plot(title, x, y, split)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.evals.results import group
+from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
 from synthclip_jax.report.tasks import tasks
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
@@ -168,6 +169,8 @@ def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
             tag("div", (card(c) for c in worst), class_="cards"),
             tag("h4", "Most frequent confusions"),
             tag("ul", confusions, class_="confusions"),
+            tag("h4", "By how often it was seen"),
+            frequency(names, [right], count, [run.folder], [f"step {result['step']:,}"]),
         ]
     )
 

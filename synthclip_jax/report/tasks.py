@@ -47,8 +47,10 @@ def tasks(run: Run, step: int) -> Html:
         for name, values in results.group(found[-1]["metrics"], suite).items() if found else ():
             shown = [measure for measure in measures if measure[0] in values]
             tracks = [_track(label, values, metric, values.get(chance, 0.0)) for metric, chance, label, _ in shown]
-            who = tag("div", tag("b", name), tag("small", _about(values)), class_="who")
-            rows.append(tag("div", who, tag("div", tracks, class_="tracks"), class_="forest-row"))
+            learned = found[-1].get("datasets", {}).get(name, {}).get("train", "")
+            cut = ", of one split divided by class" if learned.startswith("two thirds") else ""
+            who = tag("div", tag("b", name), tag("small", _about(values) + cut), class_="who")
+            rows.append(tag("div", who, tag("div", tracks, class_="tracks wide"), class_="forest-row"))
             for metric, chance, _, what in shown:
                 lines.append(_line(name, what, values, metric, chance, _papers(suite, metric, name)))
         if rows:

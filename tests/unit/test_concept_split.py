@@ -114,3 +114,46 @@ def test_command_line_writes_one_page(two_runs, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert "page.html" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_report_shows_the_split_by_bank_and_the_trend_of_one_run(two_runs):
+    from synthclip_jax import report
+
+    page = report.build(two_runs[0])
+    panel = page[
+        page.index('<section id="classes"') if '<section id="classes"' in page else page.index('id="classes"') :
+    ]
+    assert "Each class: how often seen, how often right" in panel
+    assert "named in" in panel
+    assert concepts.IN in panel
+
+
+def test_a_report_shows_probe_few_shot_and_retrieval_rows_with_intervals_and_chance(two_runs, tmp_path):
+    from synthclip_jax import report
+    from synthclip_jax.evals import results
+
+    workdir = shutil.copytree(two_runs[0], tmp_path / "run")
+    for suite, keys in {
+        "linear_probe": ("acc1",),
+        "fewshot": ("acc1", "ridge5_acc1"),
+        "retrieval": ("image_r@1", "text_r@5"),
+    }.items():
+        metrics = {"n": 40, "classes": 8, "train": 80, "episodes": 5000, "captions": 41, "chance": 0.125}
+        for place, key in enumerate(keys):
+            metrics |= {key: 0.437 + place / 10, f"{key}_low": 0.3, f"{key}_high": 0.7, f"{key}_chance": 0.025}
+        metrics = {f"{suite}/cifar10/{key}": value for key, value in metrics.items()}
+        results.write_result(workdir, 600, suite, metrics, {"cifar10": {}})
+    page = report.build(workdir)
+    section = page[page.index('id="zeroshot"') : page.index('id="classes"')]
+    for title in ("Linear probe", "Few-shot", "Retrieval"):
+        assert f">{title}</h4>" in section
+    for what in (
+        "linear probe, top-1",
+        "few-shot, 5-way 5-shot",
+        "image retrieval, recall at 1",
+        "text retrieval, recall at 5",
+    ):
+        assert f"<td>{what}</td>" in section
+    assert "43.7%, 95% interval 30.0% to 70.0%, chance 12.5%" in section
+    assert "paper, CLIP on CC12M" in section
+    assert "<td>91.3%</td>" in section  # the paper's linear probe on CIFAR-10
