@@ -165,9 +165,8 @@ def trend(seen: Float[np.ndarray, "classes"], accuracy: Float[np.ndarray, "class
         return {}
     x = np.log10(1 + np.asarray(seen, float))
     slope, start = np.polyfit(x, accuracy, 1)
-    ranks = [_ranks(values) for values in (x, np.asarray(accuracy, float))]
-    constant = any(np.ptp(each) == 0 for each in ranks)
-    correlation = 0.0 if constant else float(np.corrcoef(*ranks)[0, 1])
+    first, second = _ranks(x), _ranks(np.asarray(accuracy, float))
+    correlation = float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) and np.ptp(second) else 0.0
     return {"correlation": correlation, "slope": float(slope), "start": float(start)}
 
 

@@ -195,7 +195,7 @@ class Extractor:
     def _path(self, dataset: Dataset) -> pathlib.Path:
         digest = hashlib.blake2b(f"{self._made} {dataset.spec} {dataset.class_names}".encode(), digest_size=12)
         for leaf in jax.tree.leaves(self.encoder.params):
-            digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+            digest.update(np.asarray(leaf).tobytes())
         folder = getattr(dataset, "folder", None)
         if isinstance(folder, pathlib.Path):
             files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -3,6 +3,8 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fake_run import make_run
 
@@ -68,6 +70,10 @@ def two_runs(tmp_path_factory):
     """Two runs on the same test sets, of which the second is much worse on `composites`."""
     folder = tmp_path_factory.mktemp("two")
     first = make_run(folder / "first")
+    captions = pq.read_table(first / "gen" / "captions" / "captions-00000-of-00001.parquet", columns=["caption"])
+    texts = captions.column("caption").to_pylist()
+    texts += [text for text in texts if "cat" in text] * 20  # one class is seen far more often
+    pq.write_table(pa.table({"caption": texts}), first / "gen" / "balance" / "selected.parquet")
     shutil.copytree(first, folder / "second")
     path = folder / "second" / "eval" / "600-zeroshot.composites.npz"
     with np.load(path) as file:
