@@ -290,12 +290,34 @@ class LoadedModel(NamedTuple):
     info: dict[str, Any]
 
 
-def load_model(place: str | pathlib.Path, step: int | None = None) -> LoadedModel:
-    """Loads the parameters of a checkpoint (not the optimizer) onto the first device of this process.
+def find_checkpoint(place: str | pathlib.Path, step: int | None = None) -> pathlib.Path:
+    """The folder of a checkpoint.
 
     Args:
       place: a workdir, or one checkpoint's folder (named by its step).
       step: which checkpoint of a workdir; None takes the newest.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    folder = checkpoint_folder(place)
+    steps = saved_steps(folder)
+    path = pathlib.Path(place).absolute()
+    if not steps and path.name.isdigit() and path.is_dir() and step in (None, int(path.name)):
+        return path
+    if not steps:
+        raise CheckpointError(f"{folder}: no checkpoint. Train first: python -m synthclip_jax.train")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are {steps}")
+    return folder / str(step)
+
+
+def load_model(place: str | pathlib.Path, step: int | None = None) -> LoadedModel:
+    """Loads the parameters of a checkpoint (not the optimizer) onto the first device of this process.
+
+    Args:
+      place, step: see `find_checkpoint`.
 
     Returns:
       The averaged parameters where the run averaged them.
@@ -303,19 +325,10 @@ def load_model(place: str | pathlib.Path, step: int | None = None) -> LoadedMode
     Raises:
       CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    folder = checkpoint_folder(place)
-    steps = saved_steps(folder)
-    path = pathlib.Path(place).absolute()
-    if not steps and path.name.isdigit() and path.is_dir() and step in (None, int(path.name)):
-        return _load(path, int(path.name), "")
-    if not steps:
-        raise CheckpointError(f"{folder}: no checkpoint. Train first: python -m synthclip_jax.train")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-    others = [other for other in steps if other != step]
+    path = find_checkpoint(place, step)
+    others = [other for other in saved_steps(path.parent) if other != int(path.name)]
     hint = f"Other checkpoints: {others}" if others else "There is no other checkpoint"
-    return _load(folder / str(step), step, hint)
+    return _load(path, int(path.name), hint)
 
 
 def load_parameters(place: str | pathlib.Path, shapes: Any) -> Any:

@@ -1,0 +1,180 @@
+"""Embedding pictures and texts: every item once, in order, whatever interrupts it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy_config
+from toy_dataset import jpeg, picture
+
+from synthclip_jax import config as config_lib
+from synthclip_jax import embed as embed_lib
+from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.embed import embed, main
+from synthclip_jax.embeddings import EmbeddingError, Parts
+from synthclip_jax.encoder import Encoder, load_encoder
+from synthclip_jax.models import make_model
+
+TEXTS = ["a red square", "", "two blue ones", "naïve café", "x " * 60]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Checkpoints of an untrained model at steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("embed")
+    config = toy_config.get_config()
+    _, init = make_model(config.model, config.data.image_size)
+    checkpoints = Checkpoints(checkpoint_folder(workdir), keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, jax.jit(init)(jax.random.key(step)), None, {"config": config_lib.plain(config)})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """21 pictures in folders, of which two do not decode, and a file that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(21):
+        path = folder / f"{index % 3}" / f"{index:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no picture" if index in (4, 11) else jpeg(picture(index)))
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    return path
+
+
+def quiet(line: str) -> None:
+    """Takes the place of print."""
+
+
+def test_pictures_and_texts_are_embedded_in_order_and_the_undecodable_named(workdir, pictures, texts, tmp_path):
+    said = []
+    assert embed(workdir, tmp_path / "v.npz", str(pictures), texts, batch_size=8, part_size=5, log=said.append)
+    found = np.load(tmp_path / "v.npz")
+    good = sorted(f"{index % 3}/{index:02d}.jpg" for index in range(21) if index not in (4, 11))
+    assert found["image_keys"].tolist() == good
+    assert sorted(found["image_skipped"].tolist()) == ["1/04.jpg", "2/11.jpg"]
+    assert found["text_keys"].tolist() == [str(number) for number in range(len(TEXTS))]
+    encoder = load_encoder(workdir, batch_size=8)
+    expected = {
+        key: vector
+        for batch in encoder.pictures((key, (pictures / key).read_bytes()) for key in good)
+        for key, vector in zip(batch.keys, batch.embeddings, strict=True)
+    }
+    np.testing.assert_allclose(found["images"], np.stack([expected[key] for key in good]), atol=1e-6)
+    np.testing.assert_allclose(found["texts"], encoder.texts(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found["images"], axis=1), 1, atol=1e-5)
+    assert any("2 do not decode" in line for line in said)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_parquet_holds_the_same(workdir, pictures, texts, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("v.npz", "v.parquet"):
+        embed(workdir, tmp_path / name, str(pictures), texts, batch_size=8, part_size=5, log=quiet)
+    table, arrays = parquet.read_table(tmp_path / "v.parquet"), np.load(tmp_path / "v.npz")
+    rows = np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(rows, np.concatenate([arrays["images"], arrays["texts"]]))
+    assert table["key"].to_pylist() == [*arrays["image_keys"], *arrays["text_keys"]]
+    assert table["kind"].to_pylist() == ["image"] * 19 + ["text"] * len(TEXTS)
+    assert len(json.loads(table.schema.metadata[b"skipped"])["images"]) == 2
+
+
+def test_an_interrupted_run_embeds_only_what_is_missing_and_gives_the_same_file(
+    workdir, pictures, tmp_path, monkeypatch
+):
+    embed(workdir, tmp_path / "whole.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+    write = Parts.write
+
+    def write_two(self, kind, number, part):
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, kind, number, part)
+
+    monkeypatch.setattr(Parts, "write", write_two)
+    with pytest.raises(KeyboardInterrupt):
+        embed(workdir, tmp_path / "v.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+    monkeypatch.setattr(Parts, "write", write)
+    there = sorted(path.name for path in (tmp_path / "v.npz.parts").glob("images-*.npz"))
+    assert "images-00002.npz" not in there
+    assert there[:2] == ["images-00000.npz", "images-00001.npz"]
+    assert not (tmp_path / "v.npz").exists()
+
+    asked = []
+    stream = Encoder.pictures
+
+    def counted(self, items):
+        return stream(self, (asked.append(key) or (key, data) for key, data in items))
+
+    monkeypatch.setattr(Encoder, "pictures", counted)
+    assert embed(workdir, tmp_path / "v.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+    done = {4 * int(name[7:12]) + offset for name in there for offset in range(4)}
+    assert sorted(asked) == [index for index in range(21) if index not in done]
+    first, second = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "v.npz")
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    asked.clear()
+    assert embed(workdir, tmp_path / "v.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+    assert asked == []
+
+
+def test_several_machines_share_the_parts_and_the_last_one_joins_them(workdir, pictures, texts, tmp_path):
+    embed(workdir, tmp_path / "one.npz", str(pictures), texts, batch_size=8, part_size=4, log=quiet)
+    for number in (1, 0, 2):
+        whole = embed(
+            workdir, tmp_path / "v.npz", str(pictures), texts, None, 8, part_size=4, shard=(number, 3), log=quiet
+        )
+        assert whole == (number == 2)
+    one, several = np.load(tmp_path / "one.npz"), np.load(tmp_path / "v.npz")
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], several[name], err_msg=name)
+
+
+def test_another_checkpoint_or_other_items_are_refused_unless_redone(workdir, pictures, texts, tmp_path):
+    out = tmp_path / "v.npz"
+    embed(workdir, out, "", texts, step=1, log=quiet)
+    before = np.load(out)["texts"]
+    with pytest.raises(EmbeddingError, match=r"holds something else .*\n  step: 1 -> 2\n  checkpoint: "):
+        embed(workdir, out, "", texts, log=quiet)
+    with pytest.raises(EmbeddingError, match="images: "):
+        embed(workdir, out, str(pictures), texts, step=1, log=quiet)
+    np.testing.assert_array_equal(np.load(out)["texts"], before)
+    embed(workdir, out, "", texts, redo=True, log=quiet)
+    assert np.abs(np.load(out)["texts"] - before).max() > 0.01
+    (tmp_path / "mine.npz").write_bytes(b"precious")
+    with pytest.raises(EmbeddingError, match="exists and is no file of embeddings"):
+        embed(workdir, tmp_path / "mine.npz", "", texts, log=quiet)
+    assert (tmp_path / "mine.npz").read_bytes() == b"precious"
+
+
+def test_a_pattern_finds_pictures_too(pictures):
+    keys, files = embed_lib.find_pictures(f"{pictures}/1/*.jpg")
+    assert len(files) == 7
+    assert keys == [str(path) for path in files]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to embed"),
+        (["--images=/nowhere/at/all"], "no file of this name or pattern"),
+        (["--texts=/nowhere.txt"], "cannot be read as UTF-8 text"),
+        (["--texts={texts}", "--out=v.csv"], "expected a name that ends in .npz or .parquet"),
+        (["--texts={texts}", "--step=7"], r"no checkpoint of step 7; there are \[1, 2\]"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_with_a_reason(workdir, texts, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    given = [argument.format(texts=texts) for argument in arguments]
+    out = [] if any("--out" in argument for argument in given) else ["--out=v.npz"]
+    with pytest.raises(SystemExit, match=message):
+        main([f"--workdir={workdir}", *out, *given])
+    assert not list(tmp_path.glob("v.*"))
