@@ -106,7 +106,7 @@ def _compare(name: str, model: LoadedModel, ours: _Features, theirs: _Features, 
     std = np.array(model.config.data.std, np.float32)
     pixels = float(np.abs((ours.pixels - theirs.pixels) * std).max())
     images, texts = (float(np.abs(a - b).max()) for a, b in ((ours.images, theirs.images), (ours.texts, theirs.texts)))
-    features = max(images, texts)
+    features = float(np.max([images, texts]))  # max() would lose a NaN
     # Written so that a NaN fails.
     if not features < FEATURES:
         raise ExportMismatch(

@@ -54,7 +54,7 @@ def testsets(tmp_path_factory):
     (root / "squares" / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
     forms = ("a {} square on a {} ground", "{} on {}", "a picture of a {} box, all around it {}", "{}, {}, 3 of them")
     examples = []
-    for number, index in enumerate(range(0, 2 * len(PAIRS), 4)):
+    for number, index in enumerate(range(0, len(PAIRS), 2)):  # no two captions are equal: ties have no right order
         captions = [form.format(*PAIRS[index % len(PAIRS)]) for form in forms[: 1 + number % 4]]
         examples.append({"png": encoded(index), "txt": "\n".join(captions).encode()})
     write_tar(root / "flickr8k", examples)  # clip-benchmark knows by the name that this is a retrieval set
@@ -157,7 +157,7 @@ def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(ex
     for name in ("open_clip", "transformers"):
         assert np.abs(theirs[f"{name}_texts"] - texts).max() < 1e-4, name
     np.testing.assert_array_equal(theirs["open_clip_tokens"], encoder.tokenizer(TEXTS))
-    scores = theirs["open_clip_scale"] * (batch.embeddings[0] @ texts.T)
+    scores = theirs["open_clip_scale"] * (batch.embeddings[0] @ texts[:2].T)
     expected = np.exp(scores - scores.max())
     # The pipeline resizes with torchvision.
     np.testing.assert_allclose(theirs["pipeline"], expected / expected.sum(), atol=1e-2)
