@@ -174,6 +174,13 @@ def test_a_folder_with_something_in_it_is_left_alone(openai, tmp_path):
 
 def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path):
     workdir = fake_run.make_run(tmp_path / "run")
+    (provenance,) = (workdir / "dataset").glob("*/*/provenance.json")
+    gen = default_config().gen  # as generation writes it
+    gen.captions.update(engine="transformers", model="smollm2")
+    gen.images.update(engine="sprites")
+    plans = {"concepts": {"digest": "fedcba9876543210"}}
+    made = json.loads(provenance.read_text()) | {"config": config_lib.plain(gen), "plans": plans}
+    provenance.write_text(json.dumps(made))
     config = config_lib.from_plain(json.loads((workdir / "train" / "config.json").read_text())["config"])
     config = ml_collections.ConfigDict(config)
     config.model.update(tower="openai")
@@ -182,8 +189,6 @@ def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path)
     save(workdir, config, step=600)
     export(workdir, tmp_path / "out", ("open_clip",), log=quiet)
     card = (tmp_path / "out" / "README.md").read_text()
-    (provenance,) = (workdir / "dataset").glob("*/*/provenance.json")
-    made = json.loads(provenance.read_text())
     result = json.loads(next((workdir / "eval").glob("600-zeroshot.json")).read_text())["metrics"]
     key = next(key for key in result if key.endswith("/acc1"))
     low, high = result[f"{key}_low"], result[f"{key}_high"]
@@ -197,6 +202,7 @@ def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path)
         "CC-BY 4.0",
         "AdamW, peak learning rate",
         "0123456789abcdef",
+        "digest `fedcba9876543210`",
     ):
         assert words in card, words
     assert str(tmp_path) not in card
