@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -112,7 +112,7 @@ def gather_texts(texts: list[str]) -> list[str]:
     return [text for row, size in zip(rows, sizes, strict=True) for text in json.loads(row[:size].tobytes())]
 
 
-def of_first(values: list[int]) -> list[int]:
+def of_first(values: Sequence[int]) -> list[int]:
     """The first process's values, for what may look different from another machine, such as a folder just changed."""
     return json.loads(gather_texts([json.dumps(values)])[0])
 

@@ -128,7 +128,9 @@ class Encoder:
         rows = self.placement.local_rows((size, side, side, 3))
 
         def submit(batch: list[tuple[Any, bytes]]) -> list[tuple[Any, Future | None]]:
-            return [(key, pool.submit(self._decode, data) if row in rows else None) for row, (key, data) in batch]
+            return [
+                (key, pool.submit(self._decode, data) if row in rows else None) for row, (key, data) in enumerate(batch)
+            ]
 
         def gather(batch: list[tuple[Any, Future | None]]):
             images, valid = np.zeros((size, side, side, 3), np.uint8), np.zeros(size, bool)
@@ -141,7 +143,7 @@ class Encoder:
             ahead: collections.deque = collections.deque()
             try:
                 while batch:
-                    ahead.append(submit(list(enumerate(batch))))
+                    ahead.append(submit(batch))
                     if len(ahead) > 2:
                         yield gather(ahead.popleft())
                     batch = list(itertools.islice(items, size))

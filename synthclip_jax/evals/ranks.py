@@ -18,7 +18,7 @@ QUERY_BLOCK, GALLERY_BLOCK = 512, 32_768  # rows and columns of the scores held 
 def best_ranks(
     queries: Float[np.ndarray, "q d"],
     gallery: Float[np.ndarray, "g d"],
-    right: Sequence[Sequence[int]],
+    right: Sequence[Sequence[int]] | Int[np.ndarray, "q _"],
     query_block: int = QUERY_BLOCK,
     gallery_block: int = GALLERY_BLOCK,
 ) -> Int[np.ndarray, "q"]:
@@ -94,7 +94,7 @@ def _better(queries, gallery, answers, score, index, start, size) -> Int[Array, 
     return _count(_scores(queries, gallery), answers, score, index, start, size)
 
 
-def _update(scores, answers, best, start):
+def _update(scores, answers, best, start) -> tuple[Array, Array]:
     """The best (score, index) of the right answers so far; `answers` count from this block's start."""
     inside = _inside(scores, answers)
     found = jnp.take_along_axis(scores, jnp.where(inside, answers, 0), axis=1)

@@ -14,7 +14,8 @@ All kinds stream: memory does not grow with the number of pictures.
 
 import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from synthclip_jax.evals.datasets.folder import ImageFolder
 from synthclip_jax.evals.datasets.karpathy import Karpathy
@@ -43,7 +44,12 @@ __all__ = [
     "open_dataset",
     "open_datasets",
 ]
-_OPEN = {"wds": WebDataset, "folder": ImageFolder, "tfds": Prepared, "karpathy": Karpathy}
+_OPEN: dict[str, Callable[[DatasetSpec, Any], Dataset]] = {
+    "wds": WebDataset,
+    "folder": ImageFolder,
+    "tfds": Prepared,
+    "karpathy": Karpathy,
+}
 
 
 def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".") -> Dataset:
