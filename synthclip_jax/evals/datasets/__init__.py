@@ -44,7 +44,7 @@ __all__ = [
     "open_dataset",
     "open_datasets",
 ]
-_OPEN: dict[str, Callable[[DatasetSpec, Any], Dataset]] = {
+_OPEN: dict[str, Callable[[DatasetSpec, Any], Any]] = {
     "wds": WebDataset,
     "folder": ImageFolder,
     "tfds": Prepared,
