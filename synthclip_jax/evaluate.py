@@ -2,12 +2,15 @@
 
     python -m synthclip_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
     python -m synthclip_jax.evaluate --config=C --workdir=W --suite=zeroshot --dataset=wds:DIR --dataset=NAME=folder:DIR
+    python -m synthclip_jax.evaluate --config=C --workdir=W --suite=paper --data=DIR     the paper's, as far as in DIR
+    python -m synthclip_jax.evaluate --workdir=W --build                             all results in a CSV and a table
 
 Takes the newest checkpoint of the workdir (or --step), prints a table for each suite with 95% intervals and chance,
 and writes WORKDIR/eval/STEP-SUITE.json. What is there already is printed and not computed again.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -16,31 +19,35 @@ from typing import Any
 import ml_collections
 
 from synthclip_jax.config import add_config_argument, parse_args
-from synthclip_jax.evals import EvaluationError, results
-from synthclip_jax.evals.datasets import Dataset, DatasetError, open_datasets
+from synthclip_jax.evals import EvaluationError, build, catalogue, results
+from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, open_datasets
 from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
+
+PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
 
 
 def evaluate(
     config: Any,
     workdir: str | pathlib.Path,
-    datasets: Sequence[str] | None = None,
+    datasets: Sequence[str | Dataset] | None = None,
     templates: str | None = None,
     step: int | None = None,
     redo: bool = False,
     log: Callable[[str], Any] = print,
     suites: Sequence[str] | None = None,
+    load: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """Evaluates a checkpoint where its numbers are not known yet.
 
     Args:
-      datasets: specs; None takes `config.eval.datasets`, leaving out those that are not there.
+      datasets: specs, or opened ones; None takes `config.eval.datasets`, leaving out those that are not there.
       templates: prompt set or file for all of them; None takes `config.eval.templates`.
       step: which checkpoint; None takes the newest.
       redo: compute again what is there already.
       log: takes lines of text.
       suites: names; None takes `config.eval.suites`, leaving out those that no test set suits.
+      load: gives the checkpoint's model with its parameters where they are to be used, for several evaluations of one.
 
     Returns:
       Metrics `SUITE/NAME/METRIC` of the test sets asked for.
@@ -51,10 +58,8 @@ def evaluate(
       EvaluationError: the checkpoint's embeddings are not finite, or no picture of a test set decodes.
       CheckpointError: there is no such checkpoint.
     """
-    from synthclip_jax import checkpoint
-
-    if step is None:  # without a checkpoint step 0 will do: loading it says what to do
-        step = max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
+    step = newest_step(workdir) if step is None else step
+    load = load or functools.cache(lambda: load_model(workdir, step))
     if templates is not None:
         config = ml_collections.ConfigDict(config)
         config.eval.templates = templates
@@ -62,7 +67,6 @@ def evaluate(
     for line in missing:
         log(line)
     plan = assign(opened, config.eval.suites if suites is None else suites, datasets is not None, suites is not None)
-    model = None
     values: dict[str, float] = {}
     for suite, wanted in plan:
         evaluator_class = suite.load()
@@ -71,13 +75,9 @@ def evaluate(
         known = results.read_result(path) if path.exists() and not redo else {"metrics": {}, "datasets": {}}
         todo = [dataset for dataset in wanted if not _is_done(known, dataset.name, settings[dataset.name], path)]
         if todo:
-            from synthclip_jax.encoder import on_all_devices
-
-            if model is None:
-                model = checkpoint.load_model(workdir, step)
-                model = model._replace(params=on_all_devices(model.params))
+            model = load()
             # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
-            evaluator = evaluator_class(_merged(model.config, config), model.graphdef, todo, log)
+            evaluator = evaluator_class(_merged(model.config, config, workdir), model.graphdef, todo, log)
             save(workdir, step, suite.name, evaluator, config, evaluator.run(model.params))
             log(f"step {step:,}: {', '.join(dataset.name for dataset in todo)} evaluated, written to {path}")
         else:
@@ -85,6 +85,64 @@ def evaluate(
         grouped = results.group(results.read_result(path)["metrics"], suite.name)
         values |= {f"{suite.name}/{name}/{key}": value for name in settings for key, value in grouped[name].items()}
     return values
+
+
+def evaluate_paper(
+    config: Any,
+    workdir: str | pathlib.Path,
+    data: str | pathlib.Path,
+    step: int | None = None,
+    redo: bool = False,
+    log: Callable[[str], Any] = print,
+) -> tuple[dict[str, float], list[str]]:
+    """Evaluates a checkpoint on those of the paper's datasets that are there, each as the paper does.
+
+    Args:
+      data: folder with the datasets; see `synthclip_jax/evals/catalogue.json` for their places in it.
+
+    Returns:
+      Metrics `SUITE/NAME/METRIC`, and a line for each dataset that is left out, with the command that fetches it.
+
+    Raises:
+      MissingDataset: none of them is there.
+      The errors of `evaluate`.
+    """
+    step = newest_step(workdir) if step is None else step
+    load = functools.cache(lambda: load_model(workdir, step))
+    values: dict[str, float] = {}
+    missing: list[str] = []
+    for entry in catalogue.entries():
+        try:
+            dataset = catalogue.find(entry, data)
+        except MissingDataset as error:
+            missing.append(str(error))
+            continue
+        suites = [name for name in entry.suites if name in SUITES]
+        found = evaluate(config, workdir, [dataset], entry.templates or None, step, redo, log, suites, load)
+        for name in suites:
+            count = found.get(f"{name}/{entry.name}/n")
+            if count is not None and count != entry.pictures:
+                log(f"{entry.name}: {count:,.0f} pictures, the paper's {entry.split} split has {entry.pictures:,}")
+        values |= found
+    if not values:
+        raise MissingDataset(f"none of the paper's datasets is in {data}\n" + "\n".join(missing))
+    return values, missing
+
+
+def newest_step(workdir: str | pathlib.Path) -> int:
+    """The step of the newest checkpoint; 0 if there is none, and loading it then says what to do."""
+    from synthclip_jax import checkpoint
+
+    return max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
+
+
+def load_model(workdir: str | pathlib.Path, step: int) -> Any:
+    """A checkpoint's model, its parameters on all devices."""
+    from synthclip_jax import checkpoint
+    from synthclip_jax.encoder import on_all_devices
+
+    model = checkpoint.load_model(workdir, step)
+    return model._replace(params=on_all_devices(model.params))
 
 
 def assign(
@@ -132,10 +190,11 @@ def table(metrics: dict[str, float]) -> str:
     return "\n\n".join(results.table(metrics, name, SUITES[name].columns) for name in names if name in SUITES)
 
 
-def _merged(checkpoints: Any, given: Any) -> ml_collections.ConfigDict:
+def _merged(checkpoints: Any, given: Any, workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The config of a checkpoint with what is given on how to evaluate it."""
     config = ml_collections.ConfigDict(checkpoints)
     config.eval = ml_collections.ConfigDict(given.eval)
+    config.eval.features.folder = given.eval.features.folder or str(pathlib.Path(workdir) / "eval" / "features")
     config.data.threads = given.data.threads
     return config
 
@@ -160,34 +219,52 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--suite", help=f"instead of config.eval.suites: {', '.join(SUITES)}, with commas between them")
+    parser.add_argument("--build", action="store_true", help="write all results to eval/results.csv and results.md")
+    if "--build" in sys.argv:
+        _build(parser.parse_args().workdir)
+        return
+    add_config_argument(parser)
+    parser.add_argument(
+        "--suite", help=f"instead of config.eval.suites: {', '.join(SUITES)}, with commas between them; or {PAPER}"
+    )
     parser.add_argument(
         "--dataset",
         action="append",
-        metavar="[NAME=]KIND:FOLDER",
-        help="wds:FOLDER or folder:FOLDER instead of config.eval.datasets; may be given several times",
+        metavar="[NAME=]KIND:PLACE[@SPLIT]",
+        help="wds:FOLDER, folder:FOLDER, tfds:NAME or karpathy:FILE.json[:PICTURES] instead of config.eval.datasets;"
+        " may be given several times",
     )
+    parser.add_argument("--data", type=pathlib.Path, help=f"folder with the datasets of --suite={PAPER}")
     parser.add_argument("--templates", help="a prompt set (simple, imagenet7, imagenet80, cifar10, ...) or a file")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--redo", action="store_true", help="compute again what is there already")
     arguments, config = parse_args(parser)
     from synthclip_jax.checkpoint import CheckpointError
 
+    if (arguments.suite == PAPER) != (arguments.data is not None):
+        parser.error(f"--suite={PAPER} and --data=FOLDER go together")
+    missing: list[str] = []
+    workdir, step, redo = arguments.workdir, arguments.step, arguments.redo
     try:
-        values = evaluate(
-            config,
-            arguments.workdir,
-            arguments.dataset,
-            arguments.templates,
-            arguments.step,
-            arguments.redo,
-            suites=arguments.suite.split(",") if arguments.suite else None,
-        )
+        if arguments.suite == PAPER:
+            values, missing = evaluate_paper(config, workdir, arguments.data, step, redo)
+        else:
+            suites = arguments.suite.split(",") if arguments.suite else None
+            values = evaluate(config, workdir, arguments.dataset, arguments.templates, step, redo, suites=suites)
     except (DatasetError, PromptError, EvaluationError, results.ResultError, CheckpointError) as error:
         sys.exit(f"evaluate: {error}")
     print(table(values), flush=True)
+    if missing:
+        print("\nLeft out:\n" + "\n".join(missing), flush=True)
+
+
+def _build(workdir: pathlib.Path) -> None:
+    try:
+        *paths, text = build.build(workdir)
+    except results.ResultError as error:
+        sys.exit(f"evaluate: {error}")
+    print(f"{text}\n\nwritten to {' and '.join(map(str, paths))}", flush=True)
 
 
 if __name__ == "__main__":

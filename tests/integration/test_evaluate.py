@@ -1,5 +1,6 @@
 """`python -m synthclip_jax.evaluate` on a checkpoint: numbers once, refusals that say what to do."""
 
+import csv
 import json
 import pathlib
 import sys
@@ -9,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 import toy_config
+from toy_testset import COLOURS, picture, write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
 from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.evals import catalogue, prompts, results
+from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import ZeroShot
 from synthclip_jax.models import make_model
 
@@ -126,3 +130,92 @@ def test_without_a_checkpoint_the_command_says_to_train(monkeypatch, capsys, tmp
     status, printed = run(monkeypatch, capsys, tmp_path, "--dataset=wds:testsets/discs")
     assert status != 0
     assert "Train first" in printed
+
+
+# --- the paper's datasets, and tables over all results
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two of the paper's datasets, small: one of them a retrieval set."""
+    folder = tmp_path_factory.mktemp("data")
+    names = ("stingray", "flamingo", "mushroom")
+    for index, wnid in enumerate(("n01498041", "n02007558", "n07734744")):
+        (folder / "imagenet-a" / wnid).mkdir(parents=True)
+        (folder / "imagenet-a" / wnid / "1.png").write_bytes(picture(COLOURS[index]))
+    pairs = [
+        (f"{i}", {"png": picture(COLOURS[i], (20 + i, 20)), "txt": f"a {name}\nthe {name}".encode()})
+        for i, name in enumerate(names)
+    ]
+    write_wds(folder / "flickr8k", pairs, class_names=(), templates=())
+    return folder
+
+
+def test_the_papers_datasets_that_are_there_are_evaluated_as_it_does_and_the_others_named_with_a_command(
+    monkeypatch, capsys, workdir, data
+):
+    status, printed = run(monkeypatch, capsys, workdir, "--suite=paper", f"--data={data}")
+    assert status == 0, printed
+    zeroshot = json.loads((workdir / "eval" / "20-zeroshot.json").read_text())
+    assert zeroshot["datasets"]["imagenet-a"]["templates"] == "imagenet7"
+    assert list(results.group(zeroshot["metrics"], "zeroshot")) == ["imagenet-a"]
+    retrieval = json.loads((workdir / "eval" / "20-retrieval.json").read_text())
+    assert retrieval["metrics"]["retrieval/flickr8k/captions"] == 6
+    assert "imagenet-a: 3 pictures, the paper's test split has 7,500" in printed
+    left_out = printed.partition("Left out:")[2]
+    assert f"hf download clip-benchmark/wds_imagenet1k --repo-type dataset --local-dir {data}/imagenet1k" in left_out
+    assert f"tfds build cifar10 --data_dir={data}/tfds" in left_out
+    assert len(left_out.strip().splitlines()) == len(catalogue.entries()) - 2
+
+
+def test_where_none_of_the_papers_datasets_is_there_every_command_is_told_and_nothing_written(
+    monkeypatch, capsys, workdir, tmp_path
+):
+    status, printed = run(monkeypatch, capsys, workdir, "--suite=paper", f"--data={tmp_path / 'empty'}")
+    assert status != 0
+    assert printed.count("Get it: ") == len(catalogue.entries())
+    assert not (workdir / "eval").exists()
+
+
+def test_the_catalogue_names_suites_and_prompts_that_there_are():
+    names = [entry.name for entry in catalogue.entries()]
+    assert len(set(names)) == len(names) == 19
+    for entry in catalogue.entries():
+        assert set(entry.suites) <= set(SUITES)
+        assert not entry.templates or entry.templates in prompts.template_sets()
+        assert "{data}" in entry.get
+
+
+def test_all_results_of_a_workdir_become_one_csv_and_one_table(monkeypatch, capsys, workdir, data):
+    for step in (10, 20):
+        run(monkeypatch, capsys, workdir, "--suite=paper", f"--data={data}", f"--step={step}")
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", "--build"])
+    evaluate.main()
+    printed = capsys.readouterr().out
+    assert "imagenet-a @ 10" in printed
+    assert "flickr8k @ 20" in printed
+    with (workdir / "eval" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    written = json.loads((workdir / "eval" / "20-retrieval.json").read_text())["metrics"]
+    (row,) = [row for row in rows if (row["step"], row["metric"]) == ("20", "image_r@1")]
+    for column, suffix in (("value", ""), ("low", "_low"), ("high", "_high"), ("chance", "_chance")):
+        assert float(row[column]) == written[f"retrieval/flickr8k/image_r@1{suffix}"]
+    assert {row["suite"] for row in rows} == {"zeroshot", "retrieval"}
+    assert not [row for row in rows if row["metric"].endswith(("_low", "_high", "_chance"))]
+
+
+def test_without_results_there_is_nothing_to_build(monkeypatch, capsys, workdir):
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"--workdir={workdir}", "--build"])
+    with pytest.raises(SystemExit, match="no results"):
+        evaluate.main()
+
+
+def test_a_test_set_that_no_suite_takes_and_a_suite_without_one_are_refused(monkeypatch, capsys, workdir, data):
+    status, printed = run(monkeypatch, capsys, workdir, f"--dataset=wds:{data}/flickr8k")
+    assert status != 0
+    assert "flickr8k: a test set for retrieval" in printed
+    assert "--suite=retrieval" in printed
+    status, printed = run(monkeypatch, capsys, workdir, "--suite=retrieval", "--dataset=wds:testsets/discs")
+    assert status != 0
+    status, printed = run(monkeypatch, capsys, workdir, "--suite=retreival", "--dataset=wds:testsets/discs")
+    assert "Did you mean retrieval?" in printed

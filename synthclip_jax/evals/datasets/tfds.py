@@ -2,7 +2,7 @@
 
     tfds:oxford_iiit_pet          by name, in TFDS's own folder (TFDS_DATA_DIR, else ~/tensorflow_datasets)
     tfds:oxford_iiit_pet:3.2.0    one version of it
-    tfds:data/food101/2.0.0       the folder of a prepared dataset, with its dataset_info.json
+    tfds:data/food101/2.0.0       the folder of a prepared dataset, with its dataset_info.json; or the one above it
     tfds:food101@validation       a split; `test` unless given, or `validation` where there is no `test`
 
 Class names are those of the label feature. Nothing is downloaded: `tfds build NAME` prepares a dataset.
@@ -10,6 +10,7 @@ Class names are those of the label feature. Nothing is downloaded: `tfds build N
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 
 from synthclip_jax.evals import prompts
@@ -20,6 +21,7 @@ from synthclip_jax.evals.datasets.spec import (
     Example,
     MissingDataset,
     locate,
+    missing_folder,
 )
 from synthclip_jax.evals.datasets.webdataset import check_label, own_class_names, own_templates
 
@@ -37,11 +39,12 @@ class Prepared:
         from synthclip_jax.sources import SourceSpec
 
         self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
-        source = SourceSpec("tfds", str(locate(spec.place, workdir)), None, IMAGE, LABEL)
-        if not (pathlib.Path(source.place) / "dataset_info.json").is_file():
-            source = SourceSpec("tfds", spec.place, None, IMAGE, LABEL)
+        path = locate(spec.place, workdir)
+        if path.is_absolute() and not path.is_dir():
+            raise missing_folder(spec, path, workdir)
+        place = str(_newest(path) or spec.place)
         try:
-            self.folder = prepared_folder(source)
+            self.folder = prepared_folder(SourceSpec("tfds", place, None, IMAGE, LABEL))
         except RecordError as error:
             raise MissingDataset(f"{spec.name}: {error}") from error
         splits = [split["name"] for split in self._json("dataset_info.json").get("splits", ())]
@@ -102,3 +105,12 @@ class Prepared:
                     )
                 check_label(label[0], self.class_names, f"{self.folder}: {key}")
                 yield Example(key, image[0], label[0])
+
+
+def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+    """The folder itself, or the newest version below it (NAME/VERSION, NAME/CONFIG/VERSION); None if neither is one."""
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    found = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/dataset_info.json")]
+    versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
