@@ -100,7 +100,7 @@ class Parts:
     def write(self, kind: str, number: int, part: Part) -> None:
         """Writes a part."""
         arrays = {"index": part.index, "vectors": part.vectors, "skipped": part.skipped}
-        _replace(self.path(kind, number), lambda file: np.savez(file, **arrays))
+        _replace(self.path(kind, number), lambda file: np.savez(file, **dict[str, Any](arrays)))
 
     def read(self, kind: str) -> Iterator[Part]:
         """All parts of a kind, in order."""

@@ -123,13 +123,20 @@ def _is_about_importing(error: RuntimeError) -> bool:
 
 
 def _pictures(size: int) -> list[Image.Image]:
-    """Smooth and rough pictures that have to be resized and cropped both ways."""
+    """Smooth and rough pictures that have to be resized and cropped both ways.
+
+    Their margins are even numbers of pixels: half of an odd one is rounded by open_clip, as torchvision does, and cut
+    off by transformers, which moves the crop by a pixel.
+    """
     draw = np.random.default_rng(0)
     pictures = []
-    for width, height in ((size + 41, size + 90), (2 * size + 7, size + 3), (size, size)):
-        rough = Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8))
-        smooth = Image.fromarray(draw.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
-        pictures += [rough, smooth]
+    for short, long in ((size + 41, size + 90), (size // 2 + 3, 2 * size), (size, size + 8)):
+        while (int(size * long / short) - size) % 2:
+            long += 1
+        for width, height in ((short, long), (long, short)):
+            rough = Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8))
+            smooth = Image.fromarray(draw.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
+            pictures += [rough, smooth]
     return pictures
 
 

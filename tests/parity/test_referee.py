@@ -132,6 +132,12 @@ def photographs(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def margin(path: pathlib.Path, size: int) -> int:
+    """Pixels that the crop takes off the longer side of a resized picture."""
+    short, long = sorted(Image.open(path).size)
+    return int(size * long / short) - size
+
+
 def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(exported, tmp_path):
     workdir, export = exported
     folder = photographs(tmp_path / "pictures")
@@ -149,11 +155,15 @@ def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(ex
     def in_unit_range(name: str) -> np.ndarray:
         return theirs[name].transpose(0, 2, 3, 1) * np.float32(preprocess.std) + np.float32(preprocess.mean)
 
-    for name in ("open_clip", "transformers_pil"):
-        assert np.abs(in_unit_range(f"{name}_pixels") - pixels).max() < 1 / 255, name
-        assert np.abs(theirs[f"{name}_images"] - batch.embeddings).max() < 1e-4, name
+    # Half of an odd margin: torchvision, open_clip and we round it to the even side, transformers rounds it down.
+    same_crop = [margin(path, preprocess.image_size) % 4 != 3 for path in files]
+    assert 0 < sum(same_crop) < len(files)
+    for name, rows in (("open_clip", np.ones(len(files), bool)), ("transformers_pil", np.array(same_crop))):
+        assert np.abs(in_unit_range(f"{name}_pixels") - pixels)[rows].max() < 1 / 255, name
+        assert np.abs(theirs[f"{name}_images"] - batch.embeddings)[rows].max() < 1e-4, name
     # torchvision resizes without PIL and rounds some pixels the other way: one level of 255, not more.
-    assert np.abs(in_unit_range("transformers_torchvision_pixels") - pixels).max() < 1.01 / 255
+    off = np.abs(in_unit_range("transformers_torchvision_pixels") - pixels)[same_crop]
+    assert off.max() < 1.01 / 255
     for name in ("open_clip", "transformers"):
         assert np.abs(theirs[f"{name}_texts"] - texts).max() < 1e-4, name
     np.testing.assert_array_equal(theirs["open_clip_tokens"], encoder.tokenizer(TEXTS))
