@@ -7,8 +7,8 @@ CONFIG := configs/quickstart.py
 WORKDIR ?= runs/quickstart
 # Extra flags for every step of the quickstart, such as QUICKSTART_FLAGS=--config.seed=1
 QUICKSTART_FLAGS ?=
-JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint compare config data device_feed distributed encoder eval_datasets fewshot flops host_memory \
-  linear_probe loader losses metrics models optim plan preprocess prompts readers records retrieval sharding step tokenizer verify weights \
+JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint compare config data device_feed distributed encoder embed eval_datasets export fewshot flops host_memory \
+  linear_probe loader losses metrics models optim plan preprocess prompts readers records retrieval sharding step subset tokenizer verify weights \
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
 # The independent referee, in a folder that only processes of its own see: benchmarks/referee.py says why.
 REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' braceexpand 'torchvision>=0.21' 'numpy>=2.0,<2.4'
@@ -75,7 +75,7 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
 
 .venv-jax/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-jax
-	.venv-jax/bin/python -m pip install -qq --editable '.[tpu]' pyarrow pytest pytest-timeout pytest-xdist hypothesis
+	.venv-jax/bin/python -m pip install -qq --editable '.[tpu,export]' pyarrow pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 .venv-vllm/installed: pyproject.toml

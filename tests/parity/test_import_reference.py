@@ -10,6 +10,7 @@ from flax import nnx
 from test_models_reference import TextTransformer, channels_first, make_inputs, randomise
 
 from synthclip_jax.checkpoint import load_model
+from synthclip_jax.formats.open_clip import TIMM_SIZES
 from synthclip_jax.import_weights import import_weights, resize_grid, resize_line
 from synthclip_jax.schema import OPENAI_MEAN, OPENAI_STD
 
@@ -169,3 +170,13 @@ def test_interpolated_lines_equal_open_clips(old, new):
     state = {"positional_embedding": torch.from_numpy(positions)}
     resize_text_pos_embed(state, argparse.Namespace(positional_embedding=torch.zeros(new, 12)))
     np.testing.assert_allclose(resize_line(positions, new), state["positional_embedding"].numpy(), atol=2e-5)
+
+
+def test_timm_has_every_size_under_the_name_that_open_clip_asks_for():
+    """Models without memory: shapes alone."""
+    timm = pytest.importorskip("timm")
+    for (width, layers, heads, patch, side), name in TIMM_SIZES.items():
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == (width, layers, heads), name
+        assert (model.patch_embed.patch_size, model.patch_embed.img_size) == ((patch, patch), (side, side)), name
