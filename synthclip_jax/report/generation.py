@@ -256,7 +256,7 @@ def pictures(run: Run) -> Html:
             tag(
                 "figure",
                 thumbnail(record.image),
-                tag("figcaption", _highlighted(record.caption, record.concept)),
+                tag("figcaption", highlighted(record.caption, record.concept)),
                 title=record.id,
             )
             for record in records
@@ -265,7 +265,7 @@ def pictures(run: Run) -> Html:
     )
 
 
-def _highlighted(caption: str, concept: str) -> Html:
+def highlighted(caption: str, concept: str) -> Html:
     """The caption with its concept marked where it first stands."""
     at = caption.lower().find(concept.lower()) if concept else -1
     # A letter that changes its length with its case would shift what is found.

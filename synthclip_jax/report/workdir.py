@@ -92,13 +92,21 @@ class Run:
 
     def concept_texts(self, ids: set[int]) -> dict[int, str]:
         """The texts of some concepts."""
-        texts = {}
+        return {concept["id"]: concept["text"] for concept in self.bank_concepts() if concept["id"] in ids}
+
+    def bank_concepts(self) -> Iterator[dict[str, Any]]:
+        """The concepts in the order of their ids."""
         with (self._gen("concepts") / "bank.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                concept = json.loads(line)
-                if concept["id"] in ids:
-                    texts[concept["id"]] = concept["text"]
-        return texts
+            yield from map(json.loads, file)
+
+    def commits(self, stage: str) -> list[dict[str, Any]]:
+        """The commit records of a stage."""
+        folder = self._gen(stage) / "commits"
+        return [json.loads(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]
+
+    def match_files(self) -> list[pathlib.Path]:
+        """Files that say which concepts were found in each caption; none before balancing."""
+        return sorted(self._gen("balance").glob("matches-*.parquet"))
 
     def stage(self, name: str) -> Stage:
         """A stage that commits shards.
@@ -108,7 +116,7 @@ class Run:
         """
         folder = self._gen(name)
         plan = self._json(folder / "plan.json", f"The {name} stage has not been run in this workdir.")
-        records = [json.loads(path.read_bytes()) for path in sorted((folder / "commits").glob("[0-9]*.json"))]
+        records = self.commits(name)
         if not records:
             raise Missing(f"The {name} stage has been planned, and no shard of it is finished yet.")
         rejects: collections.Counter[str] = collections.Counter()
@@ -130,12 +138,12 @@ class Run:
     def caption_words(self) -> tuple[np.ndarray, bool]:
         """Lengths of accepted captions in words, and whether they are all of them or a sample of the shards."""
         lengths: list[int] = []
-        files = self._parquet("captions-*.parquet", "There are no captions in this workdir.")
+        files = self.parquet("captions-*.parquet", "There are no captions in this workdir.")
         step = 1
         for index, path in enumerate(files):
             if index % step:
                 continue
-            lengths += [len(caption.split()) for caption in _columns(path, ["caption"])["caption"]]
+            lengths += [len(caption.split()) for caption in read_columns(path, ["caption"])["caption"]]
             if index == 0 and lengths:
                 step = max(1, len(files) * len(lengths) // CAPTIONS_READ)
         return np.array(lengths, np.int64), step == 1
@@ -143,8 +151,8 @@ class Run:
     def rejected_captions(self, per_reason: int = 3) -> dict[str, list[tuple[str, str]]]:
         """A few rejected answers by reason: (concept, text)."""
         found: dict[str, list[tuple[str, str]]] = {}
-        for path in self._parquet("rejects-*.parquet", "No rejects are recorded.")[:16]:
-            columns = _columns(path, ["reason", "concept", "text"])
+        for path in self.parquet("rejects-*.parquet", "No rejects are recorded.")[:16]:
+            columns = read_columns(path, ["reason", "concept", "text"])
             for reason, concept, answer in zip(*columns.values(), strict=True):
                 if len(found.setdefault(reason, [])) < per_reason:
                     found[reason].append((concept, answer))
@@ -173,6 +181,12 @@ class Run:
         complete = {path: (path / "provenance.json").exists() for path in folders}
         return max(folders, key=lambda path: (path.name == self._version, complete[path], path.stat().st_mtime))
 
+    @property
+    def pictures_folder(self) -> pathlib.Path:
+        """The dataset as its pictures were drawn, also where training uses a filtered one."""
+        plan = self._json(self._gen("images") / "plan.json", "There are no pictures in this workdir yet.")
+        return self.folder / "dataset" / plan["dataset"] / plan["version"]
+
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """How the dataset was made."""
@@ -187,14 +201,14 @@ class Run:
             paths = find_shards(self.dataset_folder, "train")
         except RecordError:  # not finished yet: what is there will do
             paths = sorted(self.dataset_folder.glob("*.tfrecord-*"))
-            paths = [path for path in paths if not path.name.endswith(".index")]
+            paths = [path for path in paths if path.suffix not in (".index", ".npy")]
         shards = [IndexedShard(path) for path in paths[:: max(1, len(paths) // 32)]]
         places = [(shard, record) for shard in shards for record in range(len(shard))]
         places = places[:: max(1, len(places) // (4 * count))]
         seen: set[str] = set()
         ranks: tuple[list[Record], ...] = ([], [], [])  # a new concept, a new caption of a known one, neither
         for shard, index in places:
-            record = _record(shard[index])
+            record = read_record(shard[index])
             ranks[(record.concept in seen) + (record.caption in seen)].append(record)
             seen |= {record.concept, record.caption}
         return [record for rank in ranks for record in rank][:count]
@@ -284,7 +298,12 @@ class Run:
             raise Missing(otherwise)
         return json.loads(path.read_bytes())
 
-    def _parquet(self, pattern: str, otherwise: str) -> list[pathlib.Path]:
+    def parquet(self, pattern: str, otherwise: str) -> list[pathlib.Path]:
+        """Files of the captions stage.
+
+        Raises:
+          Missing: there are none, or pyarrow is not installed.
+        """
         paths = sorted(self._gen("captions").glob(pattern))
         if not paths:
             raise Missing(otherwise)
@@ -295,14 +314,16 @@ class Run:
         return paths
 
 
-def _columns(path: pathlib.Path, names: list[str]) -> dict[str, list]:
+def read_columns(path: pathlib.Path, names: list[str]) -> dict[str, list]:
+    """Columns of a Parquet file as lists."""
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path, columns=names)
     return {name: table.column(name).to_pylist() for name in names}
 
 
-def _record(payload: bytes) -> Record:
+def read_record(payload: bytes) -> Record:
+    """A record of the dataset; what it lacks is empty."""
     values = parse_example(payload)
 
     def one(key: str) -> bytes:

@@ -20,7 +20,7 @@ from synthclip_jax.report.workdir import Missing, Run
 pytest.importorskip("pyarrow")
 
 ATTACK = '<script>alert("x")</script><img src=http://evil.test/a.png onerror=alert(1)>'
-SECTIONS = ["pipeline", "concepts", "captions", "pictures", "training", "zeroshot", "classes", "provenance"]
+SECTIONS = ["pipeline", "concepts", "captions", "pictures", "audit", "training", "zeroshot", "classes", "provenance"]
 
 
 class Reader(html.parser.HTMLParser):
