@@ -2,6 +2,8 @@
 
 import io
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -111,3 +113,36 @@ def test_a_diverged_model_is_an_error_that_names_the_tower(model):
         diverged.texts(["a dog"])
     with pytest.raises(EvaluationError, match="image tower"):
         list(diverged.pictures([(0, picture(0))]))
+
+
+def test_decoding_overlaps_the_device(model, monkeypatch):
+    pause, batches = 0.06, 8
+
+    def decode(self, data):
+        time.sleep(pause / 2)  # two pictures a batch in two threads or more: a batch takes half as long as the device
+        return np.zeros((16, 16, 3), np.uint8)
+
+    device = ThreadPoolExecutor(1)
+
+    class Pending:
+        """What a device is still computing, as JAX hands it out."""
+
+        def __init__(self, value):
+            self.future = device.submit(lambda: (time.sleep(pause), value)[1])
+
+        def __array__(self, dtype=None, copy=None):
+            return self.future.result()
+
+    def run(params, images, valid):
+        return Pending(np.ones((2, 16), np.float32) / 4), np.asarray(valid)
+
+    encoder = Encoder(*model, batch_size=2)
+    encoder._programs = encoder._programs._replace(pictures=run)
+    monkeypatch.setattr(Encoder, "_decode", decode)
+    started = time.monotonic()
+    found = list(encoder.pictures((index, b"") for index in range(2 * batches)))
+    seconds = time.monotonic() - started
+    assert sum(len(batch.keys) for batch in found) == 2 * batches
+    one_after_the_other = batches * (pause + pause / 2)
+    assert seconds < one_after_the_other * 0.9
+    device.shutdown()
