@@ -119,3 +119,17 @@ def test_captions_takes_turns_with_llm_chat_and_reuses_the_prompts_prefix(tmp_pa
     assert ours["tokens"] > 60
     assert ours["cached"] > 0.5  # the examples are the same in all prompts
     assert float(printed.split()[-1]) == result["ratio"]
+
+
+def test_evaluate_times_our_evaluation_beside_clip_benchmarks_of_the_same_checkpoint(tmp_path):
+    from benchmarks import referee
+
+    if not referee.is_installed():
+        pytest.skip("the Makefile installs the referee")
+    flags = [f"--set={value}" for value in TINY if "context_length" not in value]
+    printed, result = run("evaluate", tmp_path, "--pictures=24", "--rounds=1", "--workers=0", "--batch=8", *flags)
+    ours, theirs = (result["metrics"][name] for name in ("ours", "clip-benchmark"))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    (seconds,) = result["seconds"]
+    assert result["ratio"] == pytest.approx(seconds["clip-benchmark"] / seconds["ours"], abs=1e-3)
+    assert float(printed.split()[-1]) == result["ratio"]
