@@ -76,6 +76,10 @@ def evaluate(
         todo = [dataset for dataset in wanted if not _is_done(known, dataset.name, settings[dataset.name], path)]
         if todo:
             model = load()
+            if others := _differences(model.config.model, config.model):
+                log(
+                    f"the checkpoint is of another model than the config: {', '.join(others)}. It is evaluated as it is"
+                )
             # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
             evaluator = evaluator_class(_merged(model.config, config, workdir), model.graphdef, todo, log)
             save(workdir, step, suite.name, evaluator, config, evaluator.run(model.params))
@@ -197,6 +201,18 @@ def _merged(checkpoints: Any, given: Any, workdir: str | pathlib.Path) -> ml_col
     config.eval.features.folder = given.eval.features.folder or str(pathlib.Path(workdir) / "eval" / "features")
     config.data.threads = given.data.threads
     return config
+
+
+def _differences(there: Any, here: Any, prefix: str = "model.") -> list[str]:
+    """What makes the checkpoint's model another one than the config's; not how either is computed."""
+    lines = []
+    for key, value in there.items():
+        other = here.get(key)
+        if isinstance(value, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
+            lines += _differences(value, other, f"{prefix}{key}.")
+        elif other != value and key not in ("compute_dtype", "remat", "scan_layers", "attention"):
+            lines.append(f"{prefix}{key} is {value!r}, the config says {other!r}")
+    return lines
 
 
 def _is_done(known: dict[str, Any], name: str, settings: dict[str, Any], path: pathlib.Path) -> bool:

@@ -219,3 +219,33 @@ def test_a_test_set_that_no_suite_takes_and_a_suite_without_one_are_refused(monk
     assert status != 0
     status, printed = run(monkeypatch, capsys, workdir, "--suite=retreival", "--dataset=wds:testsets/discs")
     assert "Did you mean retrieval?" in printed
+
+
+# --- checkpoints of another architecture
+
+
+def test_a_checkpoint_of_another_model_than_the_configs_is_evaluated_as_it_is_and_said_so(monkeypatch, capsys, workdir):
+    flags = ("--dataset=wds:testsets/discs", "--config.model.vision.layers=3", "--config.model.remat=full")
+    status, printed = run(monkeypatch, capsys, workdir, *flags)
+    assert status == 0
+    (line,) = [line for line in printed.splitlines() if "another model" in line]
+    layers = toy_config.get_config().model.vision.layers
+    assert f"model.vision.layers is {layers}, the config says 3" in line
+    assert "remat" not in line
+
+
+def test_weights_that_do_not_fit_the_model_they_say_they_are_give_an_error_and_no_number(
+    monkeypatch, capsys, tmp_path, trained
+):
+    (tmp_path / "testsets").symlink_to(trained / "testsets")
+    config = toy_config.get_config()
+    _, init = make_model(config.model, config.data.image_size)
+    params = jax.jit(init)(jax.random.key(0))
+    config.model.vision.width *= 2
+    checkpoints = Checkpoints(checkpoint_folder(tmp_path), keep=1)
+    checkpoints.save(5, params, {"step": jnp.int32(5)}, {"config": config_lib.plain(config)})
+    checkpoints.close()
+    status, printed = run(monkeypatch, capsys, tmp_path, "--dataset=wds:testsets/discs")
+    assert isinstance(status, str)
+    assert "5: cannot be read" in printed
+    assert not (tmp_path / "eval").exists()

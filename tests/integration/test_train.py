@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 import toy_config
-from toy_dataset import PAIRS, picture, write_dataset
+from toy_dataset import PAIRS, caption, jpeg, picture, write_dataset
+from toy_testset import write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import sharding
@@ -181,21 +182,26 @@ def test_a_finished_run_does_nothing(finished, run):
 def test_finetuning_with_everything_there_is(finished, workdir, run):
     """Starts from the finished run's parameters; averages, accumulates, keeps the best, profiles."""
     shutil.copytree(finished[0] / "testsets", workdir / "testsets")
-    flags = [TEST_SET, f"--config.train.init_from={finished[0]}", "--config.train.epochs=4"]
+    pairs = [(f"{i}", {"jpg": jpeg(picture(i + 50 * len(PAIRS))), "txt": caption(i).encode()}) for i in range(20)]
+    write_wds(workdir / "testsets" / "pairs", pairs, class_names=(), templates=())
+    flags = [f"{TEST_SET},pairs=wds:testsets/pairs", "--config.eval.suites=zeroshot,retrieval"]
+    flags += [f"--config.train.init_from={finished[0]}", "--config.train.epochs=4"]
     flags += ["--config.train.ema=0.9", "--config.train.microbatch=8", "--config.train.loss_method=ring"]
     flags += ["--config.train.learning_rate=1e-3", "--config.train.patch_dropout=0.25", "--config.data.verify=true"]
     flags += ["--config.train.keep=1", "--config.train.keep_every=10", "--config.train.eval_every=7"]
-    flags += ["--config.train.keep_best=zeroshot/squares/acc1", "--config.train.profile=(3, 4)"]
+    flags += ["--config.train.keep_best=retrieval/pairs/text_r@1", "--config.train.profile=(3, 4)"]
     status, out, err = run(workdir, *flags)
     assert status == 0, err
     assert f"starting from the parameters of {finished[0]}" in out
     assert "2 of them a step" in out
     lines = read_metrics(workdir / "train" / "metrics.jsonl")
     assert logged(workdir)[0]["loss"] < 1.2  # it knows what the other run has learned
-    accuracy = {line["step"]: line["zeroshot/squares/acc1"] for line in lines if "zeroshot/squares/acc1" in line}
-    assert list(accuracy) == [0, 7, 14, 21, 28]
-    assert accuracy.pop(0) > 0.5  # before its first step, too
-    best = max(accuracy, key=lambda step: (accuracy[step], step))
+    found = {line["step"]: line for line in lines if "zeroshot/squares/acc1" in line}
+    assert list(found) == [0, 7, 14, 21, 28]
+    assert found.pop(0)["zeroshot/squares/acc1"] > 0.5  # before its first step, too
+    best = max(found, key=lambda step: (found[step]["retrieval/pairs/text_r@1"], step))
+    written = json.loads((workdir / "eval" / "28-retrieval.json").read_text())["metrics"]
+    assert written["retrieval/pairs/text_r@1"] == found[28]["retrieval/pairs/text_r@1"] > 0.2  # chance is 1/20
     assert set(saved_steps(checkpoint_folder(workdir))) == {10, 20, 28, best}
     assert any((workdir / "train" / "profile").rglob("*.xplane.pb"))
     # What is loaded for use are the averaged parameters, which are not the last ones.

@@ -307,6 +307,13 @@ def test_objectnets_download_is_evaluated_on_the_objects_that_imagenet_has(tmp_p
     assert [example.label for example in dataset] == [0, 1]
 
 
+def test_class_names_that_are_not_as_many_as_the_class_folders_are_refused(tmp_path):
+    folder = write_folders(tmp_path / "zoo", ["cat", "dog", "eel"])
+    (folder / "classnames.txt").write_text("a cat\na dog\n")
+    with pytest.raises(DatasetError, match=r"classnames.txt has 2 class names for 3 class folders"):
+        open_dataset(f"folder:{folder}")
+
+
 def test_an_image_folder_may_have_splits(tmp_path):
     for split, names in (("train", ("cat", "dog", "eel")), ("val", ("cat", "dog"))):
         write_folders(tmp_path / "zoo" / split, names)
