@@ -80,11 +80,10 @@ def coverage(run: Run) -> Html:
     """Concepts found at all, 25 and 50 times, beside the paper's; and who holds the matches."""
     known = measures.concepts(run)
     total = len(known.texts)
-    rows = [
-        ("all captions", *(known.coverage(hits)[0] for hits in HITS), total),
-        ("kept captions", *(known.coverage(hits)[1] for hits in HITS), total),
+    mine = [
+        _coverage_row(name, *(known.coverage(hits)[kept] for hits in HITS), total, class_="own")
+        for kept, name in enumerate(("all captions", "kept captions"))
     ]
-    mine = [_coverage_row(*row, class_="own") for row in rows]
     paper = [_coverage_row(*row, PAPER_BANK) for row in PAPER_COVERAGE]
     head = ("data", *(f"≥ {hits}" for hits in HITS))
     table = tag(
