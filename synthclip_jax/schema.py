@@ -380,8 +380,8 @@ EVAL: Tree = {
     ),
     "datasets": Field(
         (),
-        "test sets: 'wds:FOLDER' (CLIP_benchmark's layout) or 'folder:FOLDER' (one folder a class), with 'NAME=' before"
-        " it to rename; relative to the workdir",
+        "test sets: 'wds:FOLDER' (CLIP_benchmark's layout), 'folder:FOLDER' (one folder a class), 'tfds:NAME' or"
+        " 'karpathy:FILE.json', with 'NAME=' before it to rename; relative to the workdir",
         item=str,
     ),
     "batch_size": Field(256, "pictures encoded at once", low=1),
