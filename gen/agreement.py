@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from gen.executor import Executor, run_local
+from gen.finished_pictures import finished_pictures
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json, stage_folder
-from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location
 from synthclip_jax.readers.agreement import SUFFIX
-from synthclip_jax.records import INDEX_SUFFIX, RecordError, dataset_folder, parse_example, unframe_shard
+from synthclip_jax.records import RecordError, dataset_folder, parse_example, unframe_shard
 
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
 
@@ -99,22 +99,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     settings = config.gen.agreement
     if not settings.checkpoint:
         return {}
-    version = find_version(workdir, config.gen.version).dataset
-    data = dataset_folder(workdir, config.name, version)
-    pictures = StageStore(stage_folder(workdir, "images", version), data)
-    if not pictures.plan_path.exists():
-        raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
-    plan = pictures.ensure_plan(read_json(pictures.plan_path))
-    made = pictures.committed()
-    if len(made) < plan["shards"]:
-        raise StoreError(
-            f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
-        )
-    shards = [
-        {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
-        for index, record in made.items()
-    ]
-    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+    version, data, shards, digest = finished_pictures(config, workdir)
     store = StageStore(stage_folder(workdir, "agreement", version), data)
     step, checkpoint = _identity(settings)
     try:
@@ -122,7 +107,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             {
                 "stage": "agreement",
                 "pictures": digest,
-                "shards": plan["shards"],
+                "shards": len(shards),
                 "step": step,
                 "checkpoint": checkpoint,
             }
@@ -169,13 +154,6 @@ def summary(records: Any) -> dict[str, Any]:
         "no better than another caption": sum(record["no_better_than_another"] for record in records)
         / max(compared, 1),
     }
-
-
-def _data_file(record: Mapping[str, Any]) -> dict[str, str]:
-    for name, meta in record["files"].items():
-        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
-            return {"file": name.removeprefix(DATA_PREFIX), "sha256": meta["sha256"]}
-    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
 
 
 def _identity(settings: Any) -> tuple[int, str]:

@@ -10,7 +10,6 @@ as it is.
 """
 
 import collections
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,14 +18,14 @@ from gen import caption_filters as filters
 from gen import draws
 from gen.caption_engines import engine_identity
 from gen.executor import Executor, run_local
+from gen.finished_pictures import finished_pictures
 from gen.isolation import Isolation, check_shard, reject_reason
 from gen.progress import Progress
-from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json, stage_folder
+from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
 from gen.vision_engines import VisionEngine, make_engine
-from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location
 from synthclip_jax.readers.recaptions import SUFFIX
-from synthclip_jax.records import INDEX_SUFFIX, RecordError, dataset_folder, frame_shard, parse_example, unframe_shard
+from synthclip_jax.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 
 UNDECODABLE = "undecodable"
 _PLANNED = (
@@ -160,29 +159,14 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     settings = config.gen.recaption
     if not settings.model:
         return {}
-    version = find_version(workdir, config.gen.version).dataset
-    data = dataset_folder(workdir, config.name, version)
-    pictures = StageStore(stage_folder(workdir, "images", version), data)
-    if not pictures.plan_path.exists():
-        raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
-    plan = pictures.ensure_plan(read_json(pictures.plan_path))
-    made = pictures.committed()
-    if len(made) < plan["shards"]:
-        raise StoreError(
-            f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
-        )
-    shards = [
-        {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
-        for index, record in made.items()
-    ]
-    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+    version, data, shards, digest = finished_pictures(config, workdir)
     store = StageStore(stage_folder(workdir, "recaption", version), data)
     try:
         store.ensure_plan(
             {
                 "stage": "recaption",
                 "pictures": digest,
-                "shards": plan["shards"],
+                "shards": len(shards),
                 "seed": config.seed,
                 **{key: settings[key] for key in _PLANNED},
                 "source": engine_identity(settings),
@@ -206,11 +190,3 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         "words": sum(record["words"] for record in records.values()) / max(count, 1),
         **{f"rejected {reason}": number for reason, number in rejects.most_common()},
     }
-
-
-def _data_file(record: Mapping[str, Any]) -> dict[str, str]:
-    """The shard of pictures that a commit record names."""
-    for name, meta in record["files"].items():
-        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
-            return {"file": name.removeprefix(DATA_PREFIX), "sha256": meta["sha256"]}
-    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")

@@ -1,0 +1,59 @@
+"""The finished pictures of a workdir, for stages that look at all of them and write beside their shards."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, stage_folder
+from synthclip_jax.generated import find_version
+from synthclip_jax.locations import Location
+from synthclip_jax.records import INDEX_SUFFIX, dataset_folder
+
+
+class Pictures(NamedTuple):
+    """All shards of a version's pictures.
+
+    Attributes:
+      version: of the dataset.
+      data: its folder.
+      shards: for an executor, with the `file` and its `sha256` beside the usual.
+      digest: changes when any picture does.
+    """
+
+    version: str
+    data: Location
+    shards: list[dict[str, Any]]
+    digest: str
+
+
+def finished_pictures(config: Any, workdir: Location) -> Pictures:
+    """The pictures that the images stage has made.
+
+    Raises:
+      StoreError: they are not planned yet, or some are missing.
+    """
+    version = find_version(workdir, config.gen.version).dataset
+    data = dataset_folder(workdir, config.name, version)
+    pictures = StageStore(stage_folder(workdir, "images", version), data)
+    if not pictures.plan_path.exists():
+        raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
+    plan = pictures.ensure_plan(read_json(pictures.plan_path))
+    made = pictures.committed()
+    if len(made) < plan["shards"]:
+        raise StoreError(
+            f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
+        )
+    shards = [
+        {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
+        for index, record in made.items()
+    ]
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+    return Pictures(version, data, shards, digest)
+
+
+def _data_file(record: Mapping[str, Any]) -> dict[str, str]:
+    """The shard of pictures that a commit record names."""
+    for name, meta in record["files"].items():
+        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
+            return {"file": name.removeprefix(DATA_PREFIX), "sha256": meta["sha256"]}
+    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
