@@ -15,31 +15,32 @@ import argparse
 import importlib
 import os
 import re
-import sys
 import time
 from typing import Any
 
 import ml_collections
 
 from gen.executor import EXECUTORS, Executor, make_executor
-from gen.store import PlanMismatch, StoreError
+from gen.store import PlanMismatch
 from gen.versions import open_version, start_version
 from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.errors import command
 from synthclip_jax.generated import Version
-from synthclip_jax.locations import Location, is_unreachable, is_url, location
+from synthclip_jax.locations import Location, is_url, place
 from synthclip_jax.metrics import duration
 
 STAGES = ("concepts", "captions", "balance", "images", "recaption", "agreement", "finalize")
 WITH_FOLDER = STAGES[: STAGES.index("recaption")]  # what comes then belongs to the dataset
 
 
+@command("gen")
 def main() -> None:
     """Parses the command line and runs the stages asked for; exits with status 1 and a reason if one cannot go on."""
     parser = argparse.ArgumentParser(
         prog="python -m gen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, type=location, help="folder or URL of this run, made if missing")
+    parser.add_argument("--workdir", required=True, type=place, help="folder or URL of this run, made if missing")
     parser.add_argument("--stages", default=",".join(STAGES), help=f"comma-separated, of {', '.join(STAGES)}")
     parser.add_argument("--executor", default="local", choices=EXECUTORS)
     parser.add_argument(
@@ -67,14 +68,7 @@ def main() -> None:
         if stage not in wanted:
             continue
         start = time.monotonic()
-        try:
-            summary = run(stage)
-        except (StoreError, ValueError, OSError) as error:
-            sys.exit(f"{stage}: {error}")
-        except Exception as error:
-            if is_unreachable(error):
-                sys.exit(f"{stage}: the object store cannot be reached. Run the same command again later ({error})")
-            raise
+        summary = command(stage)(run)(stage)
         if not summary:
             continue  # an optional stage that is not asked for
         text = "  ".join(f"{key} {_show(value)}" for key, value in summary.items())

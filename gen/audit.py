@@ -10,8 +10,8 @@ reads counts, commit records and a sample, so that 30 million pairs take no long
 
 import argparse
 import pathlib
-import sys
 
+from synthclip_jax.errors import command
 from synthclip_jax.report import audit, audit_page
 from synthclip_jax.report.document import write_page
 from synthclip_jax.report.markup import percent
@@ -42,16 +42,14 @@ def write(workdir: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
     return write_page(workdir, "audit.html", build), flags
 
 
+@command("audit")
 def main() -> None:
     """Writes the page, prints where it is and what is beyond its limit; exits with status 1 if it cannot be written."""
     parser = argparse.ArgumentParser(
         prog="python -m gen.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    try:
-        path, flags = write(parser.parse_args().workdir)
-    except OSError as error:
-        sys.exit(f"audit: {error}")
+    path, flags = write(parser.parse_args().workdir)
     for flag in flags:
         print(f"flag  {flag}")
     print(f"audit: {path} ({path.stat().st_size / 1e6:.1f} MB), {len(flags)} measures beyond their limit")

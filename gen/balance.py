@@ -33,7 +33,6 @@ from gen.match_files import SIGNATURE, MatchFiles, read_columns
 from gen.matching import Matcher
 from gen.near_duplicates import signatures
 from gen.selection import BalanceError, select, selected_writer
-from gen.storage import write_stream
 from gen.store import (
     PlanMismatch,
     ShardOutput,
@@ -47,6 +46,7 @@ from gen.store import (
     write_atomic,
 )
 from synthclip_jax.locations import Location
+from synthclip_jax.storage import write_stream
 
 WORTH_A_PROCESS = 100_000  # captions: to match them takes about as long as to start a process and read the bank there
 _matcher_here: "MatchWorker | None" = None  # of a process that matches for another

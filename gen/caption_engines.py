@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gen import smollm2
+from synthclip_jax.errors import UserError
 
 Conversation = list[dict[str, str]]
 
 
-class EngineError(ValueError):
+class EngineError(UserError, ValueError):
     """An engine cannot be loaded; the text says what to install or to change."""
 
 

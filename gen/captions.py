@@ -24,6 +24,7 @@ from gen.isolation import Isolation, check_shard
 from gen.isolation import reject_reason as error_reason
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder
+from synthclip_jax.errors import UserError
 from synthclip_jax.locations import Location
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
@@ -34,7 +35,7 @@ _PLANNED = (
 )  # fmt: skip
 
 
-class CaptionError(ValueError):
+class CaptionError(UserError, ValueError):
     """No caption can be made as configured; the text says what to look at."""
 
 

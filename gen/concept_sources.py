@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from synthclip_jax.errors import UserError
+
 Entries = Iterator[tuple[str, str]]
 
 DEBIAN_WORDNET = "/usr/share/wordnet"
@@ -29,7 +31,7 @@ LEXICOGRAPHER_FILES = (
 )
 
 
-class BankError(ValueError):
+class BankError(UserError, ValueError):
     """A concept source or the concept bank cannot be used; the text names the file and line, and what to do."""
 
 

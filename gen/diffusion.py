@@ -18,6 +18,7 @@ from typing import Any
 
 from gen import batch_size as batch_sizes
 from gen.image_engines import Picture, Rejected, Request
+from synthclip_jax.errors import UserError
 
 PROBE_STEPS = 4  # of a trial that looks for the batch size; memory is the same at any number of steps
 # Short names for diffusers' classes; `model` keeps the pipeline's own.
@@ -29,7 +30,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class ImageModelError(ValueError):
+class ImageModelError(UserError, ValueError):
     """The text-to-image model cannot be loaded or run as configured; the text says what to change."""
 
 

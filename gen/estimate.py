@@ -25,7 +25,8 @@ from gen import caption_filters, draws
 from gen.captions import conversation, drawn_others
 from gen.concepts import build_bank
 from gen.image_engines import PRESETS, Rejected, Request, Sampler, sampler_of
-from synthclip_jax.config import ConfigError, add_config_argument, parse_args
+from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.errors import command
 from synthclip_jax.metrics import duration
 
 TOKENS_PER_CAPTION = 25  # what a Mistral writes for the paper's prompt
@@ -410,6 +411,7 @@ def _size(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
+@command("estimate")
 def main() -> None:
     """Parses the command line and prints the page."""
     parser = argparse.ArgumentParser(
@@ -421,10 +423,7 @@ def main() -> None:
     arguments, config = parse_args(parser)
     if arguments.workers < 1:
         parser.error(f"--workers={arguments.workers}: at least 1")
-    try:
-        lines = estimate(config, arguments.download)
-    except (ConfigError, ValueError, OSError) as error:
-        sys.exit(f"estimate: {error}")
+    lines = estimate(config, arguments.download)
     print("\n".join(page(config, lines, arguments.workers)))
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from synthclip_jax.errors import UserError
+
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 
-class GGUFError(ValueError):
+class GGUFError(UserError, ValueError):
     """The file is not GGUF, is cut short, or has a tensor type that this reader does not know."""
 
 

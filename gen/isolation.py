@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from synthclip_jax.errors import UserError
+
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
@@ -22,13 +24,13 @@ _FATAL_TEXT = re.compile(
 )
 
 
-class EngineFailure(RuntimeError):
+class EngineFailure(UserError, RuntimeError):
     """The engine failed on every item of a shard: nothing is wrong with the items."""
 
 
 def is_explained(error: BaseException) -> bool:
     """Whether an error is one of ours, which says what to change: it would be the same on every item."""
-    return type(error).__module__.partition(".")[0] in ("gen", "synthclip_jax") and not isinstance(error, EngineFailure)
+    return isinstance(error, UserError) and not isinstance(error, EngineFailure)
 
 
 def is_fatal(error: BaseException) -> bool:

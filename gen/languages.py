@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from synthclip_jax.errors import UserError
+
 # Those that a caption could be mistaken for letter by letter; other scripts show by having no word in the list.
 RIVALS = ("de", "en", "es", "fr", "id", "it", "nl", "pl", "pt", "sv", "tr", "vi")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
@@ -17,7 +19,7 @@ _MARGIN = 0.5  # powers of ten per word by which another language must be ahead
 _KNOWN = 0.4  # share of words that must be in the wanted language's list
 
 
-class LanguageError(ValueError):
+class LanguageError(UserError, ValueError):
     """There are no word lists for this language."""
 
 

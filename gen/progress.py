@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gen.store import StageStore, StoreError, list_files, read_json, stage_folder
-from synthclip_jax.generated import VersionError
-from synthclip_jax.locations import Location, location
+from synthclip_jax.errors import command
+from synthclip_jax.locations import Location, place
 from synthclip_jax.metrics import duration
 from synthclip_jax.records import dataset_folder
 
@@ -232,12 +232,13 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
     return lines
 
 
+@command("progress")
 def main() -> None:
     """Prints the lines, once or again and again."""
     parser = argparse.ArgumentParser(
         prog="python -m gen.progress", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, type=location, help="folder or URL of the run")
+    parser.add_argument("--workdir", required=True, type=place, help="folder or URL of the run")
     parser.add_argument("--version", default="", help="version of the dataset; default: the newest")
     parser.add_argument("--watch", type=float, default=0, help="print again after so many seconds, until stopped")
     arguments = parser.parse_args()
@@ -248,8 +249,6 @@ def main() -> None:
                 return
             time.sleep(arguments.watch)
             print(flush=True)
-    except (StoreError, VersionError) as error:
-        sys.exit(str(error))
     except KeyboardInterrupt:
         return
 

@@ -15,6 +15,7 @@ from gen.executor import run_local
 from gen.shard_checks import Fault
 from gen.store import StageStore, StoreError, read_json, stage_folder
 from synthclip_jax.config import from_plain, load_config
+from synthclip_jax.errors import UserError
 from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location
 from synthclip_jax.records import dataset_folder
@@ -24,7 +25,7 @@ _LAST = {"concepts": "bank.json", "balance": "balance.json"}
 ORDER = ("concepts", "captions", "balance", "images", "recaption", "agreement", "finalize")
 
 
-class RepairError(ValueError):
+class RepairError(UserError, ValueError):
     """Not to be repaired from here; the text says what to do."""
 
 

@@ -30,13 +30,14 @@ from gen.keep_rate import (
 )
 from gen.match_files import SIGNATURE, Block, MatchFiles, read_columns
 from gen.near_duplicates import first_of_alike, rows_of_repeated
+from synthclip_jax.errors import UserError
 from synthclip_jax.locations import Location
 
 BLOCK = 262_144  # captions written at once
 HELD = 4_000_000  # captions whose matches may be in memory while a threshold is solved
 
 
-class BalanceError(ValueError):
+class BalanceError(UserError, ValueError):
     """The captions cannot be balanced as asked; the text says what to change."""
 
 

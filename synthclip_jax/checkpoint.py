@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.distributed import gather_texts, of_first
+from synthclip_jax.errors import UserError
 from synthclip_jax.models import make_model
 from synthclip_jax.sharding import path_name
 
@@ -33,7 +34,7 @@ FORMAT = 1  # of the info dict
 CHECKSUMS = "checksums.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """No checkpoint, or none that can be read; the text says where and what to do."""
 
 

@@ -12,10 +12,10 @@ import argparse
 import difflib
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import catalogue, paper_tables, results
 from synthclip_jax.evals.paper_tables import TASKS, TITLES
 
@@ -29,7 +29,7 @@ SOURCES = {
 }
 
 
-class CompareError(ValueError):
+class CompareError(UserError, ValueError):
     """There is nothing to compare; the text says what to do."""
 
 
@@ -189,6 +189,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+@command("compare")
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -203,12 +204,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.paper == (arguments.workdir is not None):
         parser.error("give either --workdir or --paper")
-    try:
-        there = pathlib.Path(arguments.baseline)
-        baseline = of_run(there) if (there / "eval").is_dir() else of_paper(arguments.baseline)
-        text = paper_table(baseline) if arguments.paper else table(of_run(arguments.workdir, arguments.step), baseline)
-    except (CompareError, results.ResultError) as error:
-        sys.exit(f"compare: {error}")
+    there = pathlib.Path(arguments.baseline)
+    baseline = of_run(there) if (there / "eval").is_dir() else of_paper(arguments.baseline)
+    text = paper_table(baseline) if arguments.paper else table(of_run(arguments.workdir, arguments.step), baseline)
     print(text, flush=True)
 
 

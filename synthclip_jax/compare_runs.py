@@ -14,23 +14,24 @@ import importlib.resources
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import intervals, results
 from synthclip_jax.report import POLICY
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.storage import write_atomic
 
 CLASSES, CONFUSIONS, PICTURES = 10, 8, 24  # shown of each
 
 
-class CompareError(ValueError):
+class CompareError(UserError, ValueError):
     """The two cannot be compared; the text says what to do."""
 
 
@@ -274,6 +275,7 @@ def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
     return text(parts)
 
 
+@command("compare_runs")
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -286,13 +288,8 @@ def main() -> None:
     parser.add_argument("--step2", type=int, help="checkpoint of the second")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("compare.html"), help="the page")
     arguments = parser.parse_args()
-    try:
-        page = build(arguments.workdirs, (arguments.step1, arguments.step2))
-    except (CompareError, results.ResultError) as error:
-        sys.exit(f"compare_runs: {error}")
-    temporary = arguments.out.with_name(f".{arguments.out.name}.tmp")
-    temporary.write_bytes(page.encode("utf-8", errors="replace"))
-    os.replace(temporary, arguments.out)
+    page = build(arguments.workdirs, (arguments.step1, arguments.step2))
+    write_atomic(arguments.out, page.encode("utf-8", errors="replace"))
     print(f"compare_runs: {arguments.out}, {len(page.encode()):,} bytes", flush=True)
 
 

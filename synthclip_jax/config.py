@@ -20,12 +20,13 @@ from typing import Any
 
 import ml_collections
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.evals.datasets import DatasetError, DatasetSpec
 from synthclip_jax.schema import IMAGE_SCHEDULERS, SCHEMA, Field, Tree
 from synthclip_jax.sources import parse_sources
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot work; the text lists every problem, what is allowed, and the nearest right name."""
 
 

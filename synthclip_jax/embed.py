@@ -18,7 +18,6 @@ import hashlib
 import os
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.embeddings import EmbeddingError, Part, Parts
-from synthclip_jax.evals import EvaluationError
+from synthclip_jax.errors import command
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 READERS = 16  # files opened at once: on network storage that is mostly waiting
@@ -222,6 +221,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+@command("embed")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and embeds; exits with status 1 and a reason if it cannot."""
     parser = argparse.ArgumentParser(
@@ -237,22 +237,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="every Nth part only")
     parser.add_argument("--redo", action="store_true", help="replace what is there")
     given = parser.parse_args(argv)
-    from synthclip_jax.checkpoint import CheckpointError
-
-    try:
-        embed(
-            given.workdir,
-            given.out,
-            given.images,
-            given.texts,
-            given.step,
-            given.batch_size,
-            given.part_size,
-            given.shard,
-            given.redo,
-        )
-    except (EmbeddingError, EvaluationError, CheckpointError) as error:
-        sys.exit(f"embed: {error}")
+    embed(
+        given.workdir,
+        given.out,
+        given.images,
+        given.texts,
+        given.step,
+        given.batch_size,
+        given.part_size,
+        given.shard,
+        given.redo,
+    )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from synthclip_jax.errors import UserError
+
 SUFFIXES = (".npz", ".parquet")
 
 
-class EmbeddingError(ValueError):
+class EmbeddingError(UserError, ValueError):
     """Embeddings that cannot be made or joined as asked; the text says what to do."""
 
 

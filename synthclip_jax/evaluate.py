@@ -19,9 +19,9 @@ from typing import Any
 import ml_collections
 
 from synthclip_jax.config import add_config_argument, parse_args
-from synthclip_jax.evals import EvaluationError, build, catalogue, results
+from synthclip_jax.errors import command
+from synthclip_jax.evals import build, catalogue, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, open_datasets
-from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
 
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
@@ -228,6 +228,7 @@ def _is_done(known: dict[str, Any], name: str, settings: dict[str, Any], path: p
     return True
 
 
+@command("evaluate")
 def main() -> None:
     """Parses the command line, evaluates, prints the tables; exits with status 1 and a reason if it cannot."""
     parser = argparse.ArgumentParser(
@@ -256,30 +257,22 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--redo", action="store_true", help="compute again what is there already")
     arguments, config = parse_args(parser)
-    from synthclip_jax.checkpoint import CheckpointError
-
     if (arguments.suite == PAPER) != (arguments.data is not None):
         parser.error(f"--suite={PAPER} and --data=FOLDER go together")
     missing: list[str] = []
     workdir, step, redo = arguments.workdir, arguments.step, arguments.redo
-    try:
-        if arguments.suite == PAPER:
-            values, missing = evaluate_paper(config, workdir, arguments.data, step, redo)
-        else:
-            suites = arguments.suite.split(",") if arguments.suite else None
-            values = evaluate(config, workdir, arguments.dataset, arguments.templates, step, redo, suites=suites)
-    except (DatasetError, PromptError, EvaluationError, results.ResultError, CheckpointError) as error:
-        sys.exit(f"evaluate: {error}")
+    if arguments.suite == PAPER:
+        values, missing = evaluate_paper(config, workdir, arguments.data, step, redo)
+    else:
+        suites = arguments.suite.split(",") if arguments.suite else None
+        values = evaluate(config, workdir, arguments.dataset, arguments.templates, step, redo, suites=suites)
     print(table(values), flush=True)
     if missing:
         print("\nLeft out:\n" + "\n".join(missing), flush=True)
 
 
 def _build(workdir: pathlib.Path) -> None:
-    try:
-        *paths, text = build.build(workdir)
-    except results.ResultError as error:
-        sys.exit(f"evaluate: {error}")
+    *paths, text = build.build(workdir)
     print(f"{text}\n\nwritten to {' and '.join(map(str, paths))}", flush=True)
 
 

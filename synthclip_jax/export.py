@@ -16,13 +16,13 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from synthclip_jax.checkpoint import CheckpointError, LoadedModel, load_model
-from synthclip_jax.export_check import ExportMismatch, check_export
-from synthclip_jax.formats import FormatError, open_clip, transformers
+from synthclip_jax.checkpoint import LoadedModel, load_model
+from synthclip_jax.errors import UserError, command
+from synthclip_jax.export_check import check_export
+from synthclip_jax.formats import open_clip, transformers
 from synthclip_jax.formats.tensors import write_safetensors
 from synthclip_jax.model_card import model_card
 from synthclip_jax.preprocess import Preprocess
@@ -31,7 +31,7 @@ from synthclip_jax.weights import layout, to_state_dict
 FORMATS = {"open_clip": ("open_clip",), "hf": ("transformers",), "both": ("open_clip", "transformers")}
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """An export that cannot be made as asked; the text says what to do."""
 
 
@@ -125,6 +125,7 @@ def push(folder: pathlib.Path, repository: str, really: bool, private: bool = Tr
     log(f"{len(files)} files sent to {repository}")
 
 
+@command("export")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line, exports, perhaps uploads; exits with status 1 and a reason if it cannot."""
     parser = argparse.ArgumentParser(
@@ -143,12 +144,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--yes", action="store_true", help="with --push: really upload")
     parser.add_argument("--public", action="store_true", help="with --push: a new repository is public, not private")
     given = parser.parse_args(argv)
-    try:
-        folder = export(given.workdir, given.out, FORMATS[given.format], given.step, given.license)
-        if given.push:
-            push(folder, given.push, given.yes, not given.public)
-    except (ExportError, FormatError, ExportMismatch, CheckpointError) as error:
-        sys.exit(f"export: {error}")
+    folder = export(given.workdir, given.out, FORMATS[given.format], given.step, given.license)
+    if given.push:
+        push(folder, given.push, given.yes, not given.public)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from PIL import Image
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint import LoadedModel
+from synthclip_jax.errors import UserError
 from synthclip_jax.import_weights import read_foreign
 from synthclip_jax.models import make_model
 from synthclip_jax.preprocess import Preprocess
@@ -29,7 +30,7 @@ PIXELS = 1 / 255  # of a pixel between 0 and 1
 TEXTS = ("a photo of a dog", "two red kites over a frozen lake", "naïve café, 3 o'clock", "x")
 
 
-class ExportMismatch(RuntimeError):
+class ExportMismatch(UserError, RuntimeError):
     """An export computes something else than the checkpoint; nothing was put into its place."""
 
 

@@ -17,13 +17,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.locations import Location, location
 
 FIRST = "1.0.0"
 _NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
 
 
-class VersionError(ValueError):
+class VersionError(UserError, ValueError):
     """A version that the workdir does not have, or whose record is damaged; the text says what to do."""
 
 

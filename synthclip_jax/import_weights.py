@@ -21,7 +21,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ from jaxtyping import Float
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, saved_steps
+from synthclip_jax.errors import command
 from synthclip_jax.formats import Description, FormatError, bare, open_clip, read_config, transformers
 from synthclip_jax.formats.tensors import read_tensors
 from synthclip_jax.models import make_model, parameter_count
@@ -253,6 +253,7 @@ def import_weights(
     return path
 
 
+@command("import_weights")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and imports; exits with status 1 and a reason if it cannot."""
     parser = argparse.ArgumentParser(
@@ -269,18 +270,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vision-heads", type=int, default=0, help="of a state dict without a config: not width / 64")
     parser.add_argument("--gelu", action="store_true", help="of a state dict without a config: GELU, not QuickGELU")
     given = parser.parse_args(argv)
-    try:
-        import_weights(
-            given.source,
-            given.workdir,
-            given.image_size,
-            given.context_length,
-            kind=given.format,
-            vision_heads=given.vision_heads,
-            gelu=given.gelu,
-        )
-    except (FormatError, WeightsError, CheckpointError, config_lib.ConfigError) as error:
-        sys.exit(f"import_weights: {error}")
+    import_weights(
+        given.source,
+        given.workdir,
+        given.image_size,
+        given.context_length,
+        kind=given.format,
+        vision_heads=given.vision_heads,
+        gelu=given.gelu,
+    )
 
 
 if __name__ == "__main__":

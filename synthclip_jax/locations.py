@@ -5,10 +5,13 @@ knows). `location` makes an object of it that both kinds share: `/`, `name`, `pa
 `iterdir`, `glob`. Credentials and endpoints are those of the environment (`AWS_ENDPOINT_URL` names another S3 server).
 """
 
+import argparse
 import os
 import pathlib
 import re
 from typing import Any
+
+from synthclip_jax.errors import UserError
 
 # A `pathlib.Path`, or a `upath.UPath` that behaves like one: the package is only there for those who use URLs.
 Location = Any
@@ -18,7 +21,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CLIENTS = ("botocore", "aiobotocore", "boto3", "s3fs", "aiohttp", "gcsfs", "google", "fsspec", "azure", "urllib3")
 
 
-class LocationError(ValueError):
+class LocationError(UserError, ValueError):
     """A URL that cannot be used as given; the text says what to do."""
 
 
@@ -34,7 +37,7 @@ def location(place: str | os.PathLike | Location) -> Location:
       LocationError: the package that reads such URLs is not installed, or there is none.
     """
     if not is_url(place):
-        return pathlib.Path(place)
+        return pathlib.Path(place).expanduser()
     if not isinstance(place, str):
         return place
     protocol, _, rest = place.partition("://")
@@ -55,6 +58,14 @@ def location(place: str | os.PathLike | Location) -> Location:
         raise LocationError(f"{place}: reading {protocol}:// needs a package more: {remedy} ({error})") from None
     except ValueError as error:
         raise LocationError(f"{place}: not a URL that fsspec knows ({error})") from None
+
+
+def place(text: str) -> Location:
+    """`location` for argparse, which would swallow the remedy in the text of a `ValueError`."""
+    try:
+        return location(text)
+    except LocationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def size_of(place: str | os.PathLike | Location) -> int:

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from synthclip_jax.errors import UserError
+
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-class PictureError(ValueError):
+class PictureError(UserError, ValueError):
     """Bytes that are no picture, or a damaged one."""
 
 

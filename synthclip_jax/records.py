@@ -18,6 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location, is_unreachable, is_url, location, size_of
 
@@ -26,7 +27,7 @@ FOOTER_BYTES = 4  # crc of the payload
 INDEX_SUFFIX = ".index"
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A shard that cannot be read as it should; the text names the file, the record and what to do."""
 
 

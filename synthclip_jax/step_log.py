@@ -10,6 +10,7 @@ from jaxtyping import Array
 from synthclip_jax import flops
 from synthclip_jax.checkpoint import Checkpoints
 from synthclip_jax.distributed import say
+from synthclip_jax.errors import UserError
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
 
@@ -17,7 +18,7 @@ from synthclip_jax.optim import Length
 MOST_SKIPPED_IN_A_ROW = 100
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(UserError, FloatingPointError):
     """Loss or gradient became infinite or NaN; the text names the steps and the last good checkpoint."""
 
 

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from synthclip_jax.errors import UserError
+
 LAYER = "{layer}"
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """A state dict does not fit the model: tensors missing, left over, or of another shape."""
 
 

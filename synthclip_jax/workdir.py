@@ -13,6 +13,7 @@ from typing import Any
 from synthclip_jax import __version__
 from synthclip_jax import config as config_lib
 from synthclip_jax.distributed import is_main
+from synthclip_jax.errors import UserError
 from synthclip_jax.preprocess import Preprocess
 
 PACKAGES = ("synthclip_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -25,7 +26,7 @@ FREE_TO_CHANGE = re.compile(
 )
 
 
-class WorkdirMismatch(ValueError):
+class WorkdirMismatch(UserError, ValueError):
     """The workdir holds a run with another config or dataset; the text names the differences."""
 
 

@@ -11,6 +11,8 @@ import importlib.util
 import json
 import pathlib
 
+from synthclip_jax.errors import UserError
+
 ATTRIBUTION = (
     "Pictures are composed from Twemoji graphics, copyright Twitter, Inc and other contributors, "
     "https://github.com/jdecked/twemoji, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/); "
@@ -18,7 +20,7 @@ ATTRIBUTION = (
 )
 
 
-class ArtMissing(FileNotFoundError):
+class ArtMissing(UserError, FileNotFoundError):
     """The Twemoji pictures are not installed."""
 
 

@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax.errors import UserError
+
 PACKAGES = ("synthclip_jax", "jax", "flax", "numpy", "pillow")
 
 
-class ResultError(ValueError):
+class ResultError(UserError, ValueError):
     """A result file that cannot be read, or that holds something else than what is asked for."""
 
 

@@ -13,9 +13,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from synthclip_jax.errors import command
+
 CLASSES = 100  # concepts that the field of class names starts with
 
 
+@command("explore")
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, embeds a sample of the dataset once, and serves until interrupted."""
     parser = argparse.ArgumentParser(
@@ -36,23 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("explore: the page needs Gradio: pip install 'synthclip_jax[explore]'", file=sys.stderr)
         return 1
-    from synthclip_jax.checkpoint import CheckpointError, checkpoint_folder, saved_steps
+    from synthclip_jax.checkpoint import checkpoint_folder, saved_steps
     from synthclip_jax.encoder import load_encoder
     from synthclip_jax.explore.collection import Collection
     from synthclip_jax.explore.page import Explorer, build_page
-    from synthclip_jax.records import RecordError, dataset_folder
+    from synthclip_jax.records import dataset_folder
 
     workdir = arguments.workdir
-    try:
-        step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step
-        encoder = load_encoder(workdir, step)
-        config = encoder.config
-        trained_on = config.data.path or dataset_folder(workdir, config.name, config.gen.version)
-        keys = config.data.split, arguments.pictures, config.data.image_key, config.data.caption_key
-        collection = Collection(arguments.data or trained_on, *keys)
-    except (CheckpointError, RecordError) as error:
-        print(f"explore: {error}", file=sys.stderr)
-        return 1
+    step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step
+    encoder = load_encoder(workdir, step)
+    config = encoder.config
+    trained_on = config.data.path or dataset_folder(workdir, config.name, config.gen.version)
+    keys = config.data.split, arguments.pictures, config.data.image_key, config.data.caption_key
+    collection = Collection(arguments.data or trained_on, *keys)
     collection.embed(encoder, workdir / "explore" / str(step))
     classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
     page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)

@@ -10,11 +10,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.preprocess import Preprocess
 from synthclip_jax.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 
 
-class FormatError(ValueError):
+class FormatError(UserError, ValueError):
     """A file that is none of the known ones, or a model that the other side cannot hold; the text says what differs."""
 
 

@@ -17,10 +17,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from synthclip_jax.errors import command
 from synthclip_jax.plan import ahead
 from synthclip_jax.plan.chips import GIB, Topology, TopologyError
 
 
+@command("plan")
 def main(argv: Sequence[str] | None = None) -> int:
     ahead.quiet_libtpu()
     from synthclip_jax import config as config_lib

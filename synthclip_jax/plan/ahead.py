@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.traffic import Traffic, traffic
 
@@ -19,7 +20,7 @@ _SIZE = r"([\d.]+)([KMGTP]?)"
 _UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(("", *"KMGTP"))}
 
 
-class CompilerError(RuntimeError):
+class CompilerError(UserError, RuntimeError):
     """libtpu is missing, or cannot compile a program for another reason than its memory."""
 
 

@@ -10,12 +10,13 @@ import difflib
 import math
 import re
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.flops import peak_flops
 
 GIB = 2**30
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError, ValueError):
     """A machine that is not known; the text lists those that are."""
 
 

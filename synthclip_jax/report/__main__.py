@@ -2,11 +2,12 @@
 
 import argparse
 import pathlib
-import sys
 
 from synthclip_jax import report
+from synthclip_jax.errors import command
 
 
+@command("report")
 def main() -> None:
     """Writes the page and prints where it is; exits with status 1 and a reason if it cannot."""
     parser = argparse.ArgumentParser(
@@ -15,10 +16,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    try:
-        path = report.write(parser.parse_args().workdir)
-    except OSError as error:
-        sys.exit(f"report: {error}")
+    path = report.write(parser.parse_args().workdir)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

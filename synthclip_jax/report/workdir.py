@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.evals import results
 from synthclip_jax.evals.datasets import Dataset, Example, open_dataset
 from synthclip_jax.generated import list_versions, stage_folder
@@ -24,7 +25,7 @@ SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the 
 CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions
 
 
-class Missing(LookupError):
+class Missing(UserError, LookupError):
     """A part of the run is not there (yet); the text is a sentence for the reader."""
 
 

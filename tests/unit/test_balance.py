@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gen import balance, concepts, match_files, selection, storage
+from gen import balance, concepts, match_files, selection
 from gen.draws import uniform
 from gen.keep_rate import (
     Matches,

@@ -23,7 +23,6 @@ from s3_server import running_server
 
 import gen.__main__
 from gen.executor import run_local
-from gen.storage import create_if_absent, list_files, stamp, write_atomic, write_stream
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.data import make_loader, open_dataset
@@ -31,6 +30,7 @@ from synthclip_jax.locations import LocationError, location, size_of
 from synthclip_jax.readers import open_reader
 from synthclip_jax.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard, serialize_example
 from synthclip_jax.sources import SourceSpec
+from synthclip_jax.storage import create_if_absent, list_files, stamp, write_atomic, write_stream
 
 SHARDS = [{"index": index, "items": 2} for index in range(6)]
 PYTHON = [sys.executable, "-c"]
@@ -84,7 +84,8 @@ def test_an_object_is_created_once_and_whole(folder):
 
 
 def test_of_many_that_create_one_object_at_once_one_succeeds(folder):
-    script = "import sys; from gen.storage import create_if_absent as c; print(c(sys.argv[1], sys.argv[2].encode()))"
+    create = "print(create_if_absent(sys.argv[1], sys.argv[2].encode()))"
+    script = f"import sys; from synthclip_jax.storage import create_if_absent; {create}"
     place = str(folder / "plan.json")
     processes = [
         subprocess.Popen([*PYTHON, script, place, str(number)], stdout=subprocess.PIPE, text=True)

@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from synthclip_jax.errors import UserError
+
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in CLIP_benchmark's order of preference
 FOLDER_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp")
 KINDS = ("wds", "folder", "tfds", "karpathy")
 CLASSIFICATION, RETRIEVAL = "classification", "retrieval"  # tasks
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A test set that cannot be evaluated as it is; the text names file and member and says what to do."""
 
 

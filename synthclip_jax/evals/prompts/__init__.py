@@ -12,6 +12,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from synthclip_jax.errors import UserError
+
 SLOT = "{c}"
 
 # Names that people use for datasets, beside the ones that the files use.
@@ -36,7 +38,7 @@ ALIASES = {
 IMAGENETS = ("imagenet1k", "imagenetv2", "imagenet_a", "imagenet_r", "imagenet_o", "imagenet_sketch", "objectnet")
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """Prompt templates or class names that cannot be used; the text says which and what is allowed."""
 
 

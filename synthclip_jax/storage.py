@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from synthclip_jax.errors import UserError
 from synthclip_jax.locations import Location, is_unreachable, is_url, location
 
 LEFTOVER_SECONDS = (
@@ -28,7 +29,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """The workdir cannot be written or read as it should; the text says what to do."""
 
 

@@ -1,0 +1,91 @@
+"""Errors that a user can act on, and the one wrapper that every command runs in.
+
+A `UserError` is one line on stderr: what, where, the remedy. So are what the operating system refuses (a full disk, a
+folder that cannot be written), a package that is not installed, an object store that does not answer, and Ctrl-C.
+Anything else is a fault of ours and stays a traceback.
+"""
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended, as shells have it
+
+_REMEDIES = {
+    errno.ENOSPC: "no space is left on the device. Free some and run the same command again",
+    errno.EDQUOT: "the disk quota is used up. Free some space and run the same command again",
+    errno.EROFS: "the file system is read-only. Name a place that can be written",
+    errno.EACCES: "permission denied. Check the permissions of the file and its folder",
+    errno.EPERM: "the operating system does not permit it. Check the permissions of the file and its folder",
+    errno.ENOENT: "no such file or folder. Check the path",
+    errno.ENOTDIR: "a part of the path is a file, not a folder. Check the path",
+    errno.EISDIR: "a folder, where a file is needed. Check the path",
+    errno.EEXIST: "it exists already. Name another place, or remove it",
+    errno.ENAMETOOLONG: "the name is too long for the file system. Name a shorter one",
+    errno.ELOOP: "a link that leads to itself. Remove it",
+    errno.EMFILE: "too many open files. Raise the limit (ulimit -n) and run the same command again",
+    errno.ENFILE: "too many open files on this machine. Close some programs and run the same command again",
+    errno.EFBIG: "the file is larger than this process may write (ulimit -f) or the file system holds. Raise the limit",
+    errno.EIO: "the device reports an input or output error. Check the disk, or mount it again",
+    errno.ESTALE: "the file system does not answer. Mount it again and run the same command again",
+    errno.ENOTCONN: "the file system does not answer. Mount it again and run the same command again",
+    errno.EADDRINUSE: "the port is in use. Name another one",
+    errno.ENOMEM: "out of memory. Close other programs, or use a larger machine",
+}
+
+
+class UserError(Exception):
+    """An error that a user can act on: its text is one line that says what is wrong, where, and the remedy."""
+
+
+def explain(error: BaseException) -> str:
+    """The line for an error that a user can act on; empty for any other one."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{_REMEDIES[error.errno]}"
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OURS:
+        return f"the package {error.name.partition('.')[0]!r} is not installed. Install it: the README says which extra"
+    if isinstance(error, MemoryError):
+        return "out of memory. Close other programs, use a larger machine, or ask for less at a time"
+    from synthclip_jax.locations import is_unreachable  # here: that module's errors are of this one's class
+
+    if is_unreachable(error):
+        return f"the object store cannot be reached. Run the same command again later ({error})"
+    return ""
+
+
+_OURS = ("gen", "synthclip_jax")
+
+
+def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorates the `main` of a command: an error that a user can act on ends it with one line, `NAME: TEXT`.
+
+    The exit status is then 1, or 130 after Ctrl-C.
+    """
+
+    def decorate(main: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(main)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return main(*args, **kwargs)
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted", file=sys.stderr, flush=True)
+                raise SystemExit(INTERRUPTED) from None
+            except BrokenPipeError:  # what reads our output has ended (`| head`)
+                sys.stdout = None  # type: ignore[assignment]  # else Python complains once more at exit
+                raise SystemExit(1) from None
+            except Exception as error:
+                if line := explain(error):
+                    raise SystemExit(f"{name}: {line}") from error
+                raise
+
+        return run
+
+    return decorate
