@@ -103,6 +103,13 @@ def describe_splits(dataset: Dataset) -> dict[str, str]:
     return {"train": train.spec, "validation": validation.spec if validation else "a fifth of the train split"}
 
 
+def split_identities(dataset: Dataset) -> dict[str, dict[str, str]]:
+    """What each split was made from that a classifier of features sees; see `Dataset.identity`."""
+    train, validation = open_splits(dataset)
+    splits = {"test": dataset, "train": train, "validation": validation}
+    return {name: split.identity() for name, split in splits.items() if split is not None}
+
+
 def divide(
     labels: Int[np.ndarray, "n"], share: float, seed: int = 0, round_up: bool = False
 ) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:

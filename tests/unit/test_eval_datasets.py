@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 
 import pytest
@@ -400,3 +401,42 @@ def test_a_spec_says_name_place_and_split(text, name, place, split):
     spec = DatasetSpec.parse(text)
     assert (spec.name, spec.place, spec.split) == (name, place, split)
     assert DatasetSpec.parse(str(spec)) == spec
+
+
+# --- what a number was made from
+
+
+def _karpathy_set(folder):
+    return f"karpathy:{write_karpathy(folder)}", folder / "val2014" / "1.jpg"
+
+
+def _folder_set(folder):
+    write_folders(folder / "zoo", ["cat", "dog"])
+    return f"folder:{folder / 'zoo'}", folder / "zoo" / "cat" / "0.png"
+
+
+def _wds_set(folder):
+    return f"wds:{write_wds(folder / 'd', coloured(8))}", folder / "d" / "test" / "1.tar"
+
+
+@pytest.mark.parametrize("make", [_karpathy_set, _folder_set, _wds_set])
+def test_the_identity_of_a_test_set_names_place_classes_and_files(tmp_path, make):
+    (tmp_path / "a").mkdir()
+    spec, file = make(tmp_path / "a")
+    before = open_dataset(spec).identity()
+    assert set(before) == {"place", "classes", "files"}
+    assert open_dataset(spec).identity() == before
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))  # another picture of the same size
+    after = open_dataset(spec).identity()
+    assert {key for key in before if before[key] != after[key]} == {"files"}
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = open_dataset(spec.replace(str(tmp_path / "a"), str(tmp_path / "b"))).identity()
+    assert {key for key in after if after[key] != moved[key]} == {"place"}
+
+
+def test_other_class_names_are_another_identity(tmp_path):
+    spec, _ = _folder_set(tmp_path)
+    before = open_dataset(spec).identity()
+    (tmp_path / "zoo" / "classnames.txt").write_text("a cat\na dog\n")
+    after = open_dataset(spec).identity()
+    assert {key for key in before if before[key] != after[key]} == {"classes"}

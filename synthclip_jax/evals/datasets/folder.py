@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator
 
 from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
     FOLDER_EXTENSIONS,
@@ -51,6 +52,11 @@ class ImageFolder:
                 wanted = ", ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
                 raise DatasetError(f"{path}: no pictures ({wanted}) in this class. Fill the folder or remove it")
         self.templates = own_templates(folder) or own_templates(base)
+
+    def identity(self) -> dict[str, str]:
+        """See `Dataset`."""
+        files = (path for folder in self.class_folders for path in sorted(_pictures(folder)))
+        return identify(self.folder, self.class_names, files)
 
     def split(self, name: str) -> "ImageFolder":
         """Another split: the folder of this name. See `Dataset`."""

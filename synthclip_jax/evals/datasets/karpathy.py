@@ -13,6 +13,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     RETRIEVAL,
     Captioned,
@@ -36,7 +37,7 @@ class Karpathy:
         path = locate(file + ".json" if suffix else spec.place, workdir)
         if not path.is_file():
             raise missing_folder(spec, path, workdir)
-        self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
+        self.name, self.spec, self.path, self._parsed, self._workdir = spec.name, str(spec), path, spec, workdir
         self.folders = [locate(pictures, workdir)] if pictures else [path.parent, path.parent / "images"]
         split = spec.split or "test"
         try:
@@ -64,6 +65,11 @@ class Karpathy:
                 f" split are not in {' or '.join(map(str, self.folders))}, the first is {absent[0]}. Name their folder:"
                 f" {spec.name}=karpathy:{file.removesuffix('.json')}.json:PICTURES"
             )
+
+    def identity(self) -> dict[str, str]:
+        """See `Dataset`."""
+        pictures = (self._find(place, name) or name for place, name, _ in self._items)
+        return identify(self.path, (), (self.path, *pictures))
 
     def split(self, name: str) -> "Karpathy":
         """Another split. See `Dataset`."""

@@ -66,6 +66,13 @@ class Dataset(Protocol):
         """
         ...
 
+    def identity(self) -> dict[str, str]:
+        """What a number from this split was made from: `place`, and digests of `classes` and `files`; see `identify`.
+
+        Cheap: it looks at names, sizes and times, and reads no pictures.
+        """
+        ...
+
     def split(self, name: str) -> "Dataset":
         """Another split of the same dataset, such as `train`.
 

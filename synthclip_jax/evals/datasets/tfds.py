@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 
 from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
     DatasetError,
@@ -58,6 +59,10 @@ class Prepared:
             raise DatasetError(f"{spec.name}: {error}") from error
         self.class_names = self._class_names()
         self.templates = own_templates(self.folder)
+
+    def identity(self) -> dict[str, str]:
+        """See `Dataset`."""
+        return identify(self.folder, self.class_names, [shard.path for shard in self._shards.payloads])
 
     def split(self, name: str) -> "Prepared":
         """Another split. See `Dataset`."""

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Iterator
 
 from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
     IMAGE_EXTENSIONS,
@@ -79,6 +80,10 @@ class WebDataset:
         self.class_names = self._class_names() if self.task == CLASSIFICATION else ()
         self.templates = own_templates(folder)
         self.shards = self._find_shards(folder / (spec.split or "test"))
+
+    def identity(self) -> dict[str, str]:
+        """See `Dataset`."""
+        return identify(self.shards[0].parent, self.class_names, self.shards)
 
     def split(self, name: str) -> "WebDataset":
         """Another split. See `Dataset`."""
