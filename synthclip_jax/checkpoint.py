@@ -8,6 +8,7 @@ A checkpoint is written to a temporary folder and renamed when it is complete, s
 a whole checkpoint. Loading always says what is expected (shapes, types, placement): never what happens to be there.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
+from synthclip_jax import state_files
 from synthclip_jax.distributed import gather_texts, of_first
 from synthclip_jax.errors import UserError
 from synthclip_jax.models import make_model
@@ -257,6 +259,30 @@ def check_checksums(checkpoint: pathlib.Path, part: str = "") -> None:
         path = checkpoint / name
         if not path.exists() or _crc(path) != expected:
             raise CheckpointError(f"{path} is {'damaged' if path.exists() else 'missing'}")
+
+
+def checkpoint_digest(checkpoint: str | pathlib.Path) -> str:
+    """Which weights these are: a short digest of the checksums of all files of a checkpoint's folder.
+
+    Equal for copies, different for any other checkpoint, also one of the same step. Cheap: no array is read.
+
+    Raises:
+      CheckpointError: it has no checksums, or they cannot be read.
+    """
+    sums = _read_checksums(pathlib.Path(checkpoint))
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_checksums(checkpoint: pathlib.Path) -> dict[str, int]:
+    file = checkpoint / CHECKSUMS
+    try:
+        sums = state_files.read(file, "Copy the checkpoint again, with all its files.", error=CheckpointError)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing. Copy the checkpoint again, with all its files.") from None
+    sums.pop(state_files.CHECK, None)
+    if problem := state_files.mismatch(sums, dict.fromkeys(sums, int)):
+        raise CheckpointError(f"{file}: damaged ({problem}). Copy the checkpoint again, with all its files.")
+    return sums
 
 
 def _crc(path: pathlib.Path) -> int:

@@ -15,6 +15,7 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
+    checkpoint_digest,
     checkpoint_folder,
     load_model,
     load_parameters,
@@ -266,3 +267,19 @@ def test_averaged_parameters_come_back_and_are_what_is_loaded_for_use(folder):
 def test_a_place_without_checkpoints_is_no_place_to_start_from(tmp_path):
     with pytest.raises(CheckpointError, match="neither a workdir with checkpoints nor a checkpoint"):
         load_parameters(tmp_path, {})
+
+
+# ---- Which weights these are -----------------------------------------------------------------------------------------
+
+
+def test_the_digest_is_that_of_the_weights_wherever_the_checkpoint_lies(folder, tmp_path):
+    save(folder, [1, 2])
+    other = checkpoint_folder(tmp_path / "another run")
+    save(other, [2])
+    digests = [checkpoint_digest(place) for place in (folder / "1", folder / "2", other / "2")]
+    assert len(set(digests)) == 3, "the same step of another run, and another step, are other weights"
+    shutil.copytree(folder / "2", tmp_path / "copy" / "2")
+    assert checkpoint_digest(tmp_path / "copy" / "2") == digests[1]
+    (folder / "2" / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checksums\.json is missing"):
+        checkpoint_digest(folder / "2")
