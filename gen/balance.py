@@ -46,6 +46,7 @@ from gen.store import (
     write_atomic,
 )
 from synthclip_jax.locations import Location
+from synthclip_jax.presence import normalise
 from synthclip_jax.storage import write_stream
 
 WORTH_A_PROCESS = 100_000  # captions: to match them takes about as long as to start a process and read the bank there
@@ -61,6 +62,7 @@ class MatchWorker:
       workdir, version: whose captions and bank.
       seed: of the run; a caption's draw depends on it and on the caption's id alone.
       fold_case: see `Matcher`.
+      language: of the captions; None: in a workdir from before there were others, texts are matched as they stand.
       near_duplicates: also stores what alike captions are found by.
       processes: above 1, shards are matched by so many processes; they are given as many at once.
     """
@@ -73,8 +75,9 @@ class MatchWorker:
         fold_case: bool,
         near_duplicates: bool = False,
         processes: int = 1,
+        language: str | None = "en",
     ):
-        self._seed, self._near = seed, near_duplicates
+        self._seed, self._near, self._language = seed, near_duplicates, language
         self._folder = stage_folder(workdir, "captions", version)
         self.overlap, self._pool = processes, None
         if processes > 1:
@@ -82,10 +85,14 @@ class MatchWorker:
                 processes,
                 multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
                 initializer=_start_process,
-                initargs=(workdir, version, seed, fold_case, near_duplicates),
+                initargs=(workdir, version, seed, fold_case, near_duplicates, 1, language),
             )
         else:
-            self._matcher = Matcher(load_bank(workdir, version).texts, fold_case)
+            texts = load_bank(workdir, version).texts
+            if language is None:
+                self._matcher = Matcher(texts, fold_case)
+            else:
+                self._matcher = Matcher(list(map(normalise, texts)), fold_case, language, merged=True)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Matches one shard; digest and draw of each caption are stored beside, so that reducing reads no text.
@@ -110,7 +117,7 @@ class MatchWorker:
         digests = b"".join([hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts])
         halves = np.frombuffer(digests, "<u8").reshape(-1, 2)
         table = captions.select(["id", "concept_id", "caption_index"])
-        matches = self._matcher.many(texts)
+        matches = self._matcher.many(texts if self._language is None else list(map(normalise, texts)))
         columns = {
             "text_high": pa.array(halves[:, 0], pa.uint64()),
             "text_low": pa.array(halves[:, 1], pa.uint64()),
@@ -172,7 +179,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
       PlanMismatch: the workdir was balanced with another configuration, or its captions have changed.
     """
     version, settings = config.gen.version, config.gen.balance
-    store, shards = _planned(config, workdir)
+    store, shards, _ = _planned(config, workdir)
     parameters = _parameters(settings)
     result_path = store.folder / "balance.json"
     if result_path.exists():
@@ -214,7 +221,7 @@ def match(config: Any, workdir: Location, executor: Executor = run_local) -> Mat
       PlanMismatch: the workdir was balanced with another configuration, or its captions have changed.
     """
     settings = config.gen.balance
-    store, shards = _planned(config, workdir)
+    store, shards, language = _planned(config, workdir)
     # Elsewhere the executor itself starts as many workers as there is room for.
     local = getattr(executor, "func", executor) is run_local
     processes = _processes(settings.processes, sum(shard["items"] for shard in shards)) if local else 1
@@ -229,6 +236,7 @@ def match(config: Any, workdir: Location, executor: Executor = run_local) -> Mat
             settings.fold_case,
             bool(settings.near_duplicates),
             processes,
+            language,
         ),
         label="balance",
         unit="captions",
@@ -239,8 +247,8 @@ def match(config: Any, workdir: Location, executor: Executor = run_local) -> Mat
     )
 
 
-def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str, Any]]]:
-    """The stage's store, its plan made or checked, and the shards to match."""
+def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str, Any]], str | None]:
+    """The stage's store, its plan made or checked, the shards to match, and the language of `MatchWorker`."""
     version, settings = config.gen.version, config.gen.balance
     bank_digest = _bank(workdir, version)["digest"]
     shards, captions_digest = _caption_shards(stage_folder(workdir, "captions", version))
@@ -254,8 +262,13 @@ def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str,
     }
     if settings.near_duplicates:  # the plans of workdirs from before there was this filter stay as they are
         plan["near_duplicates"] = True
+    language: str | None = config.gen.captions.language
+    if language == "en" and store.plan_path.exists() and "language" not in read_json(store.plan_path):
+        language = None  # begun before there were other languages: what is matched of it goes on as it began
+    else:
+        plan["language"] = language
     store.ensure_plan(plan)
-    return store, shards
+    return store, shards, language
 
 
 def _parameters(settings: Any) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> 
     """Captions matched per second on one core."""
     from gen.matching import Matcher
 
-    matcher = Matcher(bank, config.gen.balance.fold_case)
+    matcher = Matcher(bank, config.gen.balance.fold_case, config.gen.captions.language)
     sample = [texts[place % len(texts)] for place in range(PROBE_MATCHES)]
     wall, cpu, _ = _timed(lambda: matcher.many(sample))
     return _cpu_rate(len(sample), wall, cpu, item_bytes=CAPTION_BYTES)

@@ -2,6 +2,7 @@
 
 A caption is in the wanted language if its words are as frequent there as in any other one that language models slip
 into, give or take half an order of magnitude a word. Words that no list has, such as names, count for none of them.
+Languages that do not write words apart are told by their script.
 """
 
 import functools
@@ -9,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from synthclip_jax.errors import UserError
+from synthclip_jax.presence import ELIDING, LANGUAGES, UNSPACED, LanguageError, is_in_script
 
 # Those that a caption could be mistaken for letter by letter; other scripts show by having no word in the list.
 RIVALS = ("de", "en", "es", "fr", "id", "it", "nl", "pl", "pt", "sv", "tr", "vi")
@@ -17,17 +18,6 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _UNKNOWN = 1e-8  # frequency of a word that a list does not have; its rarest are 1e-6
 _MARGIN = 0.5  # powers of ten per word by which another language must be ahead
 _KNOWN = 0.4  # share of words that must be in the wanted language's list
-
-
-class LanguageError(UserError, ValueError):
-    """There are no word lists for this language."""
-
-
-def languages() -> list[str]:
-    """The languages that can be asked for."""
-    import wordfreq
-
-    return sorted(wordfreq.available_languages("small"))
 
 
 def is_in(text: str, language: str, ignore: str = "") -> bool:
@@ -39,11 +29,16 @@ def is_in(text: str, language: str, ignore: str = "") -> bool:
       ignore: words that tell nothing, such as the concept that was asked for.
 
     Raises:
-      LanguageError: wordfreq has no list of that language, or is not installed.
+      LanguageError: captions cannot be in that language, or wordfreq is not installed.
     """
+    if language in UNSPACED:
+        return is_in_script(text, language)
     wanted = _frequencies(language)
     ignored = set(_WORD.findall(ignore.casefold()))
-    words = [word for word in _WORD.findall(text.casefold().replace("’", "'")) if word not in ignored]
+    text = text.casefold().replace("’", "'")
+    if language in ELIDING:
+        text = text.replace("'", " ")
+    words = [word for word in _WORD.findall(text) if word not in ignored]
     if not words:
         return True
     if sum(word in wanted for word in words) < _KNOWN * len(words):
@@ -66,8 +61,6 @@ def _frequencies(language: str) -> Mapping[str, float]:
             "the language of captions is told by wordfreq, which is not installed: pip install wordfreq, or take"
             " 'language' out of gen.captions.filters"
         ) from error
-    if language not in languages():  # wordfreq itself would take the nearest one that it has
-        raise LanguageError(
-            f"gen.captions.language: given {language!r}, allowed: {', '.join(languages())} (what wordfreq has)"
-        )
+    if language not in wordfreq.available_languages("small"):  # wordfreq itself would take the nearest one that it has
+        raise LanguageError(f"gen.captions.language: given {language!r}, allowed: {', '.join(LANGUAGES)}")
     return wordfreq.get_frequency_dict(language, "small")

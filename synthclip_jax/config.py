@@ -22,6 +22,7 @@ import ml_collections
 
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals.datasets import DatasetError, DatasetSpec
+from synthclip_jax.presence import language_problem
 from synthclip_jax.schema import IMAGE_SCHEDULERS, SCHEMA, Field, Tree
 from synthclip_jax.sources import parse_sources
 
@@ -301,6 +302,8 @@ def _check_generation(gen: Any) -> Iterator[str]:
             yield f"gen.concepts.sources: {_show(concepts.sources)} lacks {source!r}, but gen.concepts.{key} is given"
     if "{concept}" not in captions.prompt:
         yield f"gen.captions.prompt: given {_show(captions.prompt)}, allowed: a text that contains {{concept}}"
+    if problem := language_problem(captions.language):
+        yield f"gen.captions.language: {problem}"
     if captions.min_words > captions.max_words:
         yield (
             f"gen.captions.min_words: given {captions.min_words}, allowed: at most gen.captions.max_words"

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from synthclip_jax.presence import LANGUAGES
+
 PAPER_PROMPT = (
     "Write one image caption that contains the concept '{concept}' and describes what can be seen in a scene around it."
     " It must be a single grammatically correct sentence of no more than 15 words."
@@ -105,10 +107,16 @@ CAPTIONS: Tree = {
         choices=("refusal", "concept", "length", "one_sentence", "language"),
         item=str,
     ),
-    "min_words": Field(3, "shortest caption accepted, words", low=1),
-    "max_words": Field(15, "longest caption accepted, words", low=1),
+    "min_words": Field(
+        3, "shortest caption accepted, words; in languages without spaces two characters are a word", low=1
+    ),
+    "max_words": Field(15, "longest caption accepted, words, counted as min_words are", low=1),
     "refusals": Field((), "phrases of answers that are no captions, beside those that are known", item=str),
-    "language": Field("en", "code of the captions' language, for the language filter"),
+    "language": Field(
+        "en",
+        "language of captions and concepts, which says how a concept is looked for in a caption (en: as in MetaCLIP):"
+        f" {', '.join(LANGUAGES)}",
+    ),
     "max_attempts": Field(3, "attempts per caption before it is rejected", low=1),
     "shard_size": Field(4096, "captions per shard: what a crash can cost", low=1),
 }

@@ -15,6 +15,7 @@ from gen import caption_filters as filters
 from gen import captions
 from gen.store import PlanMismatch, StageStore
 from synthclip_jax.config import load_config
+from synthclip_jax.presence import Presence, normalise
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -28,12 +29,15 @@ CONCEPTS = ["dog", "ice cream", "cherry", "box", "hot-air balloon"]
     ("text", "concept", "reason"),
     [
         ("A dog sits on the beach.", "dog", None),
-        ("Three dogs in the snow", "dog", None),
-        ("THE DOG'S HAT", "dog", None),
-        ("Ripe cherries in a bowl.", "cherry", None),
-        ("Two boxes on a shelf.", "box", None),
-        ("Some Ice  Cream in the sun.", "ice cream", None),
-        ("An ice-cream on a table.", "ice cream", None),
+        ("DOG ON A BEACH", "dog", None),
+        # What balance would not find is asked for again.
+        ("Three dogs in the snow", "dog", filters.NO_CONCEPT),
+        ("The dog's hat", "dog", filters.NO_CONCEPT),
+        ("Ripe cherries in a bowl.", "cherry", filters.NO_CONCEPT),
+        ("An ice-cream on a table.", "ice cream", filters.NO_CONCEPT),
+        ("People sit outside a cafe\u0301 at noon.", "caf\u00e9", None),
+        ("A pair of women\u2019s shoes on a shelf.", "women's shoes", None),
+        ("A jack\u2010o\u2010lantern glows on a porch.", "jack-o-lantern", None),
         ("A hot-air balloon in the sky.", "hot-air balloon", None),
         ("Mr. Fox meets Dr. Dog at 5 p.m. sharp.", "dog", None),
         ("A dog says no. 7 is best.", "dog", None),
@@ -83,24 +87,23 @@ def test_cleaning_a_clean_text_changes_nothing(text):
     assert cleaned == cleaned.strip()
 
 
-WORD = st.text(alphabet=st.characters(categories=["L", "N"]), min_size=1, max_size=8)
+WORD = st.text(alphabet=st.characters(categories=["L", "N"]), min_size=1, max_size=8).filter(
+    lambda w: normalise(w) == w
+)
 
 
 @given(st.lists(WORD, min_size=1, max_size=3), st.lists(WORD, max_size=4), st.lists(WORD, max_size=4))
 def test_a_concept_is_found_wherever_it_stands_as_whole_words(concept, before, after):
-    assert filters.names(" ".join([*before, *concept, *after]), " ".join(concept))
-    assert filters.names(" ".join([*before, *concept]).upper() + "!", " ".join(concept).upper())
+    presence = Presence("en", fold_case=True)
+    assert presence.contains(" ".join([*before, *concept, *after]), " ".join(concept))
+    assert presence.contains(" ".join([*before, *concept]).upper() + "!", " ".join(concept).upper())
 
 
 @given(WORD, WORD)
 def test_a_concept_inside_a_longer_word_is_not_found(concept, rest):
-    text = f"{rest}{concept}".casefold()
-    assert filters.names(text, concept) == _is_plural(text, concept.casefold())
-
-
-def _is_plural(text, concept):
-    """The few longer words that do count: "aa" after "a" is none, "ss" after "s" is."""
-    return text in {concept + ending for ending in ("", "s", "es")}
+    presence = Presence("en", fold_case=True)
+    assert not presence.contains(f"{rest}{concept}", concept)
+    assert not presence.contains(f"{concept}{rest}", concept)
 
 
 # The stage
