@@ -20,6 +20,9 @@ fail() {
   exit 2
 }
 
+# shellcheck source=launch/words.bash
+. "$(dirname "$0")/words.bash"
+
 dry=false action="" name="" image="" accelerator="" topology="" hosts="" claim="" chips=4 restarts=100 flags=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -45,22 +48,30 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$action" ] || usage 2
 [ -n "$name" ] || fail "--name is needed"
+checked --name "$name" "$LABEL" "$LABEL_IS"
+checked --chips "$chips" "$NUMBER" "$NUMBER_IS"
+checked --restarts "$restarts" "$NUMBER" "$NUMBER_IS"
+[ -z "$image" ] || checked --image "$image" "$IMAGE" "$IMAGE_IS"
+[ -z "$accelerator" ] || checked --accelerator "$accelerator" "$WORD" "$WORD_IS"
+[ -z "$topology" ] || checked --topology "$topology" '[0-9]+(x[0-9]+){1,2}' "numbers with x between them, such as 8x8 or 4x4x4"
+[ -z "$hosts" ] || checked --hosts "$hosts" "$NUMBER" "$NUMBER_IS"
+[ -z "$claim" ] || checked --claim "$claim" "$CLAIM" "$CLAIM_IS"
+checked_flags ${flags[@]+"${flags[@]}"}
 
 run() {
   if $dry; then
-    printf '%q ' "$@"
+    quoted "$@"
     echo
   else
     "$@"
   fi
 }
 
-# A YAML list of double-quoted strings, which JSON's rules of quoting fit.
+# A YAML list of strings. Kubernetes takes $(NAME) in them for a variable, and $$ for a dollar sign.
 arguments() {
   local flag
   for flag in "${flags[@]}"; do
-    flag="${flag//\\/\\\\}"
-    printf '                    - "%s"\n' "${flag//\"/\\\"}"
+    printf '                    - %s\n' "$(yaml "${flag//\$/\$\$}")"
   done
 }
 
@@ -69,7 +80,7 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: $(yaml "$name")
 spec:
   failurePolicy:
     maxRestarts: $restarts
@@ -88,14 +99,14 @@ spec:
               # Time to save after SIGTERM, which all hosts do at the same step.
               terminationGracePeriodSeconds: 300
               nodeSelector:
-                cloud.google.com/gke-tpu-accelerator: $accelerator
-                cloud.google.com/gke-tpu-topology: $topology
+                cloud.google.com/gke-tpu-accelerator: $(yaml "$accelerator")
+                cloud.google.com/gke-tpu-topology: $(yaml "$topology")
               tolerations:
                 - key: google.com/tpu
                   operator: Exists
               containers:
                 - name: train
-                  image: $image
+                  image: $(yaml "$image")
                   args:
 $(arguments)
                   resources:
@@ -109,7 +120,7 @@ $(arguments)
               volumes:
                 - name: workdir
                   persistentVolumeClaim:
-                    claimName: $claim
+                    claimName: $(yaml "$claim")
 YAML
 }
 
@@ -121,7 +132,7 @@ apply() {
   [ ${#flags[@]} -gt 0 ] || fail "apply: what to train is missing: -- --config=... --workdir=/workdir/..."
   if $dry; then
     manifest
-    echo "---"
+    echo "..."
     run kubectl apply --filename=-
   else
     manifest | kubectl apply --filename=-

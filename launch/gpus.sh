@@ -30,6 +30,10 @@ while [ $# -gt 0 ]; do
   shift
 done
 
+if ! [[ "$processes" =~ ^[1-9][0-9]{0,3}$ ]]; then
+  echo "$0: --processes=$processes: allowed: a whole number of at least 1" >&2
+  exit 2
+fi
 command=("${PYTHON:-python3}" -m synthclip_jax.train ${flags[@]+"${flags[@]}"})
 # JAX takes three quarters of a GPU's memory otherwise.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
@@ -45,7 +49,8 @@ fi
 
 address="localhost:${PORT:-9876}"
 children=()
-trap 'kill -TERM "${children[@]}" 2>/dev/null' TERM INT
+stopped=false
+trap 'stopped=true; [ ${#children[@]} = 0 ] || kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 for ((index = 0; index < processes; index++)); do
   settings=(JAX_COORDINATOR_ADDRESS="$address" JAX_NUM_PROCESSES="$processes" JAX_PROCESS_ID="$index"
     CUDA_VISIBLE_DEVICES="$index")
@@ -58,11 +63,25 @@ for ((index = 0; index < processes; index++)); do
   fi
 done
 
-status=0 left=${#children[@]}
+# A signal that came while the processes were being started has not reached all of them, and one that is sent to a
+# process in its first moment can be lost. They have nothing to save yet, so it is sent until they are gone.
+early=$stopped
+
+status=0 left=${#children[@]} pause=""
 while [ "$left" -gt 0 ]; do
+  if $early; then kill -TERM "${children[@]}" 2>/dev/null || true; fi
+  # One second at a time: `wait` does not see a signal that comes just before it.
+  if [ -z "$pause" ]; then
+    sleep 1 &
+    pause=$!
+  fi
   code=0 ended=""
   wait -n -p ended || code=$?
   [ -n "${ended:-}" ] || continue # a signal ended the waiting, and no child
+  if [ "$ended" = "$pause" ]; then
+    pause=""
+    continue
+  fi
   left=$((left - 1))
   if [ "$code" != 0 ] && [ "$status" = 0 ]; then
     status=$code

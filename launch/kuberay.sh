@@ -22,6 +22,9 @@ fail() {
   exit 2
 }
 
+# shellcheck source=launch/words.bash
+. "$(dirname "$0")/words.bash"
+
 dry=false action="" name="" image="" workers="" gpus=1 cpus=8 memory=32Gi accelerator="" spot=false claim="" restarts=10
 flags=()
 while [ $# -gt 0 ]; do
@@ -50,22 +53,27 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$action" ] || usage 2
 [ -n "$name" ] || fail "--name is needed"
+checked --name "$name" "$LABEL" "$LABEL_IS"
+for key in gpus cpus restarts; do
+  checked "--$key" "${!key}" "$NUMBER" "$NUMBER_IS"
+done
+checked --memory "$memory" '[0-9]{1,9}(Ki|Mi|Gi|Ti)?' "bytes, such as 32Gi"
+[ -z "$image" ] || checked --image "$image" "$IMAGE" "$IMAGE_IS"
+[ -z "$accelerator" ] || checked --accelerator "$accelerator" "$WORD" "$WORD_IS"
+[ -z "$claim" ] || checked --claim "$claim" "$CLAIM" "$CLAIM_IS"
+checked_flags ${flags[@]+"${flags[@]}"}
 
 run() {
   if $dry; then
-    printf '%q ' "$@"
+    quoted "$@"
     echo
   else
     "$@"
   fi
 }
 
-# The command as a YAML string; JSON's rules of quoting fit.
 entrypoint() {
-  local command
-  command="$(printf '%q ' python -m gen --executor=ray "${flags[@]}")"
-  command="${command//\\/\\\\}"
-  printf '"%s"' "${command//\"/\\\"}"
+  yaml "$(quoted python -m gen --executor=ray "${flags[@]}")"
 }
 
 environment() {
@@ -89,14 +97,14 @@ volumes() {
             volumes:
               - name: workdir
                 persistentVolumeClaim:
-                  claimName: $claim
+                  claimName: $(yaml "$claim")
 YAML
 }
 
 nodes() {
   [ -n "$accelerator" ] || $spot || return 0
   echo "            nodeSelector:"
-  [ -z "$accelerator" ] || echo "              cloud.google.com/gke-accelerator: $accelerator"
+  [ -z "$accelerator" ] || echo "              cloud.google.com/gke-accelerator: $(yaml "$accelerator")"
   ! $spot || echo '              cloud.google.com/gke-spot: "true"'
 }
 
@@ -105,7 +113,7 @@ manifest() {
 apiVersion: ray.io/v1
 kind: RayJob
 metadata:
-  name: $name
+  name: $(yaml "$name")
 spec:
   entrypoint: $(entrypoint)
   backoffLimit: $restarts
@@ -119,12 +127,14 @@ spec:
       rayStartParams:
         # No shard is made here: the head must not go away.
         num-cpus: "0"
-        dashboard-host: "0.0.0.0"
       template:
+          metadata:
+            labels:
+              synthclip-job: $(yaml "$name")
           spec:
             containers:
               - name: head
-                image: $image
+                image: $(yaml "$image")
                 ports:
                   - name: gcs
                     containerPort: 6379
@@ -149,6 +159,9 @@ $(volumes)
         maxReplicas: ${workers#*:}
         rayStartParams: {}
         template:
+          metadata:
+            labels:
+              synthclip-job: $(yaml "$name")
           spec:
             # Pods on GPU nodes are let in.
             tolerations:
@@ -157,7 +170,7 @@ $(volumes)
 $(nodes)
             containers:
               - name: worker
-                image: $image
+                image: $(yaml "$image")
 $(environment)
                 resources:
                   requests:
@@ -170,6 +183,30 @@ $(environment)
                     nvidia.com/gpu: $gpus
 $(mounts)
 $(volumes)
+---
+# Who reaches Ray's ports may run anything on its machines: that are the pods of this job, the one that submits it, and
+# the operator, which asks how it goes.
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: $(yaml "$name")
+spec:
+  podSelector:
+    matchLabels:
+      synthclip-job: $(yaml "$name")
+  policyTypes: ["Ingress"]
+  ingress:
+    - from:
+        - podSelector:
+            matchLabels:
+              synthclip-job: $(yaml "$name")
+        - podSelector:
+            matchLabels:
+              job-name: $(yaml "$name")
+        - namespaceSelector: {}
+          podSelector:
+            matchLabels:
+              app.kubernetes.io/name: kuberay-operator
 YAML
 }
 
@@ -178,13 +215,13 @@ apply() {
   for key in image workers; do
     [ -n "${!key}" ] || fail "apply: --$key is needed"
   done
-  if ! [[ "$workers" =~ ^[0-9]+:[0-9]+$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
+  if ! [[ "$workers" =~ ^[0-9]{1,9}:[0-9]{1,9}$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
     fail "--workers=$workers: MIN:MAX is needed, such as 0:16"
   fi
   [ ${#flags[@]} -gt 0 ] || fail "apply: what to generate is missing: -- --config=... --workdir=gs://..."
   if $dry; then
     manifest | grep -v '^$'
-    echo "---"
+    echo "..."
     run kubectl apply --filename=-
   else
     manifest | kubectl apply --filename=-
@@ -195,5 +232,5 @@ case "$action" in
   apply) apply ;;
   logs) run kubectl logs --follow --tail=100 "--selector=job-name=$name" ;;
   status) run kubectl get rayjobs,rayclusters,pods --output=wide ;;
-  delete) run kubectl delete rayjob "$name" --wait ;;
+  delete) run kubectl delete "rayjob/$name" "networkpolicy/$name" --wait ;;
 esac

@@ -22,6 +22,9 @@ fail() {
   exit 2
 }
 
+# shellcheck source=launch/words.bash
+. "$(dirname "$0")/words.bash"
+
 dry=false action="" name="" project="" zone="" workers="" machine=g2-standard-12 gpu=nvidia-l4 gpus=1 spot=false flags=()
 extra=gen,tfds,ray-cluster,gcs
 image=projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570
@@ -53,9 +56,19 @@ done
 for key in name project zone workers; do
   [ -n "${!key}" ] || fail "--$key is needed"
 done
-if ! [[ "$workers" =~ ^[0-9]+:[0-9]+$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
+if ! [[ "$workers" =~ ^[0-9]{1,9}:[0-9]{1,9}$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
   fail "--workers=$workers: MIN:MAX is needed, such as 0:16"
 fi
+checked --name "$name" "$LABEL" "$LABEL_IS"
+checked --project "$project" "$PROJECT" "$PROJECT_IS"
+checked --zone "$zone" "$LABEL" "a zone such as us-central1-a"
+checked --machine "$machine" "$LABEL" "a machine type such as g2-standard-12"
+checked --gpu "$gpu" "$LABEL" "an accelerator type such as nvidia-l4"
+checked --gpus "$gpus" "$NUMBER" "$NUMBER_IS"
+checked --extra "$extra" '[a-z0-9,_-]+' "extras of this package with commas between them"
+checked --image "$image" "$IMAGE" "projects/PROJECT/global/images/..."
+checked_flags ${flags[@]+"${flags[@]}"}
+[ "$action" != run ] || [ ${#flags[@]} -gt 0 ] || fail "run: what to generate is missing: -- --config=... --workdir=gs://..."
 # One machine runs one task at a time for each of its GPUs; the last part of the name is its number of CPUs.
 cpus="${machine##*-}"
 cpus="${cpus%g}"
@@ -84,7 +97,9 @@ scheduling() {
   fi
 }
 
-disk() {
+# Scopes bound what the machines' account may do, whatever its roles are: buckets, logs, and for the head the machines.
+disk() { # scopes beside those
+  local scope
   cat <<YAML
       disks:
         - boot: true
@@ -92,27 +107,29 @@ disk() {
           type: PERSISTENT
           initializeParams:
             diskSizeGb: 200
-            sourceImage: $image
+            sourceImage: $(yaml "$image")
       serviceAccounts:
         - email: default
           scopes:
-            - https://www.googleapis.com/auth/cloud-platform
 YAML
+  for scope in devstorage.read_write logging.write monitoring.write "$@"; do
+    echo "            - https://www.googleapis.com/auth/$scope"
+  done
 }
 
 cluster() {
   local root
   root="$(cd "$(dirname "$0")/.." && pwd)"
   cat <<YAML
-cluster_name: $name
+cluster_name: $(yaml "$name")
 max_workers: ${workers#*:}
 upscaling_speed: 1.0
 idle_timeout_minutes: 10
 provider:
   type: gcp
-  region: ${zone%-*}
-  availability_zone: $zone
-  project_id: $project
+  region: $(yaml "${zone%-*}")
+  availability_zone: $(yaml "$zone")
+  project_id: $(yaml "$project")
 auth:
   ssh_user: ubuntu
 available_node_types:
@@ -123,18 +140,18 @@ available_node_types:
     resources: {"CPU": 0}
     node_config:
       machineType: n2-standard-8
-$(disk)
+$(disk compute)
   gpu:
     min_workers: ${workers%:*}
     max_workers: ${workers#*:}
     resources: {"CPU": $cpus, "GPU": $gpus}
     node_config:
-      machineType: $machine
+      machineType: $(yaml "$machine")
 $(accelerators)
 $(scheduling)
 $(disk)
 head_node_type: head
-file_mounts: {"/home/ubuntu/synthclip_jax": "$root"}
+file_mounts: {"/home/ubuntu/synthclip_jax": $(yaml "$root")}
 rsync_exclude: [".git/**", ".venv*/**", "runs/**"]
 initialization_commands: []
 setup_commands:
@@ -153,7 +170,7 @@ YAML
 file=""
 run() {
   if $dry; then
-    printf '%q ' "$@"
+    quoted "$@"
     echo
   else
     "$@"
@@ -165,7 +182,7 @@ with_cluster() {
   if $dry; then
     file=cluster.yaml
     cluster
-    echo "---"
+    echo "..."
   else
     file="$(mktemp --suffix=.yaml)"
     trap 'rm -f "$file"' EXIT
@@ -177,9 +194,8 @@ with_cluster
 case "$action" in
   up) run ray up --yes "$file" ;;
   run)
-    [ ${#flags[@]} -gt 0 ] || fail "run: what to generate is missing: -- --config=... --workdir=gs://..."
-    command="$(printf '%q ' env RAY_ADDRESS=auto RAY_USAGE_STATS_ENABLED=0 nohup ../venv/bin/python -m gen --executor=ray "${flags[@]}")"
-    run ray exec "$file" "cd synthclip_jax && { $command >>gen.log 2>&1 </dev/null & } && sleep 1"
+    command="$(quoted env RAY_ADDRESS=auto RAY_USAGE_STATS_ENABLED=0 nohup ../venv/bin/python -m gen --executor=ray "${flags[@]}")"
+    run ray exec "$file" "cd synthclip_jax && { $command>>gen.log 2>&1 </dev/null & } && sleep 1"
     ;;
   logs) run ray exec "$file" "tail -n 100 -f synthclip_jax/gen.log" ;;
   status) run ray exec "$file" "venv/bin/ray status" ;;

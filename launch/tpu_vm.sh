@@ -9,11 +9,12 @@
 #                                  is finished; takes the options of all three
 #
 # --dry-run prints the commands instead of running them. All workers need the workdir at the same place: --nfs mounts a
-# Filestore share (or any NFS) at /mnt/synthclip. The code is the commit that is checked out here.
+# Filestore share (or any NFS) at /mnt/synthclip, and start makes the workdir there, as a folder of the user's own. The
+# code is the commit that is checked out here.
 set -euo pipefail
 
 usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "$0"
+  sed -n '2,15s/^# \{0,1\}//p' "$0"
   exit "${1:-0}"
 }
 
@@ -21,6 +22,9 @@ fail() {
   echo "$0: $*" >&2
   exit 2
 }
+
+# shellcheck source=launch/words.bash
+. "$(dirname "$0")/words.bash"
 
 dry=false action="" name="" zone="" kind="" project="" nfs="" spot=false wait=60 flags=()
 while [ $# -gt 0 ]; do
@@ -46,6 +50,13 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$action" ] || usage 2
 if [ -z "$name" ] || [ -z "$zone" ]; then fail "--name and --zone are needed"; fi
+checked --name "$name" "$LABEL" "$LABEL_IS"
+checked --zone "$zone" "$LABEL" "a zone such as us-east5-a"
+checked --wait "$wait" '[0-9]+([.][0-9]+)?' "seconds"
+[ -z "$project" ] || checked --project "$project" "$PROJECT" "$PROJECT_IS"
+[ -z "$kind" ] || checked --type "$kind" 'v(4|5litepod|5p|6e)-[0-9]+' "v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
+[ -z "$nfs" ] || checked --nfs "$nfs" '[][A-Za-z0-9.:_-]+:/[A-Za-z0-9._/-]*' "HOST:/SHARE of letters, digits, . _ - /"
+checked_flags ${flags[@]+"${flags[@]}"}
 
 gcloud=(gcloud compute tpus)
 place=(--zone="$zone" --quiet)
@@ -53,7 +64,7 @@ place=(--zone="$zone" --quiet)
 
 run() {
   if $dry; then
-    printf '%q ' "$@"
+    quoted "$@"
     echo
   else
     "$@"
@@ -74,6 +85,14 @@ runtime() {
   esac
 }
 
+# Where the archive of the code lies until it is copied.
+scratch=""
+forget_scratch() {
+  [ -z "$scratch" ] || $dry || rm -rf "$scratch"
+  scratch=""
+}
+trap forget_scratch EXIT
+
 create() {
   local version options=()
   version=$(runtime) || fail "--type=$kind: allowed are v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
@@ -88,26 +107,45 @@ state() {
 }
 
 install() {
-  local archive=/tmp/synthclip_jax.tar.gz command
+  local command
   # The VMs' own Python is too old: uv brings one.
   command='set -e; mkdir -p synthclip_jax; tar -xzf synthclip_jax.tar.gz -C synthclip_jax; cd synthclip_jax'
   command+='; pip install --user --quiet uv; ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv'
   command+='; ~/.local/bin/uv pip install --quiet --python .venv/bin/python ".[tpu]"'
   if [ -n "$nfs" ]; then
     command+='; sudo apt-get install -y -qq nfs-common; sudo mkdir -p /mnt/synthclip'
-    command+="; mountpoint -q /mnt/synthclip || sudo mount -t nfs \"$nfs\" /mnt/synthclip; sudo chmod 777 /mnt/synthclip"
+    command+="; mountpoint -q /mnt/synthclip || sudo mount -t nfs $(quoted "$nfs")/mnt/synthclip"
   fi
-  run git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$archive" HEAD
-  run "${gcloud[@]}" tpu-vm scp "$archive" "$name:" --worker=all "${place[@]}"
+  if $dry; then scratch=SCRATCH; else scratch=$(mktemp -d); fi
+  run git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$scratch/synthclip_jax.tar.gz" HEAD
+  run "${gcloud[@]}" tpu-vm scp "$scratch/synthclip_jax.tar.gz" "$name:" --worker=all "${place[@]}"
   on_workers all "$command"
+  forget_scratch
 }
 
 start() {
   [ ${#flags[@]} -gt 0 ] || fail "start: what to train is missing: -- --config=... --workdir=..."
-  local command
-  command=$(printf ' %q' .venv/bin/python -m synthclip_jax.train "${flags[@]}")
+  local command folder=""
+  command=$(quoted .venv/bin/python -m synthclip_jax.train "${flags[@]}")
+  if [ -n "$(shared_workdir)" ]; then
+    folder=$(quoted "$(shared_workdir)")
+    # The share's own folder is left to root.
+    folder="{ [ -d $folder] || sudo install -d -o \"\$(id -u)\" -g \"\$(id -g)\" $folder; } || exit 1; "
+  fi
   # Detached, so that it outlives this connection.
-  on_workers all "cd synthclip_jax && nohup setsid sh -c 'echo \$\$ > train.pid; exec$command' > train.log 2>&1 < /dev/null &"
+  on_workers all "${folder}cd synthclip_jax && nohup setsid sh -c 'echo \$\$ > train.pid; exec \"\$@\"' train $command> train.log 2>&1 < /dev/null &"
+}
+
+# The workdir among the flags, if it is on the share.
+shared_workdir() {
+  local flag before=""
+  for flag in "${flags[@]}"; do
+    case "$before$flag" in
+      --workdir=/mnt/synthclip/* | --workdir/mnt/synthclip/*) printf '%s' "${flag#--workdir=}" ;;
+    esac
+    before=""
+    [ "$flag" != --workdir ] || before=--workdir
+  done
 }
 
 finished() {
