@@ -49,7 +49,7 @@ fi
 
 address="localhost:${PORT:-9876}"
 children=()
-stopped=false
+stopped=false failed=false
 trap 'stopped=true; [ ${#children[@]} = 0 ] || kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 for ((index = 0; index < processes; index++)); do
   settings=(JAX_COORDINATOR_ADDRESS="$address" JAX_NUM_PROCESSES="$processes" JAX_PROCESS_ID="$index"
@@ -67,25 +67,26 @@ done
 # process in its first moment can be lost. They have nothing to save yet, so it is sent until they are gone.
 early=$stopped
 
-status=0 left=${#children[@]} pause=""
-while [ "$left" -gt 0 ]; do
-  if $early; then kill -TERM "${children[@]}" 2>/dev/null || true; fi
-  # One second at a time: `wait` does not see a signal that comes just before it.
-  if [ -z "$pause" ]; then
-    sleep 1 &
-    pause=$!
-  fi
-  code=0 ended=""
-  wait -n -p ended || code=$?
-  [ -n "${ended:-}" ] || continue # a signal ended the waiting, and no child
-  if [ "$ended" = "$pause" ]; then
-    pause=""
-    continue
-  fi
-  left=$((left - 1))
-  if [ "$code" != 0 ] && [ "$status" = 0 ]; then
-    status=$code
-    kill -TERM "${children[@]}" 2>/dev/null || true # the others would wait for it for a long time
-  fi
+status=0
+while [ ${#children[@]} != 0 ]; do
+  # A short time only: `wait` does not see a signal that comes just before it.
+  sleep 0.5 &
+  wait $! || true
+  left=()
+  for child in "${children[@]}"; do
+    if kill -0 "$child" 2>/dev/null; then
+      left+=("$child")
+      continue
+    fi
+    code=0
+    wait "$child" || code=$?
+    if [ "$code" != 0 ] && [ "$status" = 0 ]; then
+      status=$code
+      failed=true # the others would wait for it for a long time
+    fi
+  done
+  children=(${left[@]+"${left[@]}"})
+  if { $early || $failed; } && [ ${#children[@]} != 0 ]; then kill -TERM "${children[@]}" 2>/dev/null || true; fi
+  failed=false
 done
 exit "$status"

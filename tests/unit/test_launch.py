@@ -505,7 +505,7 @@ def test_sigterm_reaches_all_processes_and_the_script_waits_for_them(tmp_path):
     assert all((tmp_path / f"{name}.saved").exists() for name in "01")
 
 
-@pytest.mark.parametrize("moment", ["children+=", "[ -z", "wait -n"])
+@pytest.mark.parametrize("moment", ["children+=", "early", "sleep", "wait $!", "kill -0"])
 def test_a_sigterm_at_any_moment_reaches_all_processes(tmp_path, moment):
     """Bash itself sends the signal, before the command that begins so."""
     sender, python = tmp_path / "sender", tmp_path / "python"
