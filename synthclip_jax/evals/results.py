@@ -1,29 +1,46 @@
 """Results of evaluations: `WORKDIR/eval/STEP-SUITE.json`, one file per checkpoint and suite. Needs no JAX.
 
-    {"step": 1200, "suite": "zeroshot", "metrics": {"zeroshot/NAME/acc1": 0.41, ...},
-     "datasets": {"NAME": {"spec": ..., "templates": ..., "detail": "1200-zeroshot.NAME.npz", ...}},
-     "versions": {...}, "date": ...}
+    {"format": 2, "step": 1200, "suite": "zeroshot", "metrics": {"zeroshot/NAME/acc1": 0.41, ...},
+     "datasets": {"NAME": {"spec": ..., "templates": ..., "made_from": {"checkpoint": ..., "files": ..., ...},
+                           "detail": "1200-zeroshot.NAME.npz", "detail_sha256": ..., ...}},
+     "versions": {...}, "date": ..., "check": ...}
 
-Beside it lies one `.npz` per test set with the prediction for every picture: what a failure analysis starts from.
+Beside it lies one `.npz` per test set with the prediction for every image: what a failure analysis starts from.
+`made_from` says what a number is of (see `synthclip_jax.evals.origin`); files of older versions lack it. Several
+processes may write results of one checkpoint and suite at once: all are kept.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
-import json
+import math
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from synthclip_jax import array_files, state_files
 from synthclip_jax.errors import UserError
+from synthclip_jax.storage import locked
 
 PACKAGES = ("synthclip_jax", "jax", "flax", "numpy", "pillow")
+FORMAT = 2  # 1 had neither `made_from` nor `check`
+REMEDY = "Delete it and evaluate again."
+_SHAPE = {"step": int, "suite": str, "metrics": dict, "datasets": dict}
+# What each array of a `.npz` has to be, by its name.
+_ARRAYS: Mapping[str, array_files.Form] = {
+    "class_names": ("U", 1),
+    "keys": ("U", 1),
+    "labels": ("iu", 1),
+    "top": ("iu", 2),
+    "scores": ("f", 2),
+    "skipped": ("U", 1),
+}
 
 
 class ResultError(UserError, ValueError):
@@ -35,25 +52,80 @@ def result_path(workdir: str | os.PathLike, step: int, suite: str) -> pathlib.Pa
     return pathlib.Path(workdir) / "eval" / f"{step}-{suite}.json"
 
 
+def result_files(workdir: str | os.PathLike, suite: str = "") -> list[pathlib.Path]:
+    """The result files of a workdir by steps, of one suite or of all."""
+    found = []
+    for path in (pathlib.Path(workdir) / "eval").glob("*.json"):
+        match = re.fullmatch(r"([0-9]{1,15})-([A-Za-z0-9_]+)\.json", path.name)
+        if match and suite in ("", match[2]):
+            found.append((int(match[1]), match[2], path))
+    return [path for _, _, path in sorted(found)]
+
+
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
     """Reads one result file.
 
     Raises:
-      ResultError: it is no JSON, or lacks what every result has.
+      ResultError: it is damaged, is no result file, or is of another step or suite than its name says.
+      FileNotFoundError: there is none.
     """
-    try:
-        result = json.loads(pathlib.Path(path).read_bytes())
-    except ValueError as error:
-        raise ResultError(f"{path}: not valid JSON ({error}). Delete it and evaluate again") from error
-    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict) or "step" not in result:
-        raise ResultError(f"{path}: not a result file (no step and metrics). Delete it and evaluate again")
+    result = state_files.read(path, REMEDY, _SHAPE, error=ResultError)
+    metrics, datasets = result["metrics"], result["datasets"]
+    problem = state_files.mismatch(metrics, dict.fromkeys(metrics, float), "metrics")
+    problem = problem or state_files.mismatch(datasets, dict.fromkeys(datasets, dict), "datasets")
+    if "format" in result and state_files.CHECK not in result:
+        problem = "its checksum is missing"
+    elif result.get("format", 1) not in (1, FORMAT):
+        raise ResultError(
+            f"{path}: written by a newer version of synthclip_jax. Update it, or evaluate again elsewhere"
+        )
+    named = re.fullmatch(r"([0-9]{1,15})-(.+)\.json", pathlib.Path(path).name)
+    if named and (int(named[1]), named[2]) != (result["step"], result["suite"]):
+        problem = problem or f"it is of step {result['step']} and suite {result['suite']}"
+    if problem:
+        raise ResultError(f"{path}: not a result file ({problem}). {REMEDY}")
     return result
 
 
 def read_results(workdir: str | os.PathLike, suite: str) -> list[dict[str, Any]]:
     """All results of a suite in the order of their steps."""
-    paths = (pathlib.Path(workdir) / "eval").glob(f"*-{suite}.json")
-    return sorted((read_result(path) for path in paths), key=lambda result: result["step"])
+    return [read_result(path) for path in result_files(workdir, suite)]
+
+
+def read_detail(workdir: str | os.PathLike, result: Mapping[str, Any], name: str) -> dict[str, np.ndarray] | None:
+    """What was said to each image of a test set, of zero-shot classification; None if it was not kept.
+
+    Raises:
+      ResultError: the file is damaged, or not the one that belongs to the result.
+    """
+    described = result["datasets"].get(name, {})
+    file = described.get("detail")
+    if not isinstance(file, str) or not re.fullmatch(r"[A-Za-z0-9._+-]+\.npz", file):
+        return None
+    path = pathlib.Path(workdir) / "eval" / file
+    try:
+        if (expected := described.get("detail_sha256")) and _sha256(path) != expected:
+            raise ResultError(f"{path}: not as it was written with this result. {REMEDY}")
+        arrays = array_files.read(path, _ARRAYS, REMEDY, ResultError)
+    except FileNotFoundError:
+        return None
+    classes, count = len(arrays["class_names"]), len(arrays["keys"])
+    sizes = [len(arrays[part]) for part in ("labels", "top", "scores")]
+    labels, top = arrays["labels"], arrays["top"]
+    places = [place for place in (labels, top) if place.size]
+    if (
+        sizes != [count] * 3
+        or not top.shape[1]
+        or top.shape != arrays["scores"].shape
+        or any(place.min() < 0 or place.max() >= classes for place in places)
+    ):
+        raise ResultError(f"{path}: damaged (its arrays do not fit together). {REMEDY}")
+    return arrays
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -65,6 +137,29 @@ def versions() -> dict[str, str]:
     return found
 
 
+def known_result(path: pathlib.Path, log: Callable[[str], Any] = print) -> dict[str, Any]:
+    """What a result file holds, nothing where there is none; one that is damaged is set aside, and `log` told of it."""
+    try:
+        return read_result(path)
+    except FileNotFoundError:
+        return {"metrics": {}, "datasets": {}}
+    except ResultError:
+        with locked(path):  # what another process has just written stays
+            return _known(path, log)
+
+
+def _known(path: pathlib.Path, log: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        return read_result(path)
+    except FileNotFoundError:
+        pass
+    except ResultError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        log(f"{error} It is now {aside.name}; its test sets are evaluated again when they are asked for")
+    return {"metrics": {}, "datasets": {}}
+
+
 def write_result(
     workdir: str | os.PathLike,
     step: int,
@@ -72,6 +167,7 @@ def write_result(
     metrics: Mapping[str, float],
     datasets: Mapping[str, Mapping[str, Any]],
     details: Mapping[str, Mapping[str, np.ndarray]] = {},
+    log: Callable[[str], Any] = print,
 ) -> pathlib.Path:
     """Writes results, or adds those of further test sets to the file that is there.
 
@@ -79,47 +175,43 @@ def write_result(
       metrics: by key `suite/NAME/METRIC`.
       datasets: what was evaluated, by NAME.
       details: arrays for the `.npz` beside the file, by NAME.
+
+    Raises:
+      ResultError: a metric is no finite number.
+      StoreError: they cannot be written.
     """
+    for key, value in metrics.items():
+        if not math.isfinite(value):
+            raise ResultError(f"{key} is {value}, no finite number. Nothing is written; look at the test set")
     path = result_path(workdir, step, suite)
-    old = read_result(path) if path.exists() else {}
     described = {name: dict(value) for name, value in datasets.items()}
-    for name, arrays in details.items():
-        file = f"{step}-{suite}.{re.sub(r'[^A-Za-z0-9._+-]', '_', name)}.npz"
-        with _replacing(path.with_name(file)) as temporary:
-            np.savez_compressed(temporary, **dict[str, Any](arrays))
-        described[name]["detail"] = file
-    result = {
-        "step": step,
-        "suite": suite,
-        "metrics": {**_without(old.get("metrics", {}), suite, described), **metrics},
-        "datasets": {**old.get("datasets", {}), **described},
-        "versions": versions(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    with _replacing(path) as file:
-        file.write((json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    with locked(path):  # another process may be adding results of its own
+        old = _known(path, log)
+        for name, arrays in details.items():
+            file = f"{step}-{suite}.{_file_name(name)}.npz"
+            written = array_files.write(path.with_name(file), arrays, compressed=True)
+            described[name] |= {"detail": file, "detail_sha256": written["sha256"]}
+        result = {
+            "format": FORMAT,
+            "step": step,
+            "suite": suite,
+            "metrics": {**_without(old["metrics"], suite, described), **metrics},
+            "datasets": {**old["datasets"], **described},
+            "versions": versions(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        state_files.write(path, result)
     return path
+
+
+def _file_name(name: str) -> str:
+    """A test set's name with letters of ASCII alone, and still another one than any other's."""
+    plain = re.sub(r"[^A-Za-z0-9._+-]", "_", name)
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _without(metrics: Mapping[str, float], suite: str, names: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if key.split("/")[:2] not in [[suite, name] for name in names]}
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[Any]:
-    """A file that takes the path's place when the body ends well, and leaves nothing behind when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def group(metrics: Mapping[str, float], suite: str) -> dict[str, dict[str, float]]:
