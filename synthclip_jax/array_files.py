@@ -44,8 +44,15 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], compressed:
     Raises:
       StoreError: it cannot be written.
     """
-    save = np.savez_compressed if compressed else np.savez
-    return write_stream(path, lambda file: save(file, **dict[str, Any](arrays)))
+
+    def fill(file: Any) -> None:
+        kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+        with zipfile.ZipFile(file, "w", kind, allowZip64=True) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+    return write_stream(path, fill)
 
 
 def read(

@@ -6,11 +6,13 @@
     python -m synthclip_jax.evaluate --workdir=W --build                             all results in a CSV and a table
 
 Takes the newest checkpoint of the workdir (or --step), prints a table for each suite with 95% intervals and chance,
-and writes WORKDIR/eval/STEP-SUITE.json. What is there already is printed and not computed again.
+and writes WORKDIR/eval/STEP-SUITE.json. What is there already is printed and not computed again, unless it was made
+from something else: other weights, class names, prompts, files, or another place; the reason is printed then.
 """
 
 import argparse
 import functools
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -20,9 +22,9 @@ import ml_collections
 
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
-from synthclip_jax.evals import build, catalogue, results
+from synthclip_jax.evals import build, catalogue, origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, open_datasets
-from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
+from synthclip_jax.evals.suites import SUITES, Suite, choose
 
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
 
@@ -54,7 +56,6 @@ def evaluate(
 
     Raises:
       DatasetError, PromptError: a test set or its prompts are not usable.
-      ResultError: the result file holds the same name with another setting.
       EvaluationError: the checkpoint's embeddings are not finite, or no picture of a test set decodes.
       CheckpointError: there is no such checkpoint.
     """
@@ -67,13 +68,13 @@ def evaluate(
     for line in missing:
         log(line)
     plan = assign(opened, config.eval.suites if suites is None else suites, datasets is not None, suites is not None)
+    weights = checkpoint_digest(workdir, step)
     values: dict[str, float] = {}
     for suite, wanted in plan:
-        evaluator_class = suite.load()
-        settings = {dataset.name: evaluator_class.describe(config, dataset) for dataset in wanted}
+        now = describe(suite, config, wanted, weights, workdir)
         path = results.result_path(workdir, step, suite.name)
-        known = results.read_result(path) if path.exists() and not redo else {"metrics": {}, "datasets": {}}
-        todo = [dataset for dataset in wanted if not _is_done(known, dataset.name, settings[dataset.name], path)]
+        known = results.known_result(path, log)
+        todo = [dataset for dataset in wanted if redo or not is_done(known, suite, dataset.name, now, log)]
         if todo:
             model = load()
             if others := _differences(model.config.model, config.model):
@@ -81,13 +82,15 @@ def evaluate(
                     f"the checkpoint is of another model than the config: {', '.join(others)}. It is evaluated as it is"
                 )
             # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
-            evaluator = evaluator_class(_merged(model.config, config, workdir), model.graphdef, todo, log)
-            save(workdir, step, suite.name, evaluator, config, evaluator.run(model.params))
+            evaluator = suite.load()(_merged(model.config, config, workdir), model.graphdef, todo, log)
+            found = evaluator.run(model.params)
+            described = {dataset.name: now[dataset.name] for dataset in todo}
+            results.write_result(workdir, step, suite.name, found, described, evaluator.details, log)
             log(f"step {step:,}: {', '.join(dataset.name for dataset in todo)} evaluated, written to {path}")
         else:
             log(f"step {step:,}: evaluated already, {path} is there")
         grouped = results.group(results.read_result(path)["metrics"], suite.name)
-        values |= {f"{suite.name}/{name}/{key}": value for name in settings for key, value in grouped[name].items()}
+        values |= {f"{suite.name}/{name}/{key}": value for name in now for key, value in grouped[name].items()}
     return values
 
 
@@ -140,6 +143,17 @@ def newest_step(workdir: str | pathlib.Path) -> int:
     return max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
 
 
+def checkpoint_digest(workdir: str | pathlib.Path, step: int) -> str:
+    """Which weights a checkpoint of a workdir holds.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    from synthclip_jax import checkpoint
+
+    return checkpoint.checkpoint_digest(checkpoint.find_checkpoint(workdir, step))
+
+
 def load_model(workdir: str | pathlib.Path, step: int) -> Any:
     """A checkpoint's model, its parameters on all devices."""
     from synthclip_jax import checkpoint
@@ -180,12 +194,19 @@ def assign(
     return [(suite, taken) for suite, taken in plan if taken]
 
 
-def save(
-    workdir: str | pathlib.Path, step: int, suite: str, evaluator: Evaluator, config: Any, values: dict[str, float]
-) -> pathlib.Path:
-    """Writes what an evaluator has just found; training calls it too."""
-    settings = {dataset.name: evaluator.describe(config, dataset) for dataset in evaluator.datasets}
-    return results.write_result(workdir, step, suite, values, settings, evaluator.details)
+def describe(
+    suite: Suite, config: Any, datasets: Sequence[Dataset], weights: str, workdir: str | pathlib.Path
+) -> dict[str, dict[str, Any]]:
+    """What a result file says of each test set: how it is evaluated, and what its numbers are made from.
+
+    Args:
+      weights: digest of the checkpoint, see `synthclip_jax.checkpoint.checkpoint_digest`.
+    """
+    described = {}
+    for dataset in datasets:
+        settings = json.loads(json.dumps(suite.load().describe(config, dataset)))  # as it will be read back
+        described[dataset.name] = settings | {origin.MADE_FROM: origin.origin(weights, dataset, workdir, suite.learns)}
+    return described
 
 
 def table(metrics: dict[str, float]) -> str:
@@ -215,17 +236,14 @@ def _differences(there: Any, here: Any, prefix: str = "model.") -> list[str]:
     return lines
 
 
-def _is_done(known: dict[str, Any], name: str, settings: dict[str, Any], path: pathlib.Path) -> bool:
-    if name not in known["datasets"]:
+def is_done(known: dict[str, Any], suite: Suite, name: str, now: dict[str, Any], log: Callable[[str], Any]) -> bool:
+    """Whether a result file holds the numbers of a test set as it is now; `log` is told why they are made again."""
+    if name not in known["datasets"] or name not in results.group(known["metrics"], suite.name):
         return False
-    before = known["datasets"][name]
-    differing = [key for key, value in settings.items() if before.get(key) != value]
-    if differing:
-        raise results.ResultError(
-            f"{path} holds {name!r} with another setting ({', '.join(differing)}): give this one a name of its own"
-            f" (--dataset=NAME={settings['spec'].partition('=')[2]}) or replace it (--redo)"
-        )
-    return True
+    reasons = origin.changes(known["datasets"][name], now[name])
+    if reasons:
+        log(f"{name}: {suite.name} is evaluated again: {'; '.join(reasons)}")
+    return not reasons
 
 
 @command("evaluate")

@@ -28,10 +28,10 @@ from synthclip_jax import data, distributed, evaluate, host_memory, sharding, ve
 from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.device_feed import DeviceFeed
 from synthclip_jax.distributed import say
-from synthclip_jax.evals import EvaluationError, results
+from synthclip_jax.evals import EvaluationError, origin, results
 from synthclip_jax.evals.datasets import DatasetError, MissingDataset, open_datasets
 from synthclip_jax.evals.prompts import PromptError
-from synthclip_jax.evals.suites import Evaluator
+from synthclip_jax.evals.suites import SUITES, Evaluator
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
 from synthclip_jax.preprocess import PictureError
@@ -150,6 +150,9 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
             best = found and config.train.keep_best
             if new and (last or stop or best or step % config.train.save_every == 0):
                 save(step, found)
+                if evaluation and found:
+                    checkpoints.wait()
+                    evaluation.saved(step)
             if last or stop:
                 break
 
@@ -184,19 +187,36 @@ class Evaluation:
         self.config, self.evaluators, self.workdir = config, evaluators, workdir
 
     def done(self, step: int) -> bool:
-        """Whether this step has been evaluated already."""
-        there = [results.result_path(self.workdir, step, suite).exists() for suite in self.evaluators]
-        return all(distributed.of_first(there))
+        """Whether the checkpoint of this step has been evaluated already, on the test sets as they are now."""
+        done = step in saved_steps(checkpoint_folder(self.workdir))
+        if done and distributed.is_main():
+            weights = evaluate.checkpoint_digest(self.workdir, step)
+            for name, evaluator in self.evaluators.items():
+                suite, known = SUITES[name], results.known_result(results.result_path(self.workdir, step, name), say)
+                now = evaluate.describe(suite, self.config, evaluator.datasets, weights, self.workdir)
+                done &= all(evaluate.is_done(known, suite, dataset, now, say) for dataset in now)
+        return distributed.of_first([int(done)]) == [1]
 
     def __call__(self, step: int, params: Any) -> dict[str, float]:
+        """Evaluates parameters, and notes the numbers as those of weights that are not saved; see `saved`."""
         found: dict[str, float] = {}
-        for suite, evaluator in self.evaluators.items():
+        for name, evaluator in self.evaluators.items():
+            datasets = evaluator.datasets
+            described = evaluate.describe(SUITES[name], self.config, datasets, origin.UNSAVED, self.workdir)
             metrics = evaluator.run(params)
             if distributed.is_main():
-                evaluate.save(self.workdir, step, suite, evaluator, self.config, metrics)
+                results.write_result(self.workdir, step, name, metrics, described, evaluator.details, say)
             found |= metrics
         say(evaluate.table(found))
         return found
+
+    def saved(self, step: int) -> None:
+        """Notes that the parameters evaluated at this step are those of its checkpoint, which is complete."""
+        if distributed.is_main():
+            weights = evaluate.checkpoint_digest(self.workdir, step)
+            for name, evaluator in self.evaluators.items():
+                names = [dataset.name for dataset in evaluator.datasets]
+                results.note_weights(self.workdir, step, name, names, weights)
 
 
 def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) -> Evaluation | None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from synthclip_jax import array_files, state_files
 from synthclip_jax.errors import UserError
+from synthclip_jax.evals import origin
 from synthclip_jax.storage import locked
 
 PACKAGES = ("synthclip_jax", "jax", "flax", "numpy", "pillow")
@@ -124,6 +125,8 @@ def read_detail(workdir: str | os.PathLike, result: Mapping[str, Any], name: str
 
 
 def _sha256(path: pathlib.Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ResultError(f"{path}: not a regular file. {REMEDY}")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -202,6 +205,24 @@ def write_result(
         }
         state_files.write(path, result)
     return path
+
+
+def note_weights(workdir: str | os.PathLike, step: int, suite: str, names: Sequence[str], checkpoint: str) -> None:
+    """Notes of which checkpoint numbers are that were written before it was complete.
+
+    Args:
+      names: of the test sets.
+      checkpoint: its digest.
+    """
+    path = result_path(workdir, step, suite)
+    with locked(path):
+        result = _known(path, print)
+        for name in names:
+            made_from = result["datasets"].get(name, {}).get(origin.MADE_FROM, {})
+            if made_from.get("checkpoint") == origin.UNSAVED:
+                made_from["checkpoint"] = checkpoint
+        if result["datasets"]:
+            state_files.write(path, result)
 
 
 def _file_name(name: str) -> str:

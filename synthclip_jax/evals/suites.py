@@ -52,6 +52,7 @@ class Suite:
       evaluator: its class, `module:Class`.
       columns: of the table that is printed.
       main: the metric to choose a checkpoint by, and the one in tables over many results.
+      learns: it fits a classifier, and reads the splits to learn from as well.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Suite:
     evaluator: str
     columns: tuple[Column, ...]
     main: str
+    learns: bool = False
 
     def load(self) -> type[Evaluator]:
         """Its class."""
@@ -122,8 +124,15 @@ SUITES: Mapping[str, Suite] = {
     for suite in (
         Suite("zeroshot", "classification", "synthclip_jax.evals.zeroshot:ZeroShot", CLASSIFICATION_COLUMNS, "acc1"),
         Suite("retrieval", "retrieval", "synthclip_jax.evals.retrieval:Retrieval", RETRIEVAL_COLUMNS, "image_r@1"),
-        Suite("linear_probe", "classification", "synthclip_jax.evals.linear_probe:LinearProbe", PROBE_COLUMNS, "acc1"),
-        Suite("fewshot", "classification", "synthclip_jax.evals.fewshot:FewShot", FEWSHOT_COLUMNS, "acc1"),
+        Suite(
+            "linear_probe",
+            "classification",
+            "synthclip_jax.evals.linear_probe:LinearProbe",
+            PROBE_COLUMNS,
+            "acc1",
+            True,
+        ),
+        Suite("fewshot", "classification", "synthclip_jax.evals.fewshot:FewShot", FEWSHOT_COLUMNS, "acc1", True),
         Suite("embedding", "retrieval", "synthclip_jax.evals.embedding:Embedding", EMBEDDING_COLUMNS, "modality_gap"),
     )
 }

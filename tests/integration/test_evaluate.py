@@ -89,14 +89,11 @@ def test_another_step_has_a_file_of_its_own(monkeypatch, capsys, workdir):
     assert [path.name for path in (workdir / "eval").glob("*.json")] == ["10-zeroshot.json"]
 
 
-def test_a_name_with_another_setting_is_refused_unless_redone(monkeypatch, capsys, workdir):
+def test_a_name_with_other_prompts_is_evaluated_again_and_the_reason_told(monkeypatch, capsys, workdir):
     run(monkeypatch, capsys, workdir, "--dataset=wds:testsets/discs")
     status, printed = run(monkeypatch, capsys, workdir, "--dataset=wds:testsets/discs", "--templates=imagenet7")
-    assert status != 0
-    assert "another setting (templates, prompts)" in printed
-    assert "--redo" in printed
-    status, _ = run(monkeypatch, capsys, workdir, "--dataset=wds:testsets/discs", "--templates=imagenet7", "--redo")
     assert status == 0
+    assert "discs: zeroshot is evaluated again: the templates changed; the prompts changed" in printed
     assert len(json.loads((workdir / "eval" / "20-zeroshot.json").read_text())["datasets"]["discs"]["prompts"]) == 7
 
 

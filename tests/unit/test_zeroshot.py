@@ -14,6 +14,7 @@ from synthclip_jax.encoder import on_all_devices
 from synthclip_jax.evals import EvaluationError, intervals, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.prompts import PromptError
+from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
 from synthclip_jax.models import make_model
 from synthclip_jax.preprocess import Preprocess
@@ -226,7 +227,9 @@ def test_results_are_written_added_to_and_read_back(tmp_path, model):
     for name in ("first", "second"):
         folder = write_wds(tmp_path / name, coloured(6))
         evaluator = ZeroShot(config, graphdef, [open_dataset(f"wds:{folder}")])
-        path = evaluate.save(tmp_path, 20, "zeroshot", evaluator, config, evaluator.run(params))
+        described = evaluate.describe(SUITES["zeroshot"], config, evaluator.datasets, "digest", tmp_path)
+        values = evaluator.run(params)
+        path = results.write_result(tmp_path, 20, "zeroshot", values, described, evaluator.details)
     assert path == tmp_path / "eval" / "20-zeroshot.json"
     result = json.loads(path.read_text())
     assert result["step"] == 20
