@@ -119,11 +119,11 @@ class RecaptionWorker:
 
 
 def _decoded(data: bytes) -> Any:
-    from PIL import Image
+    from synthclip_jax.pictures import PictureError, open_picture
 
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, SyntaxError):
+        return open_picture(data).convert("RGB")
+    except PictureError:
         return None
 
 

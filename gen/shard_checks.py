@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, sha256
-from synthclip_jax.augment import check_picture
 from synthclip_jax.locations import Location, location
-from synthclip_jax.preprocess import PictureError
+from synthclip_jax.pictures import PictureError, check_picture
 from synthclip_jax.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
 
 NAMED = 5  # ids named in one fault
@@ -190,21 +189,13 @@ def _picture(payload: bytes, captions: Mapping[str, str], size: int) -> tuple[st
             problems.append(f"{identity} has the caption of another one")
         if int(identity.split("-")[0]) != values["concept_id"][0]:
             problems.append(f"{identity} has the concept of another one")
-        check_picture(values["image"][0])
-        if (side := _picture_size(values["image"][0])) != (size, size):
+        if (side := check_picture(values["image"][0])) != (size, size):
             problems.append(f"{identity} has a picture of {side[0]} x {side[1]} pixels, {size} are planned")
     except PictureError as error:
         problems.append(f"{identity}: {error}")
     except (RecordError, KeyError, IndexError, ValueError, AttributeError) as error:
         return "", [f"not a record of a picture with caption ({error!r})"]
     return identity, problems
-
-
-def _picture_size(data: bytes) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as picture:
-        return picture.size
 
 
 def _complete(where: str, planned: tuple[str, ...], made: list[str], rejected: list[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Training pictures: decoding as PIL does, and random crop, mirror, grey and inversion of the decoded picture."""
+"""Random crop, mirror, grey and inversion of a decoded training picture."""
 
 import dataclasses
 import math
@@ -6,56 +6,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from synthclip_jax.preprocess import INTERPOLATIONS, PictureError
-
-cv2.setNumThreads(0)  # parallelism comes from the loader's threads; OpenCV's own would fight with them
+from synthclip_jax.pictures import Picture
+from synthclip_jax.preprocess import INTERPOLATIONS
 
 # From this factor of shrinking on, resampling takes the slower antialiased path (PIL's). Below it the difference is a
 # grey level or two, and pictures stored at 256 px and cropped to 224 px always stay below.
 ANTIALIAS_FROM = 1.25
-
-Picture = UInt8[np.ndarray, "h w 3"]
-
-
-def decode_picture(data: bytes) -> Picture:
-    """Decodes JPEG, PNG or WebP to RGB as PIL would, at less than its cost.
-
-    Raises:
-      PictureError: the bytes are no picture, or a JPEG that is cut off (decoders would fill it up with grey).
-    """
-    return _decode(data)
-
-
-def check_picture(data: bytes) -> None:
-    """Whether `decode_picture` can decode this, at half its cost: a JPEG is read whole and decoded at an eighth.
-
-    Raises:
-      PictureError: it cannot.
-    """
-    _decode(data, min_height=1, min_width=1, min_factor=8)
-
-
-def _decode(data: bytes, **smaller: int) -> Picture:
-    if data[:2] == b"\xff\xd8":
-        if b"\xff\xd9" not in data[-64:]:
-            raise PictureError("the JPEG is cut off: its end marker is missing")
-        try:
-            # The pixels are OpenCV's, a fifth sooner.
-            return simplejpeg.decode_jpeg(data, strict=False, **smaller)
-        except ValueError:
-            pass  # CMYK and other rare kinds are for OpenCV
-    image = None
-    if data:
-        # PIL and open_clip do not turn a picture by its EXIF tag either.
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise PictureError(f"{len(data)} bytes that do not decode as a picture")
-    return image
 
 
 def draw_crop(

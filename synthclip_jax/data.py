@@ -24,9 +24,9 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
-from synthclip_jax.augment import Augment, Picture, decode_picture
+from synthclip_jax.augment import Augment
 from synthclip_jax.loader import Example, Fill, Loader
-from synthclip_jax.preprocess import PictureError
+from synthclip_jax.pictures import MAX_PIXELS, Picture, PictureError, decode_picture
 from synthclip_jax.readers import Reader, open_reader
 from synthclip_jax.readers.agreement import agreeing
 from synthclip_jax.readers.recaptions import recaptioned
@@ -66,10 +66,11 @@ class Pairs:
         on_error: str = "raise",
         cache: bool = False,
         key_maps: Sequence[tuple[str, str]] = (),
+        max_pixels: int = MAX_PIXELS,
     ):
         """`key_maps`: of the sources, where they have one each: another one makes it another dataset."""
         self.readers, self.weights, self.key_maps = tuple(readers), weights, key_maps
-        self.on_error = on_error
+        self.on_error, self.max_pixels = on_error, max_pixels
         self._ends = list(itertools.accumulate(len(reader) for reader in readers))
         starts = [0, *self._ends[:-1]]
         self.spans = [range(start, end) for start, end in zip(starts, self._ends, strict=True)]
@@ -123,16 +124,17 @@ class Pairs:
         source = bisect.bisect_right(self._ends, index)
         reader, index = self.readers[source], index - self.spans[source].start
         if self.on_error == "raise":
-            return read_pair(reader, index)
+            return read_pair(reader, index, self.max_pixels)
         for skipped in range(MOST_SKIPPED_IN_A_ROW):
             try:
-                return read_pair(reader, (index + skipped) % len(reader))._replace(skipped=skipped)
+                pair = read_pair(reader, (index + skipped) % len(reader), self.max_pixels)
+                return pair._replace(skipped=skipped)
             except (RecordError, PictureError) as error:
                 last = error
         raise RecordError(f"{MOST_SKIPPED_IN_A_ROW} records in a row cannot be read, the last one: {last}")
 
 
-def read_pair(reader: Reader, index: int) -> Pair:
+def read_pair(reader: Reader, index: int, max_pixels: int = MAX_PIXELS) -> Pair:
     """Reads and decodes an example.
 
     Raises:
@@ -140,7 +142,7 @@ def read_pair(reader: Reader, index: int) -> Pair:
     """
     sample = reader[index]
     try:
-        return Pair(decode_picture(sample.image), sample.captions, 0)
+        return Pair(decode_picture(sample.image, max_pixels), sample.captions, 0)
     except PictureError as error:
         raise PictureError(
             f"{reader.where(index)}: {error}. Make the record again, or set config.data.on_error=skip"
@@ -191,7 +193,7 @@ def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     _allow_open_files(files + OPEN_FILES_SPARE)
     weights = [spec.weight for spec in specs if spec.weight is not None] or None
     key_maps = [(spec.image_key, spec.caption_key) for spec in sources]
-    return Pairs(readers, weights, data.on_error, data.cache, key_maps)
+    return Pairs(readers, weights, data.on_error, data.cache, key_maps, data.max_pixels)
 
 
 def make_loader(

@@ -27,7 +27,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from synthclip_jax.evals import EvaluationError
 from synthclip_jax.loader import thread_count
-from synthclip_jax.preprocess import PictureError, Preprocess, open_picture
+from synthclip_jax.pictures import MAX_PIXELS, PictureError, open_picture
+from synthclip_jax.preprocess import Preprocess
 from synthclip_jax.tokenizer import Tokenizer
 
 TEXT_STEP = 16  # tokens: rows of text are cut to the multiple of this that holds a batch's longest one
@@ -64,6 +65,7 @@ class Encoder:
         self.config, self.params = config, params
         self.embed_dim: int = config.model.embed_dim
         self.preprocess = Preprocess.from_config(config.data)
+        self.max_pixels: int = config.data.get("max_pixels", MAX_PIXELS)
         self.tokenizer = Tokenizer(config.model.text.context_length)
         self.placement = Placement.of(params)
         self.batch_size = self.placement.round_up(batch_size)
@@ -155,7 +157,7 @@ class Encoder:
     def _decode(self, data: bytes) -> UInt8[np.ndarray, "size size 3"] | None:
         try:
             # RGB first: that is how webdataset hands pictures to CLIP_benchmark.
-            return self.preprocess(open_picture(data).convert("RGB"))
+            return self.preprocess(open_picture(data, self.max_pixels).convert("RGB"))
         except PictureError:
             return None
 

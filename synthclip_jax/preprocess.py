@@ -6,7 +6,6 @@ side, centre crop, and only then convert to RGB.
 """
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from synthclip_jax.errors import UserError
+from synthclip_jax.pictures import open_picture
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-
-class PictureError(UserError, ValueError):
-    """Bytes that are no picture, or a damaged one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Preprocess:
         """Resizes the short side to `image_size`, crops the centre, converts to RGB.
 
         Raises:
-          PictureError: the bytes are no picture that PIL can read.
+          PictureError: the bytes are no picture that decodes.
         """
         image = open_picture(picture) if isinstance(picture, bytes) else picture
         size, (width, height) = self.image_size, image.size
@@ -73,17 +68,3 @@ def normalise(images: UInt8[Array, "b h w 3"], mean: Sequence[float], std: Seque
 
     mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, 3) for value in (mean, std))
     return (images.astype(jnp.float32) / 255.0 - mean) / std
-
-
-def open_picture(data: bytes) -> Image.Image:
-    """Decodes a picture completely (PIL alone would do so later, at an unexpected place).
-
-    Raises:
-      PictureError: the bytes are no picture that PIL can read.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
-    return image

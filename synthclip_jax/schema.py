@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from synthclip_jax.picture_headers import MAX_PIXELS
 from synthclip_jax.presence import LANGUAGES
 
 PAPER_PROMPT = (
@@ -272,6 +273,12 @@ DATA: Tree = {
     "grayscale": Field(0.0, "probability of turning a training picture gray", low=0.0, high=1.0),
     "invert": Field(0.0, "probability of inverting a training picture's brightness", low=0.0, high=1.0),
     "flip": Field(0.0, "probability of mirroring a training picture", low=0.0, high=1.0),
+    "max_pixels": Field(
+        MAX_PIXELS,
+        "largest picture that is decoded, width times height; one that claims more counts as damaged, and takes no"
+        " memory",
+        low=1,
+    ),
     "threads": Field(0, "threads that read and decode, per process; 0: one more than cores, at most 16", low=0),
     "workers": Field(0, "worker processes; 0: threads of this process do the work", low=0),
     "prefetch": Field(2, "batches kept ready", low=1),

@@ -34,7 +34,7 @@ from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES, Evaluator
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
-from synthclip_jax.preprocess import PictureError
+from synthclip_jax.pictures import PictureError
 from synthclip_jax.profiler import Profiler
 from synthclip_jax.records import RecordError, dataset_folder, dataset_name
 from synthclip_jax.sheet import compile_sheet, start_sheet

@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from synthclip_jax.augment import check_picture
 from synthclip_jax.data import Pairs
 from synthclip_jax.loader import thread_count
 from synthclip_jax.metrics import duration
-from synthclip_jax.preprocess import PictureError
+from synthclip_jax.pictures import PictureError, check_picture
 from synthclip_jax.readers import Reader, damage_report
 from synthclip_jax.records import RecordError
 
@@ -43,7 +42,8 @@ def verify(
     problems: list[str] = []
     next_line = started + SECONDS_BETWEEN_LINES
     with ThreadPoolExecutor(thread_count(threads)) as pool:
-        for (_, records), found in zip(tasks, pool.map(lambda task: _damage(*task), tasks), strict=True):
+        found_in = pool.map(lambda task: _damage(*task, pairs.max_pixels), tasks)
+        for (_, records), found in zip(tasks, found_in, strict=True):
             problems += found
             done += len(records)
             if (now := time.perf_counter()) >= next_line:
@@ -68,11 +68,11 @@ def _tasks(readers: Sequence[Reader]) -> Iterator[tuple[Reader, range]]:
                 yield reader, shard.examples[start : start + RECORDS_PER_TASK]
 
 
-def _damage(reader: Reader, records: range) -> list[str]:
+def _damage(reader: Reader, records: range, max_pixels: int) -> list[str]:
     problems = []
     for index in records:
         try:
-            check_picture(reader[index].image)
+            check_picture(reader[index].image, max_pixels)
         except PictureError as error:
             problems.append(f"{reader.where(index)}: {error}. Make the record again.")
         except RecordError as error:

@@ -11,10 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from synthclip_jax.pictures import PictureError, open_picture
+
 VOID = frozenset({"br", "hr", "img", "link", "meta"})
 THUMBNAIL = 144  # side of the largest picture put in the page, pixels
-KEEP_BELOW = 16_384  # bytes: a small picture is put in as it is, not encoded a second time
-FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+QUALITY = 90  # of JPEG
 
 
 class Html(str):
@@ -48,19 +49,14 @@ def tag(element: str, /, *children: Any, **attributes: Any) -> Html:
 def thumbnail(data: bytes, alt: str = "", side: int = THUMBNAIL) -> Html:
     """A picture inside the page, made smaller if it is too large; a sign in its place if it does not decode."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image = open_picture(data).convert("RGB")
+    except PictureError:
         return tag("span", "no picture", class_="nopicture", title="this picture does not decode")
-    kind = FORMATS.get(image.format or "")
     # Only pixels matter here: a file that is copied as it is could carry anything else beside them.
-    if kind is None or max(image.size) > side or len(data) > KEEP_BELOW:
-        image = image.convert("RGB")
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=85)
-        data, kind = buffer.getvalue(), FORMATS["JPEG"]
-    source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)  # leaves a smaller one as it is
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return tag("img", src=source, alt=alt, width=image.width, height=image.height, loading="lazy")
 
 

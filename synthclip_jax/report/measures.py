@@ -7,7 +7,6 @@ from a sample of the shards.
 import collections
 import dataclasses
 import functools
-import io
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from synthclip_jax.pictures import PictureError, open_picture
 from synthclip_jax.readers.agreement import SUFFIX
 from synthclip_jax.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.report.workdir import Missing, Record, Run, read_columns, read_record
@@ -177,12 +177,9 @@ def pictures(run: Run, categories: int = 12, of_each: int = 8, most: int = 600) 
 
 def _look(data: bytes) -> bytes | None:
     """64 bits: which neighbour is brighter, in 9 x 8 pixels (difference hash). None: the picture does not decode."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            small = np.asarray(picture.convert("L").resize((9, 8)), np.int16)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        small = np.asarray(open_picture(data).convert("L").resize((9, 8)), np.int16)
+    except PictureError:
         return None
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
 

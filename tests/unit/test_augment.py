@@ -1,16 +1,14 @@
-"""Training pictures: decoded as PIL does, cropped as torchvision does, changed as often as the config says."""
+"""Training pictures: cropped as torchvision does, changed as often as the config says."""
 
-import io
 import math
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from toy_dataset import jpeg, picture
+from toy_dataset import picture
 
-from synthclip_jax.augment import Augment, check_picture, decode_picture, draw_crop, resize
-from synthclip_jax.preprocess import PictureError
+from synthclip_jax.augment import Augment, draw_crop, resize
 
 
 def test_crops_follow_torchvisions_definition():
@@ -50,17 +48,6 @@ def test_bilinear_resize_is_pils_antialiased_one_where_it_can_be_seen(side, tole
     assert np.abs(resize(image, 64, "bilinear").astype(int) - expected).max() <= tolerance
 
 
-def test_decoding_gives_pils_pixels_for_jpeg_and_png_in_colour_and_grey():
-    image = smooth(40, 56)
-    for encoded in (
-        jpeg(image),
-        cv2.imencode(".png", image)[1].tobytes(),
-        cv2.imencode(".jpg", image[..., 0])[1].tobytes(),
-    ):
-        expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-        np.testing.assert_array_equal(decode_picture(encoded), expected)
-
-
 def augmented(probability, **changes):
     settings = {"grayscale": 0.0, "invert": 0.0, "flip": 0.0, **changes}
     augment = Augment(32, (1.0, 1.0), (1.0, 1.0), "bilinear", **settings)
@@ -78,11 +65,3 @@ def test_mirror_grey_and_inversion_happen_with_their_probability():
         assert hits + kept == 200
         assert 35 <= hits <= 85
         assert all(np.abs(result.astype(int) - changed).max() <= 1 for result in augmented(0.1, **{name: 1.0}))
-
-
-@pytest.mark.parametrize("bad", [b"no picture", b"", jpeg(picture(0))[:-300]], ids=["text", "empty", "cut off"])
-def test_checking_a_picture_gives_the_verdict_of_decoding_it(bad):
-    check_picture(jpeg(picture(0)))
-    for decode in (decode_picture, check_picture):
-        with pytest.raises(PictureError):
-            decode(bad)

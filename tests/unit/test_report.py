@@ -248,10 +248,11 @@ def test_markup_escapes_everything_but_markup():
     assert text("<") == "&lt;"
 
 
-def test_a_large_picture_becomes_a_small_one_and_a_small_one_stays_as_it_is():
+def test_pictures_are_encoded_again_so_that_nothing_but_their_pixels_gets_into_the_page():
     small = fake_run.encode(fake_run.blob("", "cat", 0, 32), "PNG")
     assert 'width="32"' in thumbnail(small)
-    assert "image/png" in thumbnail(small)
+    assert "image/jpeg" in thumbnail(small)
+    assert thumbnail(small + b"a private key") == thumbnail(small)
     large = thumbnail(fake_run.encode(fake_run.blob("", "cat", 0, 512), "PNG"))
     assert 'width="144"' in large
     assert "image/jpeg" in large

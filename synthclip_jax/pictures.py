@@ -1,0 +1,202 @@
+"""The one rule for what decodes, and to which pixels, for training, evaluation, embedding, reports and verification.
+
+The pixels are PIL's, as the reference's are: those of `Image.open(...).convert("RGB")` for all pictures of 8 bits.
+Alpha is dropped, a palette is looked up, CMYK is converted, the first frame of several is taken, and a picture is not
+turned by its EXIF tag. What PIL makes white (more than 8 bits in one channel) is scaled to 8 bits.
+
+Nothing is decoded before its size is known, and any error of any decoder is a `PictureError`.
+"""
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, TiffImagePlugin
+
+from synthclip_jax.picture_headers import (
+    IMAGE_EXTENSIONS,
+    MAX_PIXELS,
+    PNG_SIGNATURE,
+    PictureError,
+    jpeg_header,
+    png_header,
+    webp_size,
+)
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "MAX_PIXELS",
+    "Picture",
+    "PictureError",
+    "check_picture",
+    "decode_picture",
+    "open_picture",
+]
+
+# PIL reads many more. Some of those run another program or are read in Python, a minute for a large picture.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+_SLOW_DECODERS = frozenset({"ppm", "ppm_plain", "bmp_rle"})  # PIL's in Python, of kinds that are rare
+_SLOW_PIXELS = 2**22
+
+# Warnings of libjpeg after which the pixels are whole. The first one of a file is what simplejpeg tells.
+_HARMLESS = ("extraneous bytes before marker 0xd9", "unknown JFIF revision", "Unknown Adobe color transform")
+_DAMAGED = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
+
+# PIL warns of odd metadata, which nothing here uses.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+cv2.setNumThreads(0)  # parallelism comes from the loader's threads; OpenCV's own would fight with them
+
+T = TypeVar("T")
+Picture = UInt8[np.ndarray, "h w 3"]
+
+
+def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decodes a picture to RGB.
+
+    Raises:
+      PictureError: the bytes are no picture, one that is cut off or damaged (decoders would fill it up with grey), or
+        one of more than `max_pixels`.
+    """
+    return _explained(_decode, data, max_pixels)
+
+
+def check_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Whether `decode_picture` can decode this, at half its cost: a JPEG is read whole and decoded at an eighth.
+
+    Returns:
+      Width and height, pixels.
+
+    Raises:
+      PictureError: it cannot.
+    """
+    return _explained(_check, data, max_pixels)
+
+
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes a picture completely, to PIL's own mode for it; more than 8 bits in one channel are scaled to 8.
+
+    Raises:
+      PictureError: as `decode_picture`.
+    """
+    return _explained(_open, data, max_pixels)
+
+
+def _explained(decode: Callable[[bytes, int], T], data: bytes, max_pixels: int) -> T:
+    try:
+        return decode(data, max_pixels)
+    except PictureError:
+        raise
+    except Exception as error:  # decoders raise anything: RuntimeError, IndexError, MemoryError, cv2.error, ...
+        reason = "they are of no kind that is read" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise PictureError(f"{len(data):,} bytes that do not decode as a picture ({reason})") from error
+
+
+def _decode(data: bytes, max_pixels: int) -> Picture:
+    picture, _ = _jpeg(data, max_pixels)
+    if picture is not None:
+        return picture
+    image = _by_pil(data, max_pixels)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check(data: bytes, max_pixels: int) -> tuple[int, int]:
+    picture, size = _jpeg(data, max_pixels, shrink=8)
+    if picture is None:
+        height, width = _decode(data, max_pixels).shape[:2]
+        size = width, height
+    return size
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    picture, _ = _jpeg(data, max_pixels)
+    return _by_pil(data, max_pixels) if picture is None else Image.fromarray(picture)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if not 0 < width * height <= max_pixels:
+        raise PictureError(
+            f"a picture of {width:,} x {height:,} pixels, at most {max_pixels:,} are decoded. Make it smaller, or"
+            " raise config.data.max_pixels"
+        )
+
+
+def _jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> tuple[Picture | None, tuple[int, int]]:
+    """The pixels of a JPEG, and its size; None for what only PIL decodes, such as CMYK and all other kinds."""
+    if data[:2] != b"\xff\xd8":
+        return None, (0, 0)
+    header = jpeg_header(data)
+    size = header.width, header.height
+    _check_size(*size, max_pixels)
+    if header.junk:
+        data = header.without_junk(data)  # libjpeg tells only its first warning, and this would be it
+    smaller = {"min_height": 1, "min_width": 1, "min_factor": shrink} if shrink > 1 else {}
+    try:
+        if header.channels != 4:
+            return simplejpeg.decode_jpeg(data, **smaller), size
+        # CMYK: PIL has the pixels, but does not tell whether they are all there.
+        simplejpeg.decode_jpeg(data, "CMYK", min_height=1, min_width=1, min_factor=8)
+        return None, size
+    except ValueError as error:
+        reason = str(error)
+    if header.channels != 4 and any(text in reason for text in _HARMLESS):
+        try:
+            return simplejpeg.decode_jpeg(data, strict=False, **smaller), size
+        except ValueError:
+            return None, size
+    if any(text in reason for text in _DAMAGED) and not any(text in reason for text in _HARMLESS):
+        raise PictureError(f"the JPEG is cut off or damaged ({reason})")
+    return None, size
+
+
+def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
+    if data.startswith(PNG_SIGNATURE):
+        header = png_header(data)
+        _check_size(header.width, header.height, max_pixels)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_size(*webp_size(data), max_pixels)
+    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
+        Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit, for those who asked for more
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    _check_size(*image.size, max_pixels)
+    slow = any(tile[0] in _SLOW_DECODERS for tile in image.tile)
+    if slow and image.width * image.height > _SLOW_PIXELS:
+        raise PictureError(
+            f"a {image.format} of a rare kind that is slow to decode, with {image.width:,} x {image.height:,} pixels."
+            " Save it as PNG"
+        )
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), max_pixels)  # of a tile
+    image.load()
+    return _eight_bits(image)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF came with Pillow 11.3
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """What holds more than 8 bits in its one channel as 8 bits. PIL would clip it: most pixels turn white."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        bits = 12 if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(258) == (12,) else 16
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8))  # the upper bits, as PIL does with colours
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # PIL gives these the range of 16 bits
+        return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    # Of 32 bits nothing says what is white: the first of the usual whites that no value exceeds.
+    low, high = (float(values.min()), float(values.max()))
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255, 65535, 2**31 - 1)
+    white = next((white for white in whites if high <= white), None)
+    if white is None or not low >= 0:
+        raise PictureError(f"a picture of 32 bits with values from {low:g} to {high:g}. Save it with 8 or 16 bits")
+    scaled = values if white == 255 else values * np.float32(255 / white)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))

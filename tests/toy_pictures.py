@@ -1,0 +1,19 @@
+"""Small pictures for tests: smooth as photographs are, in any file format that PIL writes."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def photo(width, height, seed=0):
+    """A smooth picture in colour."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode(picture, kind, **how):
+    """The bytes of a picture in a format."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **how)
+    return buffer.getvalue()
