@@ -3,16 +3,20 @@
     python -m synthclip_jax.embed --workdir=W --images=DIR --texts=captions.txt --out=vectors.npz
     python -m synthclip_jax.embed --workdir=W --images='photos/**/*.jpg' --out=vectors.parquet [--shard=0/4]
 
-Pictures are all those below a folder, or what a pattern finds; texts are the lines of a file. The `.npz` holds `images`
-and `image_keys`, `texts` and `text_keys` (line numbers), and the keys of what does not decode in `image_skipped`; a
-`.parquet` has the columns kind, key and embedding. Rows have the order of the names, or of the lines.
+Pictures are all those below a folder, or what a pattern finds; what is passed over is counted and said. Texts are the
+lines of a file, which end at a line feed and nowhere else. The `.npz` holds `images` and `image_keys`, `texts` and
+`text_keys` (line numbers from 0), and the keys of what does not decode in `image_skipped`; a `.parquet` has the columns
+kind, key and embedding. Rows have the order of the names, or of the lines.
 
 The work is spread over all devices; --shard=I/N takes every Nth part only, for several machines on one file system. A
-run that was ended early continues where it was: parts are committed one by one (OUT.parts) and joined at the end.
+run that was ended early continues where it was: parts are committed one by one (OUT.parts) and joined at the end. A
+part that is damaged is made again.
 """
 
 import argparse
 import collections
+import fnmatch
+import functools
 import glob
 import hashlib
 import os
@@ -25,45 +29,90 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax.embeddings import EmbeddingError, Part, Parts
-from synthclip_jax.errors import command
+from synthclip_jax import text_files
+from synthclip_jax.embeddings import DamagedPart, EmbeddingError, Part, Parts
+from synthclip_jax.errors import command, explain
+from synthclip_jax.folders import regular_files
+from synthclip_jax.left_out import LeftOut
+from synthclip_jax.picture_headers import IMAGE_EXTENSIONS
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 READERS = 16  # files opened at once: on network storage that is mostly waiting
 AHEAD = 1024  # files read ahead of the decoding
 PART = 8192  # items: what an interruption can cost
+LARGEST_TEXT = 2**36  # bytes: millions of captions are read whole
+ATTEMPTS = 3  # at joining: a part that is damaged is made again, on a disk that keeps what it is given
 
 
-def find_pictures(place: str) -> tuple[list[str], list[pathlib.Path]]:
+def find_pictures(
+    place: str, left_out: LeftOut | None = None, allow_outside: bool = False
+) -> tuple[list[str], list[pathlib.Path]]:
     """Keys and files of the pictures in a folder, or of those that a pattern finds, in the order of their names.
+
+    Args:
+      left_out: where to note what is passed over: other files, hidden ones, devices, links that lead out or round.
+      allow_outside: follow links that lead out of the folder as well.
 
     Raises:
       EmbeddingError: there are none.
     """
+    left_out = LeftOut("files") if left_out is None else left_out
     root = pathlib.Path(place).expanduser()
     if root.is_dir():
-        walked = (pathlib.Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
-        files = sorted(path for path in walked if path.suffix.lower() in EXTENSIONS)
+        files = []
+        for path in regular_files(root, left_out, allow_outside):
+            if path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS:
+                files.append(path)
+            else:
+                left_out.add("no image by its name", path.relative_to(root).as_posix())
+        files.sort()
         keys = [path.relative_to(root).as_posix() for path in files]
     else:
-        files = sorted(pathlib.Path(path) for path in glob.glob(str(root), recursive=True) if os.path.isfile(path))
+        files = sorted(_matching(root, left_out, allow_outside))
         keys = [path.as_posix() for path in files]
     if not files:
-        what = f"pictures ({', '.join(EXTENSIONS)}) in this folder" if root.is_dir() else "file of this name or pattern"
-        raise EmbeddingError(f"--images={place}: no {what}")
+        extensions = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+        what = f"pictures ({extensions}) in this folder" if root.is_dir() else "file of this name or pattern"
+        passed = f" ({'; '.join(left_out.lines())})" if left_out else ""
+        raise EmbeddingError(f"--images={place}: no {what}{passed}")
     return keys, files
+
+
+def _matching(pattern: pathlib.Path, left_out: LeftOut, allow_outside: bool) -> Iterator[pathlib.Path]:
+    """The regular files that a pattern finds. `**` enters each folder once, wherever links lead."""
+    parts = pattern.parts
+    if "**" not in parts:
+        for name in glob.glob(str(pattern)):
+            if os.path.isfile(name):
+                yield pathlib.Path(name)
+            elif not os.path.isdir(name):
+                left_out.add("no regular file", name)
+        return
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    base = pathlib.Path(*parts[:fixed])
+    for path in regular_files(base, left_out, allow_outside) if base.is_dir() else ():
+        if _fits(path.relative_to(base).parts, parts[fixed:]):
+            yield path
+
+
+@functools.lru_cache(maxsize=100_000)
+def _fits(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    if not patterns or not names:
+        return not names and all(pattern == "**" for pattern in patterns)
+    if patterns[0] == "**":
+        return _fits(names, patterns[1:]) or _fits(names[1:], patterns)
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
 def read_texts(place: str | pathlib.Path) -> list[str]:
     """The lines of a file; an empty line is a text as well.
 
     Raises:
-      EmbeddingError: it cannot be read, or is empty.
+      EmbeddingError: it cannot be read, is not UTF-8, or is empty.
     """
     try:
-        texts = pathlib.Path(place).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EmbeddingError(f"--texts={place}: cannot be read as UTF-8 text ({error})") from error
+        texts = text_files.read_lines(place, LARGEST_TEXT)
+    except (OSError, text_files.TextFileError) as error:
+        raise EmbeddingError(f"--texts={place}: cannot be read as UTF-8 text ({explain(error) or error})") from error
     if not texts:
         raise EmbeddingError(f"--texts={place}: the file is empty")
     return texts
@@ -80,6 +129,7 @@ def embed(
     shard: tuple[int, int] = (0, 1),
     redo: bool = False,
     log: Any = print,
+    allow_outside: bool = False,
 ) -> bool:
     """Embeds pictures and texts into a file.
 
@@ -90,6 +140,7 @@ def embed(
       part_size: items between two commits.
       shard: (which, of how many): only every so manieth part.
       redo: replace what is in `out`.
+      allow_outside: take pictures that lie outside of the folder, where links in it lead there.
 
     Returns:
       Whether the file is complete; with several shards the last one completes it.
@@ -101,9 +152,13 @@ def embed(
     """
     if not images and not texts:
         raise EmbeddingError("nothing to embed: give --images, --texts or both")
-    keys, files = find_pictures(images) if images else ([], [])
+    left_out = LeftOut("files")
+    keys, files = find_pictures(images, left_out, allow_outside) if images else ([], [])
+    for line in left_out.lines():
+        log(f"{images}: {line}")
     lines = read_texts(texts) if texts else []
     counts = {kind: len(items) for kind, items in (("images", files), ("texts", lines)) if items}
+    names = {"images": keys, "texts": [str(number) for number in range(len(lines))]}
     checkpoint, digest = _identity(workdir, step)
     plan = {"step": checkpoint, "checkpoint": digest, "images": _digest_of_files(keys, files)}
     plan["texts"] = _digest(lines)
@@ -111,29 +166,43 @@ def embed(
     if parts.claim(redo):
         log(f"{out}: everything is there")
         return True
-    todo = {kind: [item for item in parts.missing(kind) if item[0] % shard[1] == shard[0]] for kind in counts}
-    left = sum(len(indexes) for items in todo.values() for _, indexes in items)
-    if left < sum(counts.values()):
-        log(f"{sum(counts.values()) - left:,} of {sum(counts.values()):,} are there already or another shard's")
-    if left:
-        from synthclip_jax.encoder import load_encoder
-
-        encoder = load_encoder(workdir, checkpoint, batch_size)
-        for number, indexes in todo.get("texts", []):
-            vectors = encoder.texts([lines[index] for index in indexes])
-            parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
-        if todo.get("images"):
-            _embed_pictures(encoder, files, parts, todo["images"], log)
-    missing = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind)]
-    if missing:
-        log(f"{len(missing)} parts are left to the other shards: {', '.join(missing[:3])}...")
-        return False
-    names = {"images": keys, "texts": [str(number) for number in range(len(lines))]}
-    skipped = parts.join(names, keep=shard[1] > 1)
+    parts.check_keys(names)
+    encoder = None
+    for _ in range(ATTEMPTS):
+        missing = {kind: parts.missing(kind, log) for kind in counts}
+        todo = {kind: [item for item in missing[kind] if item[0] % shard[1] == shard[0]] for kind in counts}
+        left = sum(len(indexes) for items in todo.values() for _, indexes in items)
+        if left < sum(counts.values()):
+            log(f"{sum(counts.values()) - left:,} of {sum(counts.values()):,} are there already or another shard's")
+        if left:
+            encoder = encoder or _load_encoder(workdir, checkpoint, batch_size)
+            for number, indexes in todo.get("texts", []):
+                vectors = encoder.texts([lines[index] for index in indexes])
+                parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
+            if todo.get("images"):
+                _embed_pictures(encoder, files, parts, todo["images"], log)
+        others = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind, log)]
+        if others:
+            log(f"{len(others)} parts are left to the other shards: {', '.join(others[:3])}...")
+            return False
+        try:
+            skipped = parts.join(names, keep=shard[1] > 1)
+            break
+        except DamagedPart as error:
+            log(f"{error} It is made again")
+            error.path.unlink(missing_ok=True)
+    else:
+        raise EmbeddingError(f"{parts.folder}: parts are damaged again and again. Check the disk")
     for kind, count in counts.items():
         lost = f", {skipped[kind]:,} do not decode and have none" if skipped[kind] else ""
         log(f"{out}: {count - skipped[kind]:,} vectors of {kind}{lost}")
     return True
+
+
+def _load_encoder(workdir: str | pathlib.Path, step: int, batch_size: int) -> Any:
+    from synthclip_jax.encoder import load_encoder
+
+    return load_encoder(workdir, step, batch_size)
 
 
 def _embed_pictures(
@@ -175,8 +244,8 @@ def _read_ahead(indexes: Iterable[int], files: Sequence[pathlib.Path]) -> Iterat
 
     def read(index: int) -> bytes:
         try:
-            return files[index].read_bytes()
-        except OSError:
+            return text_files.read_bytes(files[index])
+        except (OSError, text_files.TextFileError):
             return b""
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -195,16 +264,16 @@ def _read_ahead(indexes: Iterable[int], files: Sequence[pathlib.Path]) -> Iterat
 
 
 def _identity(workdir: str | pathlib.Path, step: int | None) -> tuple[int, str]:
-    """The checkpoint's step, and a digest of its files (of the checksums beside them)."""
-    from synthclip_jax.checkpoint import CHECKSUMS, find_checkpoint
+    """The checkpoint's step, and which weights it holds."""
+    from synthclip_jax.checkpoint import checkpoint_digest, find_checkpoint
 
     folder = find_checkpoint(workdir, step)
-    sums = folder / CHECKSUMS
-    return int(folder.name), hashlib.sha256(sums.read_bytes()).hexdigest()[:16] if sums.exists() else ""
+    return int(folder.name), checkpoint_digest(folder)
 
 
 def _digest_of_files(keys: Sequence[str], files: Sequence[pathlib.Path]) -> str:
-    return _digest(f"{key}\0{path.stat().st_size}" for key, path in zip(keys, files, strict=True))
+    stats = ((key, path.stat()) for key, path in zip(keys, files, strict=True))
+    return _digest(f"{key}\0{found.st_size}\0{found.st_mtime_ns}" for key, found in stats)
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -234,8 +303,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--batch-size", type=int, default=256, help="items encoded at once, over all devices")
     parser.add_argument("--part-size", type=int, default=PART, help=f"items between two commits; default: {PART}")
-    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="every Nth part only")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="process every Nth part only")
     parser.add_argument("--redo", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="follow links that lead out of the folder of --images"
+    )
     given = parser.parse_args(argv)
     embed(
         given.workdir,
@@ -247,6 +319,7 @@ def main(argv: list[str] | None = None) -> None:
         given.part_size,
         given.shard,
         given.redo,
+        allow_outside=given.allow_outside,
     )
 
 

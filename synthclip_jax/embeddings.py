@@ -4,8 +4,8 @@
     OUT.parts/images-00003.npz     vectors of one part: `index`, `vectors`, and `skipped`, the indexes without a vector
     OUT                            all of them in order: .npz or .parquet
 
-A part is there if and only if it is whole: it is written under another name and renamed. Joining streams, so that
-memory does not grow with the number of vectors. Needs no JAX.
+A part is there if and only if it is whole: it is written under another name and renamed, and its checksums are
+compared when it is joined. Joining streams, so that memory does not grow with the number of vectors. Needs no JAX.
 """
 
 import dataclasses
@@ -20,13 +20,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from synthclip_jax import array_files, state_files
 from synthclip_jax.errors import UserError
+from synthclip_jax.storage import write_stream
 
+FORMAT = 2  # of a plan: 1 did not note when the files were last changed
+_PART: Mapping[str, array_files.Form] = {"index": ("iu", 1), "vectors": ("f", 2), "skipped": ("iu", 1)}
 SUFFIXES = (".npz", ".parquet")
 
 
 class EmbeddingError(UserError, ValueError):
     """Embeddings that cannot be made or joined as asked; the text says what to do."""
+
+
+class DamagedPart(EmbeddingError):
+    """A part that is not as it was written."""
+
+    def __init__(self, path: pathlib.Path, problem: object):
+        super().__init__(str(problem))
+        self.path = path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Parts:
             raise EmbeddingError(f"--out={out}: expected a name that ends in {' or '.join(SUFFIXES)}")
         self.folder = self.out.with_name(f"{self.out.name}.parts")
         self.counts, self.size = dict(counts), size
-        self.plan = json.loads(json.dumps({"counts": self.counts, "part_size": size, **plan}))
+        self.plan = json.loads(json.dumps({"format": FORMAT, "counts": self.counts, "part_size": size, **plan}))
 
     def claim(self, redo: bool = False) -> bool:
         """Takes the place, or finds the parts of a run that was ended early.
@@ -65,26 +77,53 @@ class Parts:
         Raises:
           EmbeddingError: what is there is of something else; every difference is named.
         """
-        if redo:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.out.unlink(missing_ok=True)
         path = self.folder / "plan.json"
-        before = read_plan(self.out) if self.out.exists() else json.loads(path.read_text()) if path.exists() else None
+        if redo:  # what is in the file stays until there is something to take its place
+            shutil.rmtree(self.folder, ignore_errors=True)
+            before = None
+        elif self.out.exists():
+            before = read_plan(self.out)
+        else:
+            before = self._parts_plan(path)
         if before is not None and before != self.plan:
             keys = [key for key in {**before, **self.plan} if before.get(key) != self.plan.get(key)]
             lines = [f"{key}: {before.get(key)!r} -> {self.plan.get(key)!r}" for key in keys]
+            old = " It was made by an older version, which noted less." if "format" not in before else ""
             raise EmbeddingError(
                 f"{self.out}: holds something else (there -> here):\n  "
                 + "\n  ".join(lines)
-                + "\nGive another --out, or"
-                " --redo to replace it"
+                + f"\n{old.strip()} Give another --out, or --redo to replace it".replace("\n ", "\n")
             )
-        if self.out.exists():
+        if before is not None and self.out.exists():
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
         if before is None:
-            _replace(path, lambda file: file.write((json.dumps(self.plan, indent=1) + "\n").encode()))
+            state_files.write(path, self.plan)
         return False
+
+    def _parts_plan(self, path: pathlib.Path) -> dict[str, Any] | None:
+        try:
+            plan = state_files.read(path, "Delete the folder it is in: its parts are made again.", error=EmbeddingError)
+        except FileNotFoundError:
+            return None
+        return {key: value for key, value in plan.items() if key != state_files.CHECK}
+
+    def check_keys(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Looks, before any work, whether the file can hold these keys.
+
+        Raises:
+          EmbeddingError: two of them become one.
+        """
+        for kind, keys in names.items():
+            shown = self._keys(keys)
+            if len(set(shown)) != len(shown):
+                raise EmbeddingError(f"{self.out}: two {kind} have one key, since a name is no UTF-8. Rename the file")
+
+    def _keys(self, keys: Sequence[str]) -> list[str]:
+        """Keys as the file holds them. Parquet has UTF-8 alone: other bytes of a name are written \\xNN."""
+        if self.out.suffix == ".npz":
+            return list(keys)
+        return [os.fsencode(key).decode("utf-8", "backslashreplace") for key in keys]
 
     def ranges(self, kind: str) -> Iterator[tuple[int, range]]:
         """Number and indexes of each part of a kind."""
@@ -95,20 +134,54 @@ class Parts:
         """Where a part is, once it is whole."""
         return self.folder / f"{kind}-{number:05d}.npz"
 
-    def missing(self, kind: str) -> list[tuple[int, range]]:
-        """The parts that are not there yet."""
-        return [(number, indexes) for number, indexes in self.ranges(kind) if not self.path(kind, number).exists()]
+    def missing(self, kind: str, log: Callable[[str], Any] = print) -> list[tuple[int, range]]:
+        """The parts that are not there yet; one that is cut off or no part is removed, and `log` told of it."""
+        missing = []
+        for number, indexes in self.ranges(kind):
+            try:
+                self._read(kind, number, indexes, ("index", "skipped"))
+            except FileNotFoundError:
+                missing.append((number, indexes))
+            except DamagedPart as error:
+                log(f"{error} It is made again")
+                error.path.unlink(missing_ok=True)
+                missing.append((number, indexes))
+        return missing
 
     def write(self, kind: str, number: int, part: Part) -> None:
         """Writes a part."""
         arrays = {"index": part.index, "vectors": part.vectors, "skipped": part.skipped}
-        _replace(self.path(kind, number), lambda file: np.savez(file, **dict[str, Any](arrays)))
+        array_files.write(self.path(kind, number), arrays)
+
+    def _read(self, kind: str, number: int, indexes: range, names: Sequence[str]) -> dict[str, np.ndarray]:
+        path = self.path(kind, number)
+        try:
+            arrays = array_files.read(path, {name: _PART[name] for name in names}, "", error=EmbeddingError)
+        except EmbeddingError as error:
+            raise DamagedPart(path, str(error).rstrip()) from None
+        # The file's size tells of the vectors, whose checksum is compared when they are read.
+        both = np.sort(np.concatenate([arrays["index"], arrays["skipped"]]))
+        vectors = arrays.get("vectors")
+        if not np.array_equal(both, np.arange(indexes.start, indexes.stop)):
+            raise DamagedPart(path, f"{path}: damaged (it holds other items than it should).")
+        if vectors is not None and (len(vectors) != len(arrays["index"]) or not np.isfinite(vectors).all()):
+            raise DamagedPart(path, f"{path}: damaged (its vectors do not fit).")
+        return arrays
 
     def read(self, kind: str) -> Iterator[Part]:
-        """All parts of a kind, in order."""
-        for number, _ in self.ranges(kind):
-            with np.load(self.path(kind, number)) as file:
-                yield Part(file["index"], file["vectors"], file["skipped"])
+        """All parts of a kind, in order.
+
+        Raises:
+          DamagedPart: one is not as it was written.
+        """
+        width = None
+        for number, indexes in self.ranges(kind):
+            arrays = self._read(kind, number, indexes, tuple(_PART))
+            if width is not None and arrays["vectors"].shape[1] != width:
+                path = self.path(kind, number)
+                raise DamagedPart(path, f"{path}: damaged (its vectors have another length).")
+            width = arrays["vectors"].shape[1]
+            yield Part(arrays["index"], arrays["vectors"], arrays["skipped"])
 
     def join(self, keys: Mapping[str, Sequence[str]], keep: bool = False) -> dict[str, int]:
         """Joins all parts into the file and removes them.
@@ -119,17 +192,22 @@ class Parts:
 
         Returns:
           How many items of each kind have no vector.
+
+        Raises:
+          DamagedPart: one is not as it was written.
         """
-        skipped = {
-            kind: np.concatenate([np.zeros(0, np.int64), *(part.skipped for part in self.read(kind))]).astype(np.int64)
-            for kind in self.counts
-        }
+        skipped = {kind: self._skipped(kind) for kind in self.counts}
         width = next(part.vectors.shape[1] for kind in self.counts for part in self.read(kind))
         write = self._write_npz if self.out.suffix == ".npz" else self._write_parquet
-        _replace(self.out, lambda file: write(file, keys, width, skipped))
+        write_stream(self.out, lambda file: write(file, {kind: self._keys(keys[kind]) for kind in keys}, width, skipped))
         if not keep:
             shutil.rmtree(self.folder)
         return {kind: len(indexes) for kind, indexes in skipped.items()}
+
+    def _skipped(self, kind: str) -> np.ndarray:
+        names = ("index", "skipped")
+        found = [self._read(kind, number, indexes, names)["skipped"] for number, indexes in self.ranges(kind)]
+        return np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)
 
     def _write_npz(self, file: Any, keys: Mapping[str, Sequence[str]], width: int, skipped: Mapping[str, Any]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -172,15 +250,25 @@ class Parts:
                     writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 
-def read_plan(path: pathlib.Path) -> dict[str, Any] | None:
-    """What a file of embeddings says it holds; None if it says nothing."""
+def read_plan(path: pathlib.Path) -> dict[str, Any]:
+    """What a file of embeddings says it holds.
+
+    Raises:
+      EmbeddingError: it is none.
+    """
+    remedy = "Give another --out."
     try:
         if path.suffix == ".npz":
-            with np.load(path) as file:
-                return json.loads(str(file["plan"]))
-        _, parquet = _pyarrow()
-        return json.loads((parquet.read_schema(path).metadata or {})[b"plan"])
-    except (KeyError, ValueError, zipfile.BadZipFile, OSError) as error:
+            text = str(array_files.read(path, {"plan": ("U", 0)}, remedy, EmbeddingError)["plan"])
+        else:
+            _, parquet = _pyarrow()
+            if not path.is_file():
+                raise ValueError("not a regular file")
+            text = (parquet.read_schema(path).metadata or {})[b"plan"].decode()
+        return state_files.parse(text.encode(), "its plan", "", error=EmbeddingError)
+    except EmbeddingError as error:
+        raise EmbeddingError(f"{path}: exists and is no file of embeddings ({error}). Give another --out") from None
+    except (KeyError, ValueError, OSError, RuntimeError, NotImplementedError) as error:
         raise EmbeddingError(f"{path}: exists and is no file of embeddings ({error}). Give another --out") from error
 
 
@@ -191,15 +279,3 @@ def _pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise EmbeddingError("pyarrow is not installed: pip install pyarrow, or write .npz") from error
     return pyarrow, pyarrow.parquet
-
-
-def _replace(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
