@@ -80,23 +80,17 @@ class Parts:
         path = self.folder / "plan.json"
         if redo:  # what is in the file stays until there is something to take its place
             shutil.rmtree(self.folder, ignore_errors=True)
-            before = None
-        elif self.out.exists():
-            before = read_plan(self.out)
-        else:
-            before = self._parts_plan(path)
+        parts = self._parts_plan(path)
+        whole = read_plan(self.out) if self.out.exists() and not redo else None
+        if whole == self.plan:
+            return True
+        before = parts if whole is None or parts == self.plan else whole
         if before is not None and before != self.plan:
             keys = [key for key in {**before, **self.plan} if before.get(key) != self.plan.get(key)]
-            lines = [f"{key}: {before.get(key)!r} -> {self.plan.get(key)!r}" for key in keys]
-            old = " It was made by an older version, which noted less." if "format" not in before else ""
-            raise EmbeddingError(
-                f"{self.out}: holds something else (there -> here):\n  "
-                + "\n  ".join(lines)
-                + f"\n{old.strip()} Give another --out, or --redo to replace it".replace("\n ", "\n")
-            )
-        if before is not None and self.out.exists():
-            return True
-        self.folder.mkdir(parents=True, exist_ok=True)
+            lines = [f"  {key}: {before.get(key)!r} -> {self.plan.get(key)!r}" for key in keys]
+            lines += [] if "format" in before else ["It was made by an older version, which noted less."]
+            lines.append("Give another --out, or --redo to replace it")
+            raise EmbeddingError(f"{self.out}: holds something else (there -> here):\n" + "\n".join(lines))
         if before is None:
             state_files.write(path, self.plan)
         return False
@@ -114,7 +108,7 @@ class Parts:
         Raises:
           EmbeddingError: two of them become one.
         """
-        for kind, keys in names.items():
+        for kind, keys in names.items() if self.out.suffix != ".npz" else ():
             shown = self._keys(keys)
             if len(set(shown)) != len(shown):
                 raise EmbeddingError(f"{self.out}: two {kind} have one key, since a name is no UTF-8. Rename the file")
@@ -199,7 +193,9 @@ class Parts:
         skipped = {kind: self._skipped(kind) for kind in self.counts}
         width = next(part.vectors.shape[1] for kind in self.counts for part in self.read(kind))
         write = self._write_npz if self.out.suffix == ".npz" else self._write_parquet
-        write_stream(self.out, lambda file: write(file, {kind: self._keys(keys[kind]) for kind in keys}, width, skipped))
+        write_stream(
+            self.out, lambda file: write(file, {kind: self._keys(keys[kind]) for kind in keys}, width, skipped)
+        )
         if not keep:
             shutil.rmtree(self.folder)
         return {kind: len(indexes) for kind, indexes in skipped.items()}
@@ -256,20 +252,18 @@ def read_plan(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       EmbeddingError: it is none.
     """
-    remedy = "Give another --out."
     try:
         if path.suffix == ".npz":
-            text = str(array_files.read(path, {"plan": ("U", 0)}, remedy, EmbeddingError)["plan"])
+            text = str(array_files.read(path, {"plan": ("U", 0)}, "", EmbeddingError)["plan"])
         else:
             _, parquet = _pyarrow()
             if not path.is_file():
                 raise ValueError("not a regular file")
             text = (parquet.read_schema(path).metadata or {})[b"plan"].decode()
         return state_files.parse(text.encode(), "its plan", "", error=EmbeddingError)
-    except EmbeddingError as error:
-        raise EmbeddingError(f"{path}: exists and is no file of embeddings ({error}). Give another --out") from None
-    except (KeyError, ValueError, OSError, RuntimeError, NotImplementedError) as error:
-        raise EmbeddingError(f"{path}: exists and is no file of embeddings ({error}). Give another --out") from error
+    except Exception as error:  # pyarrow raises many kinds
+        why = str(error).removeprefix(f"{path}: ").strip()
+        raise EmbeddingError(f"{path}: exists and is no file of embeddings ({why}). Give another --out") from error
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -1,6 +1,9 @@
 """Embedding pictures and texts: every item once, in order, whatever interrupts it."""
 
+import contextlib
 import json
+import os
+import resource
 
 import jax
 import numpy as np
@@ -14,6 +17,7 @@ from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.embed import embed, main
 from synthclip_jax.embeddings import EmbeddingError, Parts
 from synthclip_jax.encoder import Encoder, load_encoder
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.models import make_model
 
 TEXTS = ["a red square", "", "two blue ones", "naïve café", "x " * 60]
@@ -178,3 +182,152 @@ def test_what_cannot_be_embedded_is_refused_with_a_reason(workdir, texts, tmp_pa
     with pytest.raises(SystemExit, match=message):
         main([f"--workdir={workdir}", *out, *given])
     assert not list(tmp_path.glob("v.*"))
+
+
+# ---- What is embedded ------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_the_file_is_a_row_whatever_it_holds(workdir, tmp_path):
+    lines = ["a red car", "two dogs\u2028in the snow", "a cat\x0con a sofa", "a horse\x85by a lake", "", "a boat\x1d"]
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    embed(workdir, tmp_path / "v.npz", texts=tmp_path / "t.txt", log=quiet)
+    found = np.load(tmp_path / "v.npz")
+    assert found["text_keys"].tolist() == [str(number) for number in range(len(lines))]
+    np.testing.assert_allclose(found["texts"], load_encoder(workdir).texts(lines), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"), [("élan".encode("latin-1"), "not UTF-8"), ("a".encode("utf-16"), "UTF-16"), (b"a\0b", "NUL")]
+)
+def test_a_file_of_another_encoding_is_named(workdir, tmp_path, data, what):
+    (tmp_path / "t.txt").write_bytes(data)
+    with pytest.raises(EmbeddingError, match=f"t.txt.*{what}"):
+        embed(workdir, tmp_path / "v.npz", texts=tmp_path / "t.txt", log=quiet)
+
+
+def make_odd_folder(folder):
+    """A folder with one picture of its own, and much that is none."""
+    (folder / "set" / "deep").mkdir(parents=True)
+    (folder / "elsewhere").mkdir()
+    for path in ("set/deep/a.jpg", "elsewhere/b.jpg", "set/.hidden.jpg", "set/notes.txt", "set/Thumbs.db"):
+        (folder / path).write_bytes(jpeg(picture(1)))
+    for name in ("round", "again"):
+        (folder / "set" / "deep" / name).symlink_to("..")
+    (folder / "set" / "out.jpg").symlink_to("../elsewhere/b.jpg")
+    (folder / "set" / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(folder / "set" / "pipe.jpg")
+    return str(folder / "set")
+
+
+def test_each_picture_of_a_folder_comes_once_and_what_is_passed_over_is_counted(tmp_path):
+    place = make_odd_folder(tmp_path)
+    left_out = LeftOut("files")
+    keys, _ = embed_lib.find_pictures(place, left_out)
+    assert keys == ["deep/a.jpg"]
+    assert left_out.count == 8
+    assert {name for cause in left_out.causes.values() for name in cause.names} == {
+        *(".hidden.jpg", "notes.txt", "Thumbs.db", "out.jpg", "zero.jpg", "pipe.jpg", "deep/round", "deep/again")
+    }
+    assert embed_lib.find_pictures(place, allow_outside=True)[0] == ["deep/a.jpg", "out.jpg"]
+
+
+def test_a_pattern_that_enters_folders_ends_where_links_go_round(tmp_path):
+    place = make_odd_folder(tmp_path)
+    keys, _ = embed_lib.find_pictures(f"{place}/**/*.jpg")
+    assert keys == [f"{place}/deep/a.jpg"]
+    assert embed_lib.find_pictures(f"{place}/*/a.*")[0] == [f"{place}/deep/a.jpg"]
+    with pytest.raises(EmbeddingError, match=r"no file of this name or pattern .*no regular file"):
+        embed_lib.find_pictures("/dev/zero")
+
+
+def test_what_is_passed_over_is_said(workdir, tmp_path):
+    said = []
+    embed(workdir, tmp_path / "v.npz", make_odd_folder(tmp_path), log=said.append)
+    assert any("2 files left out: link that leads out of the folder (out.jpg, zero.jpg)" in line for line in said)
+    assert np.load(tmp_path / "v.npz")["images"].shape[0] == 1
+
+
+def test_a_file_name_that_is_no_utf_8_has_a_key_in_both_formats(workdir, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "set").mkdir()
+    with contextlib.suppress(OSError):  # file systems that take UTF-8 alone
+        (tmp_path / "set" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg(picture(1)))
+    (tmp_path / "set" / "b.jpg").write_bytes(jpeg(picture(2)))
+    for name in ("v.npz", "v.parquet"):
+        embed(workdir, tmp_path / name, str(tmp_path / "set"), log=quiet)
+    keys = np.load(tmp_path / "v.npz")["image_keys"].tolist()
+    assert keys == [path.name for path in sorted((tmp_path / "set").iterdir())]
+    shown = parquet.read_table(tmp_path / "v.parquet")["key"].to_pylist()
+    assert shown == [key.replace("\udce9", "\\xe9") for key in keys]
+    if len(keys) > 1:
+        (tmp_path / "set" / "caf\\xe9.jpg").write_bytes(jpeg(picture(3)))
+        with pytest.raises(EmbeddingError, match="have one key"):
+            embed(workdir, tmp_path / "w.parquet", str(tmp_path / "set"), log=quiet)
+
+
+# ---- Damage ----------------------------------------------------------------------------------------------------------
+
+
+def cut_off(data):
+    return data[:200]
+
+
+def flip_a_bit_of_a_vector(data):
+    place = data.index(b"vectors.npy") + 300
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit_of_a_vector, lambda data: b"", lambda data: b"no zip at all"])
+def test_a_damaged_part_costs_itself_alone(workdir, texts, tmp_path, damage):
+    embed(workdir, tmp_path / "whole.npz", texts=texts, part_size=2, log=quiet)
+    out = tmp_path / "v.npz"
+    assert not embed(workdir, out, texts=texts, part_size=2, shard=(1, 2), log=quiet)
+    path = tmp_path / "v.npz.parts" / "texts-00001.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    said = []
+    assert embed(workdir, out, texts=texts, part_size=2, log=said.append)
+    assert any("texts-00001.npz: damaged" in line and "made again" in line for line in said)
+    np.testing.assert_array_equal(np.load(out)["texts"], np.load(tmp_path / "whole.npz")["texts"])
+
+
+def test_a_plan_that_is_cut_off_is_one_line_that_says_what_to_do(workdir, texts, tmp_path, capsys):
+    assert not embed(workdir, tmp_path / "v.npz", texts=texts, part_size=2, shard=(1, 2), log=quiet)
+    plan = tmp_path / "v.npz.parts" / "plan.json"
+    plan.write_bytes(plan.read_bytes()[:10])
+    with pytest.raises(SystemExit, match=r"^embed: [^\n]*plan.json: damaged [^\n]* Delete the folder"):
+        main([f"--workdir={workdir}", f"--texts={texts}", f"--out={tmp_path / 'v.npz'}", "--part-size=2"])
+
+
+def test_pictures_replaced_by_others_of_the_same_size_are_other_items(workdir, tmp_path):
+    (tmp_path / "set").mkdir()
+    path = tmp_path / "set" / "a.jpg"
+    path.write_bytes(jpeg(picture(1)))
+    embed(workdir, tmp_path / "v.npz", str(tmp_path / "set"), log=quiet)
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+    with pytest.raises(EmbeddingError, match=r"holds something else.*\n  images: "):
+        embed(workdir, tmp_path / "v.npz", str(tmp_path / "set"), log=quiet)
+
+
+def test_redo_keeps_the_old_file_until_there_is_a_new_one(workdir, texts, tmp_path, monkeypatch):
+    embed(workdir, tmp_path / "v.npz", texts=texts, step=1, log=quiet)
+    before = (tmp_path / "v.npz").read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "write", interrupted)
+    with pytest.raises(SystemExit) as status:
+        main([f"--workdir={workdir}", f"--texts={texts}", f"--out={tmp_path / 'v.npz'}", "--redo"])
+    assert status.value.code == 130
+    assert (tmp_path / "v.npz").read_bytes() == before
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_temporaries(workdir, texts, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(SystemExit, match=r"^embed: [^\n]+larger than this process may write[^\n]+$"):
+            main([f"--workdir={workdir}", f"--texts={texts}", f"--out={tmp_path / 'v.npz'}", "--redo"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in (tmp_path / "v.npz.parts").iterdir()) == ["plan.json"]
