@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from synthclip_jax.augment import Augment
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.loader import Example, Fill, Loader
 from synthclip_jax.pictures import MAX_PIXELS, Picture, PictureError, decode_picture
 from synthclip_jax.readers import Reader, open_reader
@@ -116,9 +117,14 @@ class Pairs:
         return texts[0] if len(texts) == 1 else f"{len(self):,} pairs: " + "; ".join(texts)
 
     @property
-    def left_out(self) -> list[str]:
-        """A text for each file that is missing or cut off and is gone without (`on_error="skip"`)."""
-        return [text for reader in self.readers for text in reader.left_out]
+    def left_out(self) -> LeftOut:
+        """What is left out of all sources, by cause."""
+        return LeftOut.total(reader.left_out for reader in self.readers)
+
+    @property
+    def faults(self) -> list[str]:
+        """Of what is left out that which is damage (`on_error="skip"`), a text for each file and cause."""
+        return [text for reader in self.readers for text in reader.faults]
 
     def _read(self, index: int) -> Pair:
         source = bisect.bisect_right(self._ends, index)
@@ -179,7 +185,7 @@ def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     sources = parse_sources(data)
     specs = sources or (plain,)
     on_error = "skip" if data.verify else data.on_error
-    readers = [open_reader(spec, data.split, data.check_crc, on_error) for spec in specs]
+    readers = [open_reader(spec, data.split, data.check_crc, on_error, fresh=data.verify) for spec in specs]
     readers = [
         recaptioned(reader, data.recaptions, data.check_crc) if spec.kind == "tfrecord" else reader
         for reader, spec in zip(readers, specs, strict=True)

@@ -12,6 +12,7 @@ class Cause:
 
     count: int = 0
     names: list[str] = dataclasses.field(default_factory=list)
+    unit: str = ""  # what is counted, where it is not the account's unit
 
 
 class LeftOut:
@@ -22,15 +23,16 @@ class LeftOut:
         self.unit = unit
         self.causes: dict[str, Cause] = {}
 
-    def add(self, cause: str, name: str, count: int = 1) -> None:
+    def add(self, cause: str, name: str, count: int = 1, unit: str = "") -> None:
         """Notes that something was left out.
 
         Args:
           cause: a short phrase that says why, the same for all of the kind: `no caption`, `hidden file`.
           name: what it is called: file and key, row or line.
           count: how many it stands for.
+          unit: what is counted, in the plural, where it is not the account's unit.
         """
-        noted = self.causes.setdefault(cause, Cause())
+        noted = self.causes.setdefault(cause, Cause(unit=unit))
         noted.count += count
         if len(noted.names) < FIRST:
             noted.names.append(name)
@@ -38,7 +40,9 @@ class LeftOut:
     def update(self, other: "LeftOut") -> None:
         """Adds another account to this one."""
         for cause, noted in other.causes.items():
-            mine = self.causes.setdefault(cause, Cause())
+            mine = self.causes.setdefault(
+                cause, Cause(unit=noted.unit or (other.unit if other.unit != self.unit else ""))
+            )
             mine.count += noted.count
             mine.names += noted.names[: FIRST - len(mine.names)]
 
@@ -54,18 +58,24 @@ class LeftOut:
         """One line for each cause: `12 examples left out: no caption (a, b, c, ...)`."""
         for cause, noted in self.causes.items():
             more = ", ..." if noted.count > len(noted.names) else ""
-            unit = self.unit.removesuffix("s") if noted.count == 1 else self.unit
+            unit = noted.unit or self.unit
+            unit = unit.removesuffix("s") if noted.count == 1 else unit
             yield f"{noted.count:,} {unit} left out: {cause} ({', '.join(map(printable, noted.names))}{more})"
 
     def as_dict(self) -> dict[str, dict]:
         """For JSON: count and first names of each cause."""
-        return {cause: dataclasses.asdict(noted) for cause, noted in self.causes.items()}
+        return {
+            cause: {"count": noted.count, "names": list(noted.names), **({"unit": noted.unit} if noted.unit else {})}
+            for cause, noted in self.causes.items()
+        }
 
     @classmethod
     def from_dict(cls, causes: Mapping[str, Mapping], unit: str = "examples") -> "LeftOut":
         """The inverse of `as_dict`."""
         account = cls(unit)
-        account.causes = {cause: Cause(noted["count"], list(noted["names"])) for cause, noted in causes.items()}
+        account.causes = {
+            cause: Cause(noted["count"], list(noted["names"]), noted.get("unit", "")) for cause, noted in causes.items()
+        }
         return account
 
     @classmethod

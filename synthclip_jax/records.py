@@ -30,6 +30,8 @@ INDEX_SUFFIX = ".index"
 class RecordError(UserError, ValueError):
     """A shard that cannot be read as it should; the text names the file, the record and what to do."""
 
+    cause = "record that cannot be read"  # a short phrase, the same for all of the kind, for accounts
+
 
 def _masked_crc(data: bytes) -> int:
     crc = google_crc32c.value(data)

@@ -27,8 +27,8 @@ def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pair
             f" {length.batch_size // config.train.microbatch} of them a step; the gradient is the whole batch's"
         )
     say(f"dataset     {pairs.describe()}")
-    for problem in pairs.left_out:
-        say(f"left out    {problem}")
+    for line in pairs.left_out.lines():
+        say(f"left out    {line}")
     say(
         f"length      {length.total_steps:,} steps = {config.train.epochs:g} epochs of"
         f" {length.examples / length.batch_size:.1f} steps, {length.warmup_steps:,} of them warm-up"

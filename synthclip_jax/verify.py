@@ -1,4 +1,5 @@
-"""Reads a dataset to its end before training: every record's checksum and framing, and that every picture decodes."""
+"""Reads a dataset to its end before training: every record's checksum and framing, its captions, and that every picture
+decodes. It says exactly what training would leave out."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from synthclip_jax.records import RecordError
 
 RECORDS_PER_TASK = 512
 SECONDS_BETWEEN_LINES = 10.0
+RECORDS, CAPTIONS = "records", "captions"  # what is left out for the damage
 
 
 def verify(
@@ -39,25 +41,32 @@ def verify(
     """
     tasks = list(_tasks(pairs.readers))[host::hosts]
     total, done, started = sum(len(records) for _, records in tasks), 0, time.perf_counter()
-    problems: list[str] = []
+    found: list[str] = []
     next_line = started + SECONDS_BETWEEN_LINES
     with ThreadPoolExecutor(thread_count(threads)) as pool:
         found_in = pool.map(lambda task: _damage(*task, pairs.max_pixels), tasks)
-        for (_, records), found in zip(tasks, found_in, strict=True):
-            problems += found
+        for (_, records), damage in zip(tasks, found_in, strict=True):
+            found += damage
             done += len(records)
             if (now := time.perf_counter()) >= next_line:
                 next_line = now + SECONDS_BETWEEN_LINES
                 left = duration((now - started) / done * (total - done))
-                say(f"verify      {done:,}/{total:,} records, {len(problems):,} damaged, ETA {left}")
-    problems = gather(problems)
+                say(f"verify      {done:,}/{total:,} records, {len(found):,} damaged, ETA {left}")
+    damaged = [text.split("\n", 2) for text in gather(found)]
+    problems = [text for _, _, text in damaged]
     seconds = duration(time.perf_counter() - started)
-    if on_error == "raise" and (pairs.left_out or problems):
+    if on_error == "raise" and (pairs.faults or problems):
         what = f"files and records (of {len(pairs):,})"
-        raise RecordError(damage_report("verify", [*pairs.left_out, *problems], what))
-    say(f"verify      {len(pairs):,} records read in {seconds}, {len(problems):,} damaged")
+        raise RecordError(damage_report("verify", [*pairs.faults, *problems], what))
+    account = pairs.left_out
+    for unit, cause, text in damaged:
+        account.add(cause, text, unit=unit)
+    records = sum(unit == RECORDS for unit, _, _ in damaged)
+    say(f"verify      {len(pairs):,} records read in {seconds}, {records:,} damaged")
+    for line in account.lines():
+        say(f"left out    {line}")
     for problem in problems:
-        say(f"left out    {problem}")
+        say(f"damaged     {problem}")
     return problems
 
 
@@ -69,12 +78,20 @@ def _tasks(readers: Sequence[Reader]) -> Iterator[tuple[Reader, range]]:
 
 
 def _damage(reader: Reader, records: range, max_pixels: int) -> list[str]:
+    """What is wrong with some records, each as three lines: what is left out for it, the cause, the whole text."""
     problems = []
     for index in records:
         try:
-            check_picture(reader[index].image, max_pixels)
+            sample = reader[index]
+            check_picture(sample.image, max_pixels)
         except PictureError as error:
-            problems.append(f"{reader.where(index)}: {error}. Make the record again.")
+            text = f"{reader.where(index)}: {error}. Make the record again."
+            problems.append(f"{RECORDS}\n{getattr(error, 'cause', 'image that does not decode')}\n{text}")
         except RecordError as error:
-            problems.append(str(error))
+            problems.append(f"{RECORDS}\n{error.cause}\n{error}")
+        else:
+            of = len(sample.captions) + len(sample.left_out)
+            problems += (
+                f"{CAPTIONS}\n{cause}\n{reader.where(index)}: {cause}, one of {of}" for cause in sample.left_out
+            )
     return problems

@@ -1,6 +1,7 @@
 """Random access to pictures and captions as they lie in files of several kinds, without a copy and without decoding.
 
 Every reader finds missing and cut-off files when it is opened, before any training, and names all of them at once.
+Whatever it leaves out it counts by cause, with the first names (`left_out`).
 """
 
 import os
@@ -8,19 +9,26 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
+from synthclip_jax.left_out import LeftOut, printable
 from synthclip_jax.locations import is_unreachable
+from synthclip_jax.picture_headers import IMAGE_EXTENSIONS
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec
 
 # Opening a file on network storage is waiting, of which many can be done at once.
 OPENING_THREADS = 16
+# What `image` stands for: the extensions that people name pictures by, the usual ones first.
+IMAGE_KEYS = tuple(dict.fromkeys(("jpg", "jpeg", "png", "webp", *IMAGE_EXTENSIONS)))
+# Records that are looked at when a dataset is opened: if none of them has the keys, the keys are wrong.
+PROBED = 32
 
 
 class Sample(NamedTuple):
     """One example as the files hold it."""
 
     image: bytes  # an encoded picture
-    captions: tuple[str, ...]  # at least one
+    captions: tuple[str, ...]  # at least one, each can be trained on
+    left_out: tuple[str, ...] = ()  # the causes of those captions of the record that are not among them
 
 
 class MissingKey(RecordError):
@@ -42,8 +50,12 @@ class Reader(Protocol):
         """Where it lies, as the config has it."""
 
     @property
-    def left_out(self) -> Sequence[str]:
-        """A text for each file that cannot be read and is gone without."""
+    def left_out(self) -> LeftOut:
+        """What is left out, by cause: files that cannot be read, incomplete examples, files that are no example."""
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """Of what is left out that which is damage, a text for each file and cause: with `raise` it is an error."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample:
@@ -64,45 +76,66 @@ class Reader(Protocol):
         """Short hash that tells one dataset from another, cheaply: of names and sizes, not of all bytes."""
 
 
-def open_reader(spec: SourceSpec, split: str = "train", check_crc: bool = True, on_error: str = "raise") -> Reader:
+def open_reader(
+    spec: SourceSpec, split: str = "train", check_crc: bool = True, on_error: str = "raise", fresh: bool = False
+) -> Reader:
     """Opens a dataset; every file's size is compared with its index here.
 
     Args:
       split: of datasets that have splits (`tfrecord`, `tfds`).
       check_crc: compare each record's checksum when it is read, where there are checksums.
-      on_error: `skip` leaves out files that are missing or cut off.
+      on_error: `skip` leaves out files that are missing or cut off, and examples that are incomplete.
+      fresh: look for the offsets of records anew, whatever is kept of them.
 
     Raises:
-      RecordError: nothing is there, or (`on_error="raise"`) files are missing or cut off; all of them are named.
-      MissingKey: the first sample lacks what the key map names.
+      RecordError: nothing is there, or (`on_error="raise"`) files are missing or cut off, or examples incomplete; all
+        files are named.
+      MissingKey: no sample has what the key map names; with `raise`, the first one has not.
     """
+    if "\0" in spec.place:
+        raise RecordError(f"{spec.kind}:{printable(spec.place)}: a NUL in the name of a place. Name another one")
     reader: Reader
     if spec.kind == "table":
         from synthclip_jax.readers.tables import TableReader
 
-        reader = TableReader(spec)
+        reader = TableReader(spec, on_error)
     elif spec.kind == "wds":
         from synthclip_jax.readers.tars import TarReader
 
-        reader = TarReader(spec, on_error)
+        reader = TarReader(spec, on_error, fresh)
     elif spec.kind == "tfds":
         from synthclip_jax.readers.tfds import open_tfds
 
-        reader = open_tfds(spec, split, check_crc, on_error)
+        reader = open_tfds(spec, split, check_crc, on_error, fresh)
     else:
         from synthclip_jax.readers.examples import open_img2dataset, open_tfrecords
 
         open_kind = {"tfrecord": open_tfrecords, "img2dataset": open_img2dataset}[spec.kind]
-        reader = open_kind(spec, split, check_crc, on_error)
+        reader = open_kind(spec, split, check_crc, on_error, fresh)
     if not len(reader):
-        raise RecordError(f"{spec}: it holds no example. Generate or copy it again")
-    try:
-        reader[0]
-    except MissingKey:
-        raise
-    except RecordError:
-        pass  # damage is dealt with when the record's turn comes
+        why = "".join(f"\n  {line}" for line in reader.left_out.lines())
+        raise RecordError(f"{spec}: it holds no example. Generate or copy it again{why}")
+    _probe(reader, on_error)
     return reader
+
+
+def _probe(reader: Reader, on_error: str) -> None:
+    """Finds wrong keys: with `raise` those of the first record, with `skip` those that none of several records has."""
+    first: MissingKey | None = None
+    for index in range(0, len(reader), -(-len(reader) // PROBED)):
+        try:
+            reader[index]
+            break
+        except MissingKey as error:
+            first = first or error
+        except RecordError:
+            if first is None:
+                return  # damage is dealt with when the record's turn comes
+    else:
+        if first:
+            raise first
+    if first and on_error == "raise":
+        raise MissingKey(f"{first}. Others have it: to go on without this one, set config.data.on_error=skip")
 
 
 Opened = TypeVar("Opened")
@@ -114,11 +147,13 @@ def open_files(
     open_file: Callable[[str | os.PathLike], Opened],
     missing: Iterable[str],
     on_error: str,
+    left_out: LeftOut,
 ) -> tuple[list[Opened], list[str]]:
     """Opens all files of a dataset at once.
 
     Args:
       missing: a text for each file that is known to be missing.
+      left_out: where to note those that are gone without.
 
     Returns:
       The files that could be opened, in order, and a text for each of the others (`on_error="skip"`).
@@ -140,10 +175,15 @@ def open_files(
 
     with ThreadPoolExecutor(OPENING_THREADS) as pool:
         results = list(pool.map(attempt, paths))
-    problems = [*missing, *(str(result) for result in results if isinstance(result, RecordError))]
+    missing = list(missing)
+    damaged = [str(result) for result in results if isinstance(result, RecordError)]
+    problems = [*missing, *damaged]
     opened = [result for result in results if not isinstance(result, RecordError)]
     if problems and (on_error == "raise" or not opened):
         raise RecordError(damage_report(place, problems, f"of {len(opened) + len(problems)} files"))
+    for cause, texts in (("missing", missing), ("damaged", damaged)):
+        for text in texts:
+            left_out.add(f"{cause} file", text, unit="files")
     return opened, problems
 
 
@@ -161,9 +201,11 @@ def keys_of(key: str, standard: str, others: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for part in keys for name in ((part, *others) if part == standard else (part,)))
 
 
-def missing_key(where: str, wanted: Sequence[str], there: Iterable[str]) -> MissingKey:
-    """The error about a record that has none of the wanted keys."""
-    return MissingKey(
+def missing_key(where: str, wanted: Sequence[str], there: Iterable[str], what: str = "caption") -> MissingKey:
+    """The error about a record that has none of the wanted keys; `what`: they are of its `image` or its `caption`."""
+    error = MissingKey(
         f"{where}: no {' or '.join(map(repr, wanted))} in it; it has {', '.join(sorted(there))}. Set"
         " config.data.image_key and config.data.caption_key, or the keys of this entry of config.data.sources"
     )
+    error.cause = f"no {what}"
+    return error

@@ -5,6 +5,7 @@ import io
 import numpy as np
 from jaxtyping import Float32, Int
 
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import location
 from synthclip_jax.readers import Reader
 from synthclip_jax.readers.subset import Subset
@@ -63,3 +64,11 @@ class Agreeing(Subset):
     def place(self) -> str:
         left_out = len(self.reader) - len(self.indexes)
         return f"{self.reader.place} ({left_out:,} pairs left out: agreement below {self.minimum:g})"
+
+    @property
+    def left_out(self) -> LeftOut:
+        account = LeftOut.total([self.reader.left_out])
+        count = len(self.reader) - len(self.indexes)
+        if count:
+            account.add(f"agreement below {self.minimum:g}", self.reader.place, count)
+        return account

@@ -5,13 +5,14 @@ import functools
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import Location, is_url, location, size_of
-from synthclip_jax.readers import Sample, Shard, keys_of, missing_key, open_files
+from synthclip_jax.readers import IMAGE_KEYS, Sample, Shard, captions, keys_of, missing_key, open_files
 from synthclip_jax.readers.offsets import cached_offsets
+from synthclip_jax.readers.patterns import gaps
 from synthclip_jax.records import (
     INDEX_SUFFIX,
     IndexedShard,
@@ -38,9 +39,20 @@ class Payloads(Protocol):
 class ExampleReader:
     """Pictures and captions of the records of all shards, in the order of the shards."""
 
-    def __init__(self, place: str, shards: Sequence[Payloads], image_key: str, caption_key: str, left_out=()):
-        self.place, self.payloads, self.left_out = place, shards, left_out
-        self._image_keys = keys_of(image_key, "image", ("jpg", "jpeg", "png", "webp"))
+    def __init__(
+        self,
+        place: str,
+        shards: Sequence[Payloads],
+        image_key: str,
+        caption_key: str,
+        lenient: bool = False,
+        left_out: LeftOut | None = None,
+        faults: Sequence[str] = (),
+    ):
+        """`lenient`: of several captions of a record leave out those that cannot be trained on. See `Reader`."""
+        self.place, self.payloads, self._lenient = place, shards, lenient
+        self.left_out, self.faults = left_out or LeftOut(), faults
+        self._image_keys = keys_of(image_key, "image", IMAGE_KEYS)
         self._caption_keys = keys_of(caption_key, "caption", ("txt",))
         self._ends = list(itertools.accumulate(len(shard) for shard in shards))
 
@@ -56,13 +68,16 @@ class ExampleReader:
             # A shard names itself and the record, the parser knows neither.
             named = str(error).startswith(self.payloads[shard].path)
             raise error if named else RecordError(f"{self.where(index)}: {error}") from error
-        image, captions = _first(features, self._image_keys), _first(features, self._caption_keys)
-        if image is None or captions is None:
-            wanted = self._image_keys if image is None else self._caption_keys
-            raise missing_key(self.where(index), wanted, (key for key in features if feature_values(features[key])))
-        if not isinstance(image[0], bytes) or not isinstance(captions[0], bytes):
+        image, texts = _first(features, self._image_keys), _first(features, self._caption_keys)
+        if image is None or texts is None:
+            wanted, what = (self._image_keys, "image") if image is None else (self._caption_keys, "caption")
+            there = (key for key in features if feature_values(features[key]))
+            raise missing_key(self.where(index), wanted, there, what)
+        if not isinstance(image[0], bytes) or not isinstance(texts[0], bytes):
             raise RecordError(f"{self.where(index)}: the picture or the caption is a number. Set other keys")
-        return Sample(image[0], tuple(caption.decode("utf-8", errors="replace") for caption in captions))
+        if len(image) > 1:
+            raise RecordError(f"{self.where(index)}: {len(image)} images in one record, expected one. Set another key")
+        return Sample(image[0], *captions.usable(texts, functools.partial(self.where, index), self._lenient))
 
     def where(self, index: int) -> str:
         shard, record = self._locate(index)
@@ -124,7 +139,7 @@ class ArrayRecordShard:
             raise RecordError(f"{self.path}: record {record} cannot be read ({error}). Copy it again") from None
 
 
-def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
+def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:
     """A folder of shards named as TFDS names them, `NAME-SPLIT.tfrecord-00000-of-00128`."""
     paths, names = list_shards(spec.place, split)
     remedy = "Run generation again, which makes only what is missing, or copy it again."
@@ -132,7 +147,9 @@ def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str)
     return _open(spec, paths, missing, check_crc, on_error)
 
 
-def open_img2dataset(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
+def open_img2dataset(
+    spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False
+) -> ExampleReader:
     """A folder of `00000.tfrecord`, `00001.tfrecord`, ... A number left out is a missing shard. There is no split."""
     folder = location(spec.place)
     if not folder.is_dir():
@@ -144,25 +161,17 @@ def open_img2dataset(spec: SourceSpec, split: str, check_crc: bool, on_error: st
             f"There are tars: use wds:{spec.place}" if tars else "img2dataset writes them with output_format=tfrecord"
         )
         raise RecordError(f"{spec}: no 00000.tfrecord, 00001.tfrecord, ... in this folder. {hint}")
-    missing = [f"{path}: the shard is missing. Download or copy it again." for path in numbers_left_out(paths)]
-    return _open(spec, paths, missing, check_crc, on_error)
-
-
-def numbers_left_out(paths: Sequence[Location]) -> list[Location]:
-    """Where files are called by their number, those that are missing between 0 and the highest."""
-    matches = [re.fullmatch(r"(\d+)(\..+)", path.name) for path in paths]
-    if not all(matches):
-        return []
-    width, suffix = len(matches[0][1]), matches[0][2]  # type: ignore[index]
-    there = {int(match[1]) for match in matches if match}
-    return [paths[0].with_name(f"{n:0{width}d}{suffix}") for n in range(max(there)) if n not in there]
+    return _open(spec, paths, gaps(paths, "shard"), check_crc, on_error)
 
 
 def _open(
     spec: SourceSpec, paths: Sequence[Location], missing: Sequence[str], check_crc: bool, on_error: str
 ) -> ExampleReader:
-    opened, left_out = open_files(spec.place, paths, functools.partial(_open_shard, check_crc), missing, on_error)
-    return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, left_out)
+    left_out = LeftOut()
+    open_shard = functools.partial(_open_shard, check_crc)
+    opened, faults = open_files(spec.place, paths, open_shard, missing, on_error, left_out)
+    lenient = on_error == "skip"
+    return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, lenient, left_out, faults)
 
 
 def _open_shard(check_crc: bool, path: str | os.PathLike | Location) -> Payloads:

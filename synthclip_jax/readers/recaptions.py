@@ -4,7 +4,8 @@ import bisect
 import hashlib
 from collections.abc import Sequence
 
-from synthclip_jax.readers import Reader, Sample, Shard
+from synthclip_jax.left_out import LeftOut
+from synthclip_jax.readers import Reader, Sample, Shard, captions
 from synthclip_jax.records import IndexedShard, RecordError
 
 SUFFIX = ".recaptions"  # after the name of a shard; written by gen.recaption: framed like a shard, a text per record
@@ -46,8 +47,12 @@ class Recaptioned:
         return self.reader.place
 
     @property
-    def left_out(self) -> Sequence[str]:
+    def left_out(self) -> LeftOut:
         return self.reader.left_out
+
+    @property
+    def faults(self) -> Sequence[str]:
+        return self.reader.faults
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -56,10 +61,11 @@ class Recaptioned:
         """See `Reader`."""
         sample = self.reader[index]
         shard = bisect.bisect_right(self._ends, index)
-        text = self._texts[shard][index - self._places[shard].examples.start].decode("utf-8", errors="replace")
+        text = self._texts[shard][index - self._places[shard].examples.start]
         if not text:
             return sample
-        return sample._replace(captions=(*sample.captions, text) if self._both else (text,))
+        written, _ = captions.usable([text], f"{self._places[shard].name}{SUFFIX}: {self.where(index)}")
+        return sample._replace(captions=(*sample.captions, *written) if self._both else written)
 
     def where(self, index: int) -> str:
         return self.reader.where(index)

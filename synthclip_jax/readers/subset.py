@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt64
 
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.readers import Reader, Sample, Shard
 from synthclip_jax.records import RecordError
 
@@ -62,8 +63,12 @@ class Subset:
         return self.reader.place
 
     @property
-    def left_out(self) -> Sequence[str]:
+    def left_out(self) -> LeftOut:
         return self.reader.left_out
+
+    @property
+    def faults(self) -> Sequence[str]:
+        return self.reader.faults
 
     def __len__(self) -> int:
         return len(self.indexes)

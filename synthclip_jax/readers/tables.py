@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.readers import Sample, Shard, keys_of, missing_key
+from synthclip_jax.readers.captions import usable
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec
 
@@ -20,15 +22,16 @@ class TableReader:
     packed: some 150 bytes a row.
     """
 
-    def __init__(self, spec: SourceSpec):
+    def __init__(self, spec: SourceSpec, on_error: str = "raise"):
         """Reads the two columns.
 
         Raises:
           RecordError: no such table, or it cannot be read.
           MissingKey: it lacks a column; the text lists those it has.
         """
-        self.place, self.left_out = spec.place, ()
+        self.place, self.left_out, self.faults = spec.place, LeftOut(), ()
         self.path = pathlib.Path(spec.place)
+        self._lenient = on_error == "skip"
         images = keys_of(spec.image_key, "image", ("path", "filepath"))
         captions = keys_of(spec.caption_key, "caption", ("text", "title"))
         if not self.path.is_file():
@@ -50,9 +53,8 @@ class TableReader:
         except OSError as error:
             raise RecordError(f"{self.where(index)}: {path}: {error.strerror}. Copy the picture there") from None
         first, last = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
-        if first == last:
-            raise RecordError(f"{self.where(index)}: no caption. Fill it in or drop the row")
-        return Sample(image, tuple(self._captions[caption] for caption in range(first, last)))
+        texts = (self._captions[caption] for caption in range(first, last))
+        return Sample(image, *usable(texts, self.where(index), self._lenient))
 
     def where(self, index: int) -> str:
         return f"{self.path}: row {index}"

@@ -13,7 +13,7 @@ from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec
 
 
-def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> ExampleReader:
+def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:
     """A TFDS name, such as `coco_captions` or `ai2dcaption/auto_filter:1.0.0`, or the folder of a prepared dataset.
 
     Raises:
@@ -23,7 +23,7 @@ def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str) -> E
     splits = {entry["name"] for entry in json.loads((folder / "dataset_info.json").read_text()).get("splits", ())}
     if splits and split not in splits:
         raise RecordError(f"{spec}: no split {split!r}; it has {', '.join(sorted(splits))}. Set config.data.split")
-    return open_tfrecords(dataclasses.replace(spec, place=str(folder)), split, check_crc, on_error)
+    return open_tfrecords(dataclasses.replace(spec, place=str(folder)), split, check_crc, on_error, fresh)
 
 
 def prepared_folder(spec: SourceSpec) -> pathlib.Path:

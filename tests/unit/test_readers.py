@@ -14,7 +14,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 from toy_dataset import caption, jpeg, picture, write_dataset
 
-from synthclip_jax.readers import MissingKey, Sample, examples, offsets, open_reader, tars
+from synthclip_jax.readers import MissingKey, Sample, examples, offsets, open_reader, tar_scan, tars
 from synthclip_jax.records import INDEX_SUFFIX, RecordError, frame_shard, serialize_example
 from synthclip_jax.sources import SourceSpec
 
@@ -229,19 +229,19 @@ def test_tar_headers_are_read_as_tarfile_reads_them(tmp_path_factory, members, f
     with tarfile.open(path) as tar:
         # tarfile drops a slash at the end of most names.
         expected = [(m.offset_data, m.size, m.name.rstrip("/")) for m in tar.getmembers() if m.isreg()]
-    assert [(m.offset, m.length, m.name.rstrip("/")) for m in tars.scan_tar(path)] == expected
+    assert [(m.offset, m.length, m.name.rstrip("/")) for m in tar_scan.scan_tar(path)] == expected
 
 
-def test_links_and_folders_in_a_tar_are_passed_over(tmp_path):
+def test_folders_and_files_about_the_tar_are_passed_over(tmp_path):
     path = write_tars(tmp_path, shards=1) / "00000.tar"
     with tarfile.open(path, "a") as tar:
-        for name, kind in (("folder", tarfile.DIRTYPE), ("link.jpg", tarfile.SYMTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "000000000.jpg"
-            tar.addfile(info)
-        readme = tarfile.TarInfo("README.md")
-        tar.addfile(readme)
-    assert len(read("wds", path)) == EXAMPLES
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        tar.addfile(tarfile.TarInfo("README.md"))
+    reader = read("wds", path)
+    assert len(reader) == EXAMPLES
+    assert list(reader.left_out.lines()) == ["1 member left out: file about the tar (00000.tar: README (md))"]
 
 
 # ---- Offsets that are kept -----------------------------------------------------------------------------------------
@@ -378,34 +378,45 @@ def test_all_missing_and_cut_off_files_are_named_at_once_or_left_out(tmp_path, k
 
     reader = read(kind, place, on_error="skip")
     assert [reader[i] for i in range(len(reader))] == [SAMPLES[i] for i in rest]
-    assert len(reader.left_out) == len(names)
-    assert all(any(name in text for text in reader.left_out) for name in names)
+    assert len(reader.faults) == reader.left_out.count == len(names)
+    assert all(any(name in text for text in reader.faults) for name in names)
+    assert set(reader.left_out.causes) <= {"missing file", "damaged file"}
 
 
 def test_a_dataset_of_which_nothing_is_left_is_no_dataset(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"1")])
     os.truncate(tmp_path / "a.tar", 700)
-    with pytest.raises(RecordError, match="after 1 files: the archive ends"):
+    with pytest.raises(RecordError, match=r"after 1 files \(the last one is a.jpg\): the archive ends"):
         read("wds", tmp_path, on_error="skip")
     write_tar(tmp_path / "a.tar", [("LICENSE", b"1")])
-    with pytest.raises(RecordError, match="holds no example"):
+    with pytest.raises(RecordError, match=r"holds no example.*\n.*1 member left out: file about the tar .a.tar: L"):
         read("wds", tmp_path)
 
 
-def test_an_example_that_lacks_something_is_named_when_its_turn_comes(tmp_path):
+def test_an_example_that_lacks_something_is_named_at_opening_or_left_out(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.txt", b"A"), ("b.jpg", b"2"), ("c.jpg", b"3"), ("c.txt", b"C")])
-    reader = read("wds", tmp_path)
-    assert [reader[i].captions for i in (0, 2)] == [("A",), ("C",)]
-    with pytest.raises(RecordError, match=r"a.tar: example 1: no caption or txt"):
-        reader[1]
+    with pytest.raises(RecordError, match=r"a.tar: 1 example left out: no caption \(a.tar: b \(jpg\)\).*on_error=skip"):
+        read("wds", tmp_path)
+    reader = read("wds", tmp_path, on_error="skip")
+    assert [sample.captions for sample in reader] == [("A",), ("C",)]
+    assert list(reader.left_out.lines()) == ["1 example left out: no caption (a.tar: b (jpg))"]
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"{", "json cannot be read"), (b'{"caption": 3}', "neither a text nor a list of texts")]
+    ("content", "words"),
+    [
+        (b"{", "JSON that cannot be read"),
+        (b"[" * 200_000, "JSON that cannot be read .it nests without end"),
+        (b'{"caption": 3}', "caption that is no text"),
+        (b'{"caption": ["a cat", {"text": "a dog"}]}', "caption that is no text .one of 2"),
+        (b'{"caption": []}', "no caption"),
+        (b'{"caption": null}', "no caption"),
+        (b'{"caption": "caf\xe9"}', "caption that is not UTF-8"),
+    ],
 )
 def test_json_that_holds_no_caption_is_named(tmp_path, content, words):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.json", content)])
-    with pytest.raises(RecordError, match=f"a.tar: example 0: .*{words}"):
+    with pytest.raises(RecordError, match=rf"a.tar: example 0 \(a\): {words}"):
         read("wds", tmp_path)[0]
 
 

@@ -53,7 +53,11 @@ def test_damaged_records_are_counted_said_and_left_out_when_asked(damaged, confi
     problems = verify(pairs, threads=2, on_error="skip", say=said.append)
     assert len(problems) == len(named)
     assert re.fullmatch(r"verify +20 records read in \d+s, 3 damaged", said[0])
-    assert all(re.search(words, line) for words, line in zip(named, said[1:], strict=True))
+    assert [re.sub(r" \(.*", "", line) for line in said[1:3]] == [
+        "left out    1 record left out: record that cannot be read",
+        "left out    2 records left out: image that does not decode",
+    ]
+    assert all(re.search(words, line) for words, line in zip(named, said[3:], strict=True))
     assert [i for i in range(EXAMPLES) if pairs[i].skipped] == [7, 15, 19]  # what training then leaves out
 
 
@@ -82,7 +86,11 @@ def test_missing_and_cut_off_shards_are_told_before_anything_is_read(damaged, co
     config.on_error = "skip"
     pairs = open_dataset(config, folder)
     assert len(pairs) == EXAMPLES // 2
-    assert [text.split(":")[0] for text in pairs.left_out] == [str(shards[0]), str(shards[2])]
+    assert [text.split(":")[0] for text in pairs.faults] == [str(shards[0]), str(shards[2])]
+    assert {cause: noted.count for cause, noted in pairs.left_out.causes.items()} == {
+        "missing file": 1,
+        "damaged file": 1,
+    }
 
 
 def test_hosts_share_the_reading_and_all_hear_of_all_damage(damaged, config, monkeypatch):
@@ -104,7 +112,7 @@ def test_hosts_share_the_reading_and_all_hear_of_all_damage(damaged, config, mon
     assert sorted(read) == list(range(EXAMPLES))
     assert len(found) == len(named)
     with pytest.raises(RecordError, match="told by another host"):
-        verify(pairs, 2, "raise", lambda _: None, 1, 3, lambda texts: ["told by another host"])
+        verify(pairs, 2, "raise", lambda _: None, 1, 3, lambda texts: ["records\ncause\ntold by another host"])
 
 
 def test_threads_read_at_the_same_time(tmp_path, config, monkeypatch):
