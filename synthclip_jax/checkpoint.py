@@ -3,41 +3,55 @@
     WORKDIR/train/checkpoints/1200/{params,optimizer}    arrays; `ema` too, where the run averages its parameters
     WORKDIR/train/checkpoints/1200/_CHECKPOINT_METADATA  the `info` dict: config, preprocessing, tokenizer, progress
     WORKDIR/train/checkpoints/1200/checksums.json        crc32c of every file, since orbax would not see a flipped bit
+    WORKDIR/train/checkpoints/1200/evaluation.json       the metric that decides which checkpoint is the best
 
-A checkpoint is written to a temporary folder and renamed when it is complete, so that a folder named after a step is
-a whole checkpoint. Loading always says what is expected (shapes, types, placement): never what happens to be there.
+A checkpoint is written to `1200.saving`, checksums included, and renamed when it is complete, so that a folder named
+after a step is a whole checkpoint. Loading checks the files first, and always says what is expected (shapes, types,
+placement): never what happens to be there.
 """
 
-import hashlib
-import json
+import contextlib
 import os
 import pathlib
-import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import google_crc32c
 import jax
 import ml_collections
-import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import state_files
-from synthclip_jax.distributed import gather_texts, of_first
+from synthclip_jax.checkpoint_files import (
+    SAVING,
+    CheckpointError,
+    DamagedCheckpoint,
+    check_checksums,
+    checkpoint_digest,
+    checkpoint_folder,
+    damage,
+    damaged_folder,
+    find_checkpoint,
+    items_of,
+    move_aside,
+    prune,
+    read_checksums,
+    remove_unfinished,
+    saved_steps,
+    set_aside_steps,
+    write_checksums,
+    write_evaluation,
+)
+from synthclip_jax.distributed import by_first, gather_texts, of_first
 from synthclip_jax.errors import UserError
 from synthclip_jax.models import make_model
 from synthclip_jax.sharding import path_name
 
 FORMAT = 1  # of the info dict
-CHECKSUMS = "checksums.json"
-
-
-class CheckpointError(UserError, RuntimeError):
-    """No checkpoint, or none that can be read; the text says where and what to do."""
+# What is written and read here, and where it lies.
+__all__ = ["CheckpointError", "Checkpoints", "LoadedModel", "Restored", "checkpoint_digest", "checkpoint_folder"]
+__all__ += ["find_checkpoint", "load_model", "load_parameters", "saved_steps"]
 
 
 class Restored(NamedTuple):
@@ -50,168 +64,91 @@ class Restored(NamedTuple):
     info: dict[str, Any]
 
 
-def checkpoint_folder(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Where a workdir keeps its checkpoints."""
-    return pathlib.Path(workdir).absolute() / "train" / "checkpoints"
-
-
-def saved_steps(folder: str | pathlib.Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
-    folder = pathlib.Path(folder)
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
-
-
 class Checkpoints:
     """The checkpoints of one training run: saves in the background, keeps some, restores the newest whole one.
 
     All methods are called by every process, in the same order.
     """
 
-    def __init__(self, folder: str | pathlib.Path, keep: int, every: int = 0, best: str = ""):
-        """Opens the folder; it need not exist.
+    def __init__(self, folder: str | os.PathLike, keep: int, every: int = 0, best: str = ""):
+        """Opens the folder; it need not exist. What a killed process left half written is removed.
 
         Args:
           keep: how many of the newest checkpoints stay.
           every: those at multiples of so many steps stay as well; 0: none.
-          best: of those saved with this metric, the one where it is largest stays as well.
+          best: of those evaluated with this metric, the one where it is largest stays as well.
         """
         self.folder = pathlib.Path(folder).absolute()
         self.keep, self.every, self.best = keep, every, best
+        self._saving: tuple[int, Any] | None = None
         self._sealing: threading.Thread | None = None
-        self._failure: tuple[int, Exception] | None = None
-        self._open()
-
-    def _open(self) -> None:
-        training, policies = ocp.training, ocp.training.preservation_policies
-        wanted: list[Any] = [policies.LatestN(self.keep)]
-        if self.every:
-            wanted.append(policies.EveryNSteps(self.every))
-        if self.best:
-            best = self.best
-            wanted.append(policies.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False))
-        self._checkpointer = training.Checkpointer(
-            self.folder,
-            preservation_policy=policies.AnyPreservationPolicy(wanted),
-            cleanup_tmp_directories=True,  # what a killed process left half written
-        )
+        self._failure: Exception | None = None
+        if jax.process_index() == 0:
+            remove_unfinished(self.folder)
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending; one that is still being written counts."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        """Steps with a checkpoint, ascending."""
+        return saved_steps(self.folder)
 
-    def save(
-        self,
-        step: int,
-        params: Any,
-        optimizer: Any,
-        info: Mapping[str, Any],
-        ema: Any = None,
-        metrics: Mapping[str, float] = {},
-    ) -> None:
+    def save(self, step: int, params: Any, optimizer: Any, info: Mapping[str, Any], ema: Any = None) -> None:
         """Starts to save; returns once the arrays are copied, so that the next step may overwrite them.
 
         Args:
           optimizer: None where there is none: weights that come from elsewhere.
           info: what is needed to use the arrays, ready for JSON.
           ema: averaged parameters, if there are any.
-          metrics: of an evaluation at this step; may hold the one that decides which checkpoint is the best.
 
         Raises:
           CheckpointError: this save fails, or the one before it did in the background.
         """
-        self._join()
+        self.wait()
         arrays = {"params": params, "optimizer": optimizer, "ema": ema}
         arrays = {name: tree for name, tree in arrays.items() if tree is not None}
         try:
-            saving = self._checkpointer.save_checkpointables_async(
-                step,
-                arrays,
-                force=True,
-                metrics={self.best: metrics[self.best]} if self.best in metrics else None,
-                custom_metadata={"format": FORMAT, **info},
+            if (self.folder / str(step)).exists():
+                raise FileExistsError(f"{self.folder / str(step)} is there already")
+            # Overwriting: what an earlier try to save this step left.
+            saving = ocp.save_checkpointables_async(
+                self._temporary(step), arrays, overwrite=True, custom_metadata={"format": FORMAT, **info}
             )
         except Exception as error:  # orbax and tensorstore raise many kinds, for a full disk for example
+            self._discard(step)
             raise self._not_written(step, error) from error
+        self._saving = step, saving
         if jax.process_index() == 0:
             self._sealing = threading.Thread(target=self._seal, args=(saving, step), daemon=True)
             self._sealing.start()
 
+    def _temporary(self, step: int) -> pathlib.Path:
+        return self.folder / f"{step}{SAVING}"
+
     def _seal(self, saving: Any, step: int) -> None:
-        """Writes the checksums once the checkpoint is complete. One that lacks them is trusted."""
+        """Gives a complete checkpoint its checksums and its name, and removes those that are no longer kept."""
         try:
             saving.result()
-            write_checksums(self.folder / str(step))
+            write_checksums(self._temporary(step))
+            os.rename(self._temporary(step), self.folder / str(step))
+            prune(self.folder, self.keep, self.every, self.best)
         except Exception as error:
-            self._failure = (step, error)
+            self._failure = error
+            self._discard(step)
 
-    def _join(self) -> None:
-        """Waits for the save under way and raises what went wrong with it."""
-        if self._sealing:
-            self._sealing.join()
-        failure, self._sealing, self._failure = self._failure, None, None
-        if failure:
-            raise self._not_written(*failure) from failure[1]
+    def _discard(self, step: int) -> None:
+        if jax.process_index() == 0:
+            remove_unfinished(self.folder, step)
 
-    def _not_written(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"{self.folder}: the checkpoint of step {step} could not be written ({_one_line(error)}). Make room;"
-            f" the same command continues from step {max(saved_steps(self.folder), default=0)}"
-        )
-
-    def restore_newest(self, params: Any, optimizer: Any, ema: Any = None) -> Restored | None:
-        """The newest checkpoint that can be read, or None if there is none at all.
-
-        One that cannot be read is reported and moved to `damaged/`, so that its step can be saved again.
-
-        Args:
-          params, optimizer, ema: trees of `jax.ShapeDtypeStruct` with shardings. They need not be those of the mesh
-            that the checkpoint was saved from. Without `ema` none is read.
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes the metrics of an evaluation at a step, of which one may make its checkpoint, if it has one, the best.
 
         Raises:
-          CheckpointError: there are checkpoints and none of them can be read.
+          CheckpointError: the save under way failed.
+          StoreError: they cannot be written.
         """
-        steps = of_first(saved_steps(self.folder))
-        wanted = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
-        for step in reversed(steps):
-            problem = None
-            try:
-                _raise_together(check_checksums, self.folder / str(step))
-                loaded = self._checkpointer.load_checkpointables(step, wanted)
-                info = self._checkpointer.checkpointables_metadata(step).custom_metadata
-                if not info or info.get("format") != FORMAT:
-                    raise ValueError(f"its metadata lacks format {FORMAT}")
-            except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                problem = _one_line(error)
-            problems = [text for text in gather_texts([problem or ""]) if text]  # what one cannot read none uses
-            if not problems:
-                return Restored(step, loaded["params"], loaded["optimizer"], loaded.get("ema"), info)
-            self._set_aside(step, problem or problems[0])
-        if steps:
-            raise CheckpointError(
-                f"{self.folder}: none of the checkpoints at steps {steps} can be read; they are now in"
-                f" {self._damaged}. Put a good copy back, or start again to train from the beginning"
-            )
-        return None
-
-    @property
-    def _damaged(self) -> pathlib.Path:
-        return self.folder.parent / "damaged"
-
-    def _set_aside(self, step: int, problem: str) -> None:
-        print(
-            f"checkpoint of step {step} cannot be read ({problem}); moved to"
-            f" {self._damaged / str(step)}, trying the one before",
-            flush=True,
-        )
-        self._checkpointer.close()
-        if jax.process_index() == 0:
-            self._damaged.mkdir(exist_ok=True)
-            shutil.rmtree(self._damaged / str(step), ignore_errors=True)
-            shutil.move(self.folder / str(step), self._damaged / str(step))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint set aside")
-        self._open()
+        self.wait()
+        if self.best in metrics and jax.process_index() == 0 and step in self.steps:
+            write_evaluation(self.folder / str(step), {self.best: metrics[self.best]})
+            prune(self.folder, self.keep, self.every, self.best)
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -219,92 +156,150 @@ class Checkpoints:
         Raises:
           CheckpointError: the last save failed.
         """
-        self._join()
-        self._checkpointer.wait()
+        if not self._saving:
+            return
+        step, saving = self._saving
+        self._saving = None
+        if self._sealing:
+            self._sealing.join()
+            failure, self._sealing, self._failure = self._failure, None, None
+        else:
+            failure = _failure_of(saving.result)
+        if failure:
+            raise self._not_written(step, failure) from failure
 
     def close(self) -> None:
-        """Waits until everything is on disk and lets go of it.
+        """As `wait`."""
+        self.wait()
+
+    def _not_written(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: the checkpoint of step {step} could not be written ({_one_line(error)}). Make room;"
+            f" the same command continues from step {max(saved_steps(self.folder), default=0)}"
+        )
+
+    def newest_record(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and `info` of the newest checkpoint that can tell them; nothing is loaded, and nothing is moved.
+
+        Returns:
+          None where there is no checkpoint at all, or none whose record is sound.
 
         Raises:
-          CheckpointError: the last save failed.
+          CheckpointError: there were checkpoints, and all of them are in `damaged/`.
         """
-        try:
-            self._join()
-        finally:
-            self._checkpointer.close()
+
+        def find() -> tuple[int, dict[str, Any]] | None:
+            steps = saved_steps(self.folder)
+            if not steps and (lost := set_aside_steps(self.folder)):
+                raise CheckpointError(
+                    f"{self.folder}: no checkpoint is left, and {damaged_folder(self.folder)} holds those of steps"
+                    f" {lost}, which could not be read: this run does not start over by itself. {self._remedy}"
+                )
+            for step in reversed(steps):
+                with contextlib.suppress(DamagedCheckpoint):
+                    check_checksums(self.folder / str(step), items=())
+                    return step, _read_info(self.folder / str(step))
+            return None
+
+        found = by_first(find)
+        return (found[0], found[1]) if found else None
+
+    @property
+    def _remedy(self) -> str:
+        return f"Put a good copy back to continue, or move {self.folder.parent} away to train from the beginning"
+
+    def whole(self, step: int) -> bool:
+        """Whether all files of a checkpoint are there as they were written.
+
+        Raises:
+          CheckpointError: it cannot be read now.
+        """
+        return by_first(lambda: not damage(self.folder / str(step)))
+
+    def restore_newest(self, params: Any, optimizer: Any, ema: Any = None) -> Restored | None:
+        """The newest checkpoint that is whole, or None if there is none at all.
+
+        One with damaged files is reported and moved to `damaged/`, so that its step can be saved again. One that is
+        sound and does not fit is left where it is.
+
+        Args:
+          params, optimizer, ema: trees of `jax.ShapeDtypeStruct` with shardings. They need not be those of the mesh
+            that the checkpoint was saved from. Without `ema` none is read.
+
+        Raises:
+          CheckpointError: there are checkpoints, and none of them is whole, or the newest whole one is of another
+            model or cannot be read now.
+        """
+        self.newest_record()
+        steps = of_first(saved_steps(self.folder))
+        wanted = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
+        for step in reversed(steps):
+            path = self.folder / str(step)
+            if problem := by_first(lambda path=path: damage(path)):
+                self._set_aside(step, problem)
+                continue
+            loaded, info, problem = None, {}, ""
+            try:
+                info = _read_info(path)
+                _fits(path, info, params)
+                loaded = ocp.load_checkpointables(path, wanted)
+            except Exception as error:  # orbax and tensorstore raise many kinds
+                problem = str(error) if isinstance(error, UserError) else _one_line(error)
+            problems = [text for text in gather_texts([problem]) if text]  # what one cannot read none uses
+            if problems:
+                raise CheckpointError(
+                    f"{path}: its files are as they were written, and it cannot be loaded ({problem or problems[0]})."
+                    " Nothing was changed. Go back to the values and versions that it was saved with, or move it away"
+                )
+            assert loaded is not None
+            return Restored(step, loaded["params"], loaded["optimizer"], loaded.get("ema"), info)
+        if steps:
+            raise CheckpointError(
+                f"{self.folder}: none of the checkpoints at steps {steps} can be read; they are now in"
+                f" {damaged_folder(self.folder)}. {self._remedy}"
+            )
+        return None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        place = by_first(lambda: str(move_aside(self.folder, step)))
+        print(
+            f"checkpoint of step {step} cannot be read ({problem}); moved to {place}, trying the one before", flush=True
+        )
+
+
+def _failure_of(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
 
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def write_checksums(checkpoint: pathlib.Path) -> None:
-    """Writes the crc32c of every file of a complete checkpoint beside them."""
-    sums = {str(path.relative_to(checkpoint)): _crc(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    temporary = checkpoint / f"{CHECKSUMS}.tmp"
-    temporary.write_text(json.dumps(sums, indent=1) + "\n")
-    os.replace(temporary, checkpoint / CHECKSUMS)
-
-
-def check_checksums(checkpoint: pathlib.Path, part: str = "") -> None:
-    """Compares the files of a checkpoint (or those whose names start with `part`) with their checksums, if it has any.
+def _read_info(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What was saved beside the arrays.
 
     Raises:
-      CheckpointError: names the file that is damaged or missing.
+      CheckpointError: it is not what this version, or one before it, writes.
     """
-    file = checkpoint / CHECKSUMS
-    for name, expected in json.loads(file.read_text()).items() if file.exists() else ():
-        if not name.startswith(part):
-            continue
-        path = checkpoint / name
-        if not path.exists() or _crc(path) != expected:
-            raise CheckpointError(f"{path} is {'damaged' if path.exists() else 'missing'}")
+    info = ocp.checkpointables_metadata(checkpoint).custom_metadata
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint}: its metadata lacks format {FORMAT}. A later version wrote it, or none")
+    return info
 
 
-def checkpoint_digest(checkpoint: str | pathlib.Path) -> str:
-    """Which weights these are: a short digest of the checksums of all files of a checkpoint's folder.
-
-    Equal for copies, different for any other checkpoint, also one of the same step. Cheap: no array is read.
+def _fits(checkpoint: pathlib.Path, info: Mapping[str, Any], wanted: Any) -> None:
+    """Compares the shapes of the saved parameters with those wanted, where the record says what they are.
 
     Raises:
-      CheckpointError: it has no checksums, or they cannot be read.
+      CheckpointError: it is of another model; the text names the first differences.
     """
-    sums = _read_checksums(pathlib.Path(checkpoint))
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read_checksums(checkpoint: pathlib.Path) -> dict[str, int]:
-    file = checkpoint / CHECKSUMS
-    try:
-        sums = state_files.read(file, "Copy the checkpoint again, with all its files.", error=CheckpointError)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing. Copy the checkpoint again, with all its files.") from None
-    sums.pop(state_files.CHECK, None)
-    if problem := state_files.mismatch(sums, dict.fromkeys(sums, int)):
-        raise CheckpointError(f"{file}: damaged ({problem}). Copy the checkpoint again, with all its files.")
-    return sums
-
-
-def _crc(path: pathlib.Path) -> int:
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return int.from_bytes(checksum.digest(), "big")
-
-
-def _raise_together(check: Any, path: pathlib.Path) -> None:
-    """Runs a check on the first process, so that files are read once; its verdict is everybody's."""
-    problem = ""
-    if jax.process_index() == 0:
-        try:
-            check(path)
-        except (CheckpointError, ValueError, OSError) as error:
-            problem = str(error) or type(error).__name__
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(bool(problem))):
-        problem = problem or "the first process found it damaged"
-    if problem:
-        raise CheckpointError(problem)
+    there = ocp.checkpointables_metadata(checkpoint).metadata["params"]
+    if differences := _differences(there, wanted):
+        raise CheckpointError("it is of another model: " + "; ".join(differences))
 
 
 class LoadedModel(NamedTuple):
@@ -317,30 +312,7 @@ class LoadedModel(NamedTuple):
     info: dict[str, Any]
 
 
-def find_checkpoint(place: str | pathlib.Path, step: int | None = None) -> pathlib.Path:
-    """The folder of a checkpoint.
-
-    Args:
-      place: a workdir, or one checkpoint's folder (named by its step).
-      step: which checkpoint of a workdir; None takes the newest.
-
-    Raises:
-      CheckpointError: there is no such checkpoint.
-    """
-    folder = checkpoint_folder(place)
-    steps = saved_steps(folder)
-    path = pathlib.Path(place).absolute()
-    if not steps and path.name.isdigit() and path.is_dir() and step in (None, int(path.name)):
-        return path
-    if not steps:
-        raise CheckpointError(f"{folder}: no checkpoint. Train first: python -m synthclip_jax.train")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise CheckpointError(f"{folder}: no checkpoint of step {step}; there are {steps}")
-    return folder / str(step)
-
-
-def load_model(place: str | pathlib.Path, step: int | None = None) -> LoadedModel:
+def load_model(place: str | os.PathLike, step: int | None = None) -> LoadedModel:
     """Loads the parameters of a checkpoint (not the optimizer) onto the first device of this process.
 
     Args:
@@ -358,7 +330,7 @@ def load_model(place: str | pathlib.Path, step: int | None = None) -> LoadedMode
     return _load(path, int(path.name), hint)
 
 
-def load_parameters(place: str | pathlib.Path, shapes: Any) -> Any:
+def load_parameters(place: str | os.PathLike, shapes: Any) -> Any:
     """Parameters of another run to start from: averaged ones where it has them.
 
     Args:
@@ -368,24 +340,27 @@ def load_parameters(place: str | pathlib.Path, shapes: Any) -> Any:
     Raises:
       CheckpointError: there is none, it cannot be read, or it is of another model; the text names the differences.
     """
-    path = pathlib.Path(place).absolute()
-    steps = saved_steps(checkpoint_folder(path))
-    if steps:
-        path = checkpoint_folder(path) / str(steps[-1])
-    elif not (path.name.isdigit() and path.is_dir()):
+    try:
+        path = find_checkpoint(place)
+    except CheckpointError:
         raise CheckpointError(
-            f"{path}: neither a workdir with checkpoints nor a checkpoint (a folder named by its step)"
-        )
+            f"{place}: neither a workdir with checkpoints nor a checkpoint (a folder named by its step)"
+        ) from None
     return _load(path, int(path.name), "", shapes).params
 
 
 def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> LoadedModel:
     """Loads one checkpoint; as `wanted` says (shapes, shardings), else onto the first device of this process."""
-    part = "ema" if (path / "ema").is_dir() else "params"
+
+    def check() -> str:
+        part = "ema" if "ema" in items_of(read_checksums(path)) else "params"
+        check_checksums(path, items=(part,))
+        return part
+
     try:
-        _raise_together(lambda path: check_checksums(path, f"{part}/"), path)
-        info = ocp.checkpointables_metadata(path).custom_metadata
-        config = config_lib.from_plain(info["config"])
+        part = by_first(check)
+        info = _read_info(path)
+        config = config_lib.load_saved(info.get("config"))
         graphdef, init = make_model(config.model, config.data.image_size)
         shapes = jax.eval_shape(init, jax.random.key(0))
         if wanted is None:
@@ -394,8 +369,9 @@ def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> Loade
         elif differences := _differences(shapes, wanted):
             raise CheckpointError("it is of another model: " + "; ".join(differences))
         params = ocp.load_checkpointables(path, {part: wanted})[part]
-    except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read ({_one_line(error)}). {hint}".rstrip()) from error
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        problem = str(error) if isinstance(error, UserError) else _one_line(error)
+        raise CheckpointError(f"{path}: cannot be read ({problem}). {hint}".rstrip()) from error
     return LoadedModel(graphdef, params, config, step, info)
 
 

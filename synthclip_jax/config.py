@@ -11,10 +11,12 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 import pathlib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,14 +59,35 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> ml_c
         near = difflib.get_close_matches(str(path), here, n=1)
         hint = f" Did you mean {near[0]}?" if near else f" There: {', '.join(here)}" if here else ""
         raise ConfigError(f"--config={path}: no such file.{hint}")
-    try:
-        config = runpy.run_path(str(path))["get_config"](*arguments, **named)
-    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    config = _run(path, arguments, named)
     for override in overrides:
         _override(config, override)
     check(config, str(path))
     return ml_collections.FrozenConfigDict(config)
+
+
+def _run(path: pathlib.Path, arguments: Sequence[str], named: Mapping[str, str]) -> ml_collections.ConfigDict:
+    """What a config file's `get_config` returns; whatever goes wrong inside the file is its author's to see."""
+    try:
+        defined = runpy.run_path(str(path))
+        if not callable(defined.get("get_config")):
+            near = difflib.get_close_matches("get_config", defined, n=1)
+            hint = f" Did you mean to call {near[0]} so?" if near else ""
+            raise ConfigError(f"{path}: it has no function get_config(), which returns the configuration.{hint}")
+        config = defined["get_config"](*arguments, **named)
+    except ConfigError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f"line {frames[-1].lineno}: " if frames and not isinstance(error, SyntaxError) else ""
+        kind = "" if isinstance(error, AttributeError | SyntaxError | TypeError | ValueError) else type(error).__name__
+        raise ConfigError(f"{path}: {line}{': '.join(filter(None, (kind, str(error))))}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config() returns {_show(config)}. It must change and return"
+            " synthclip_jax.config.default_config()"
+        )
+    return config
 
 
 def _split(text: str) -> tuple[pathlib.Path, list[str], dict[str, str]]:
@@ -126,15 +149,34 @@ def from_plain(values: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
     """The inverse of `plain`, for a config saved with a checkpoint; keys it lacks take their defaults."""
     config = default_config()
 
-    def fill(target: ml_collections.ConfigDict, source: Mapping[str, Any]) -> None:
+    def fill(target: ml_collections.ConfigDict, source: Mapping[str, Any], prefix: str = "") -> None:
         for key, value in source.items():
-            if isinstance(value, Mapping):
-                fill(target[key], value)
-            else:
+            if not isinstance(value, Mapping):
                 target[key] = _tuples(value)
+            elif isinstance(target.get(key), ml_collections.ConfigDict):
+                fill(target[key], value, f"{prefix}{key}.")
+            else:
+                raise ConfigError(f"{prefix}{key}: no section of a configuration. {_nearest(prefix + key)}")
 
     fill(config, values)
     return ml_collections.FrozenConfigDict(config)
+
+
+def load_saved(values: Any) -> ml_collections.FrozenConfigDict:
+    """The config that was saved with a checkpoint, its names, types and bounds checked.
+
+    Not what generation was told, and no combination that only matters for training: weights do not depend on either.
+
+    Raises:
+      ConfigError: it is none; the text lists every problem.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: given {_show(values)}, allowed: an object with the keys {', '.join(SCHEMA)}")
+    config = from_plain(values)
+    schema = {key: node for key, node in SCHEMA.items() if key != "gen"}
+    used = {key: value for key, value in config.items() if key != "gen"}
+    _raise([*_check_tree(used, schema, "")] or [*_check_model(config)], "config")
+    return config
 
 
 def _tuples(value: Any) -> Any:
@@ -147,7 +189,10 @@ def check(config: Mapping[str, Any], where: str = "config") -> None:
     Raises:
       ConfigError: lists every problem found.
     """
-    problems = [*_check_tree(config, SCHEMA, "")] or [*_check_combinations(config)]
+    _raise([*_check_tree(config, SCHEMA, "")] or [*_check_combinations(config)], where)
+
+
+def _raise(problems: Sequence[str], where: str) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
@@ -240,7 +285,8 @@ def _check_field(path: str, value: Any, field: Field) -> Iterator[str]:
         out_of_choices = field.choices is not None and item not in field.choices
         below = field.low is not None and item < field.low
         above = field.high is not None and item > field.high
-        if out_of_choices or below or above or item != item:  # a NaN does not equal itself
+        endless = isinstance(item, float) and not math.isfinite(item)
+        if out_of_choices or below or above or endless:
             near = difflib.get_close_matches(str(item), map(str, field.choices or ()), n=1)
             hint = f". Did you mean {near[0]!r}?" if near else ""
             yield f"{path}: given {_show(value)}, allowed: {_allowed(field)}{hint}"
@@ -280,7 +326,9 @@ def _check_combinations(config: Any) -> Iterator[str]:
         yield f"name: given {config.name!r}, allowed: a lower-case letter, then letters, digits, underscores"
     if config.gen.version and not re.fullmatch(r"\d{1,9}\.\d{1,9}\.\d{1,9}", config.gen.version):
         yield f"gen.version: given {config.gen.version!r}, allowed: MAJOR.MINOR.PATCH, such as '1.0.0', or empty"
+    yield from _check_nothing_said(config, SCHEMA, "")
     yield from _check_generation(config.gen)
+    yield from _check_model(config)
     yield from _check_training(config)
     if config.model.attention == "cudnn" and config.model.compute_dtype != "bfloat16":
         yield f"model.attention: given 'cudnn', allowed: 'xla' with model.compute_dtype={config.model.compute_dtype!r}"
@@ -289,6 +337,33 @@ def _check_combinations(config: Any) -> Iterator[str]:
             DatasetSpec.parse(entry)
         except DatasetError as error:
             yield f"eval.datasets: {error}"
+
+
+def _check_nothing_said(config: Any, tree: Tree, prefix: str) -> Iterator[str]:
+    """Texts that would be a project, a file or a folder of the name None, where nothing was meant."""
+    for key, node in tree.items():
+        if not isinstance(node, Field):
+            yield from _check_nothing_said(config[key], node, f"{prefix}{key}.")
+        elif node.default == "" and config[key] and config[key].strip("'\"").lower() in _NOTHING:
+            yield (
+                f"{prefix}{key}: given {config[key]!r}, which is a text like any other; for none leave it empty:"
+                f" --config.{prefix}{key}="
+            )
+
+
+_NOTHING = ("", "none", "null", "false", "true")
+
+
+def _check_model(config: Any) -> Iterator[str]:
+    model, size = config.model, config.data.image_size
+    for tower in ("vision", "text"):
+        width, heads = model[tower].width, model[tower].heads
+        if width % heads:
+            yield f"model.{tower}.heads: given {heads}, allowed: a divisor of model.{tower}.width ({width})"
+    if size % model.vision.patch_size:
+        yield (
+            f"model.vision.patch_size: given {model.vision.patch_size}, allowed: a divisor of data.image_size ({size})"
+        )
 
 
 def _check_generation(gen: Any) -> Iterator[str]:
@@ -359,15 +434,6 @@ def _check_generation(gen: Any) -> Iterator[str]:
 
 def _check_training(config: Any) -> Iterator[str]:
     data, model, train = config.data, config.model, config.train
-    for tower in ("vision", "text"):
-        width, heads = model[tower].width, model[tower].heads
-        if width % heads:
-            yield f"model.{tower}.heads: given {heads}, allowed: a divisor of model.{tower}.width ({width})"
-    if data.image_size % model.vision.patch_size:
-        yield (
-            f"model.vision.patch_size: given {model.vision.patch_size}, allowed: a divisor of data.image_size"
-            f" ({data.image_size})"
-        )
     for key in ("crop_scale", "crop_ratio"):
         if data[key][0] > data[key][1]:
             yield f"data.{key}: given {data[key]}, allowed: (smallest, largest)"
@@ -397,6 +463,8 @@ def _check_training(config: Any) -> Iterator[str]:
                 re.compile(pattern)
             except re.error as error:
                 yield f"train.{key}: given {pattern!r}, which is no regular expression ({error})"
+    if train.loss == "softmax" and train.batch_size == 1:
+        yield "train.batch_size: given 1, allowed: at least 2 with train.loss='softmax', which compares its pairs"
     if train.loss == "sigmoid" and not model.logit_bias:
         yield "model.logit_bias: given False, allowed: True with train.loss='sigmoid', which starts far off without it"
     if train.microbatch and train.batch_size % train.microbatch:

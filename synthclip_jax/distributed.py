@@ -1,16 +1,20 @@
 """Several processes as one run: finding each other at the start, stopping together at the end."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from synthclip_jax.errors import UserError, explain
 
 # Environment variables say it all on SLURM, GKE and Open MPI; Cloud TPU VMs have to ask Google's metadata server.
 METADATA = "http://{}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
@@ -117,11 +121,41 @@ def of_first(values: Sequence[int]) -> list[int]:
     return json.loads(gather_texts([json.dumps(values)])[0])
 
 
+class FirstProcessError(UserError, RuntimeError):
+    """What the first of several processes could not do; its text is that of the error there."""
+
+
+def by_first(find: Callable[[], Any]) -> Any:
+    """What a function returns on the first process, ready for JSON, so that files are looked at once by all.
+
+    Raises:
+      FirstProcessError: it raised an error that a user can act on. Where there is one process alone, that error.
+    """
+    if jax.process_count() == 1:
+        return find()
+    answer = ["", ""]
+    if is_main():
+        try:
+            answer = ["found", json.dumps(find())]
+        except Exception as error:
+            if not explain(error):
+                raise
+            answer = ["failed", explain(error)]
+    kind, text = gather_texts(answer)[:2]
+    if kind == "failed":
+        raise FirstProcessError(text)
+    return json.loads(text)
+
+
+class Stopped(BaseException):
+    """Somebody asked the run to stop, in a part of it that can be left out. Not an error: nothing must swallow it."""
+
+
 class StopRequest:
     """Whether somebody (SLURM, a cloud, Ctrl-C) asked the run to stop. All processes learn of it at the same step."""
 
     def __init__(self):
-        self._asked = False
+        self._asked = self._cut_short = False
         # JAX's coordination service listens for SIGTERM itself once it runs.
         self._together = jax.distributed.is_initialized()
         if not self._together:
@@ -130,10 +164,30 @@ class StopRequest:
     def _note(self, number: int, frame: object) -> None:
         self._asked = True
         signal.signal(number, self._previous[number])  # the second time it means now
+        if self._cut_short:
+            self._cut_short = False
+            raise Stopped
 
     def at(self, step: int) -> bool:
         """True from the step on at which to save and stop; every process has to ask at every step."""
         return multihost_utils.reached_preemption_sync_point(step) if self._together else self._asked
+
+    @contextlib.contextmanager
+    def cuts_short(self) -> Iterator[None]:
+        """What happens inside is left out as soon as the run is asked to stop.
+
+        Not among several processes, which could not leave it at the same moment: there it goes on to its end.
+
+        Raises:
+          Stopped: it was.
+        """
+        try:
+            self._cut_short = not self._together
+            if self._cut_short and self._asked:
+                raise Stopped
+            yield
+        finally:
+            self._cut_short = False
 
     def close(self) -> None:
         """Restores the signal handlers that were there before."""

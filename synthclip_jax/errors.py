@@ -64,6 +64,34 @@ def explain(error: BaseException) -> str:
 _OURS = ("gen", "synthclip_jax")
 
 
+class Closing:
+    """Closes things at the end, all of them, and lets the first error out: that of the body, else the first in closing.
+
+    with Closing() as closing:
+        closing.later(file.close)
+    """
+
+    def __init__(self) -> None:
+        self._closers: list[Callable[[], object]] = []
+
+    def later(self, close: Callable[[], object]) -> None:
+        """Calls this at the end; what was named last is closed first."""
+        self._closers.append(close)
+
+    def __enter__(self) -> "Closing":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        first = error
+        for close in reversed(self._closers):
+            try:
+                close()
+            except Exception as problem:  # what comes after the first error is mostly of its making
+                first = first or problem
+        if error is None and first is not None:
+            raise first
+
+
 def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates the `main` of a command: an error that a user can act on ends it with one line, `NAME: TEXT`.
 

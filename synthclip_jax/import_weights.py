@@ -35,6 +35,7 @@ from synthclip_jax.errors import command
 from synthclip_jax.formats import Description, FormatError, bare, open_clip, read_config, transformers
 from synthclip_jax.formats.tensors import read_tensors
 from synthclip_jax.models import make_model, parameter_count
+from synthclip_jax.training_lock import only_trainer
 from synthclip_jax.weights import WeightsError, from_state_dict, layout
 from synthclip_jax.workdir import claim_workdir, describe_run
 
@@ -198,6 +199,11 @@ def save(foreign: Foreign, workdir: str | pathlib.Path) -> pathlib.Path:
       CheckpointError: the workdir has checkpoints already, or the disk is full.
     """
     folder = checkpoint_folder(workdir)
+    with only_trainer(folder.parent):
+        return _save_alone(foreign, folder)
+
+
+def _save_alone(foreign: Foreign, folder: pathlib.Path) -> pathlib.Path:
     if saved_steps(folder):
         raise CheckpointError(f"{folder}: there are checkpoints already; import into a workdir of its own")
     run = describe_run(foreign.config, 0, f"imported from {foreign.file.name}")

@@ -16,6 +16,8 @@ from synthclip_jax.errors import UserError
 # A `pathlib.Path`, or a `upath.UPath` that behaves like one: the package is only there for those who use URLs.
 Location = Any
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")  # two letters at least: c:/ is a drive
+# A URL, also with a slash too few (s3:/bucket), which would be a folder called `s3:`.
+_BUCKET = re.compile(r"(?!file://)([a-zA-Z][a-zA-Z0-9+.-]+(?=://)|(?:s3a?|gs|gcs|abfss?|az|hdfs|https?|ftp)(?=:/))")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # Whose errors mean that an object store could not be reached, and not that the program is wrong.
 _CLIENTS = ("botocore", "aiobotocore", "boto3", "s3fs", "aiohttp", "gcsfs", "google", "fsspec", "azure", "urllib3")
@@ -37,7 +39,7 @@ def location(place: str | os.PathLike | Location) -> Location:
       LocationError: the package that reads such URLs is not installed, or there is none.
     """
     if not is_url(place):
-        return pathlib.Path(place).expanduser()
+        return pathlib.Path(os.path.expanduser(place))
     if not isinstance(place, str):
         return place
     protocol, _, rest = place.partition("://")
@@ -58,6 +60,20 @@ def location(place: str | os.PathLike | Location) -> Location:
         raise LocationError(f"{place}: reading {protocol}:// needs a package more: {remedy} ({error})") from None
     except ValueError as error:
         raise LocationError(f"{place}: not a URL that fsspec knows ({error})") from None
+
+
+def local_path(place: str | os.PathLike) -> pathlib.Path:
+    """A path in the file system, `~` resolved: for what is written bit by bit, locked, or read in place.
+
+    Raises:
+      LocationError: it is in an object store.
+    """
+    if bucket := _BUCKET.match(str(place)):
+        raise LocationError(
+            f"{place}: training, and what reads checkpoints, works in a folder on a disk or on mounted network storage,"
+            f" not on {bucket[1]}://. Name a folder: mount the bucket (gcsfuse, mount-s3), or copy the run"
+        )
+    return pathlib.Path(os.path.expanduser(str(place).removeprefix("file://")))
 
 
 def place(text: str) -> Location:

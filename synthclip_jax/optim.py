@@ -16,6 +16,7 @@ from synthclip_jax.sharding import path_name
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
+MAX_STEPS = 2**31 - 1  # the counter of updates is an int32
 # Parameters below such a component are stacked over layers: their first axis is not one of their own.
 STACKED = re.compile(r"(^|/)blocks/")
 
@@ -34,13 +35,18 @@ class Length:
         """The length that `config.train` gives on so many examples.
 
         Raises:
-          ConfigError: less than one step.
+          ConfigError: less than one step, or more than can be counted.
         """
         steps = [int(epochs * examples / train.batch_size) for epochs in (train.epochs, train.warmup_epochs)]
         if not steps[0]:
             raise ConfigError(
                 f"train.epochs={train.epochs} of {examples:,} examples are less than one batch"
                 f" (train.batch_size={train.batch_size}): there is nothing to train"
+            )
+        if steps[0] > MAX_STEPS:
+            raise ConfigError(
+                f"train.epochs={train.epochs:g} of {examples:,} examples are {steps[0]:,} steps, counted are at most"
+                f" {MAX_STEPS:,}"
             )
         return cls(examples, train.batch_size, *steps)
 

@@ -268,8 +268,10 @@ DATA: Tree = {
     "crop_scale": Field((0.5, 1.0), "random crop: share of the area", item=float, length=2, low=0.01, high=1.0),
     "crop_ratio": Field((3 / 4, 4 / 3), "random crop: width over height", item=float, length=2, low=0.1, high=10.0),
     "interpolation": Field("bilinear", "resampling of pictures", choices=("bilinear", "bicubic")),
-    "mean": Field(IMAGENET_MEAN, "per-channel mean, of pixels in [0, 1]", item=float, length=3),
-    "std": Field(IMAGENET_STD, "per-channel standard deviation, of pixels in [0, 1]", item=float, length=3, low=1e-6),
+    "mean": Field(IMAGENET_MEAN, "per-channel mean, of pixels in [0, 1]", item=float, length=3, low=0.0, high=1.0),
+    "std": Field(
+        IMAGENET_STD, "per-channel standard deviation, of pixels in [0, 1]", item=float, length=3, low=1e-6, high=1.0
+    ),
     "grayscale": Field(0.0, "probability of turning a training picture gray", low=0.0, high=1.0),
     "invert": Field(0.0, "probability of inverting a training picture's brightness", low=0.0, high=1.0),
     "flip": Field(0.0, "probability of mirroring a training picture", low=0.0, high=1.0),

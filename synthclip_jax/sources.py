@@ -19,6 +19,7 @@ The last item is the part of the dataset to take: a share up to 1, or a number o
 """
 
 import dataclasses
+import os
 from typing import Any
 
 KINDS = ("tfrecord", "img2dataset", "wds", "tfds", "table")
@@ -37,6 +38,9 @@ class SourceSpec:
     image_key: str
     caption_key: str
     part: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "place", os.path.expanduser(self.place))
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.place}"

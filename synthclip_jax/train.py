@@ -6,8 +6,9 @@ The same command starts a run, continues it after any interruption, and does not
 workdir holds afterwards: `train/checkpoints/STEP`, `train/metrics.jsonl` (one line per logged step),
 `train/config.json` (what this run is; another config is refused) and `eval/STEP-SUITE.json`.
 
-The order inside the loop matters: evaluate, save, next batch, step, log the *previous* step. Saving before the next
-batch is taken keeps data and parameters in step; logging late keeps the device busy while numbers are fetched.
+The order inside the loop matters: save, evaluate, next batch, step, log the *previous* step. Saving before evaluating
+keeps what is trained whatever happens to a test set; saving before the next batch is taken keeps data and parameters
+in step; logging late keeps the device busy while numbers are fetched.
 """
 
 import argparse
@@ -25,23 +26,24 @@ from flax import nnx
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import data, distributed, evaluate, host_memory, sharding, verify
-from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_parameters, saved_steps
+from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.device_feed import DeviceFeed
 from synthclip_jax.distributed import say
-from synthclip_jax.evals import EvaluationError, origin, results
-from synthclip_jax.evals.datasets import DatasetError, MissingDataset, open_datasets
-from synthclip_jax.evals.prompts import PromptError
+from synthclip_jax.errors import Closing, command, explain
+from synthclip_jax.evals import origin, results
+from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suites import SUITES, Evaluator
+from synthclip_jax.locations import local_path
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
-from synthclip_jax.pictures import PictureError
 from synthclip_jax.profiler import Profiler
-from synthclip_jax.records import RecordError, dataset_folder, dataset_name
+from synthclip_jax.records import dataset_folder, dataset_name
 from synthclip_jax.sheet import compile_sheet, start_sheet
 from synthclip_jax.step import TrainState, make_program, seed_key
-from synthclip_jax.step_log import NonFiniteLoss, StepLog
+from synthclip_jax.step_log import StepLog
 from synthclip_jax.tokenizer import Tokenizer
-from synthclip_jax.workdir import WorkdirMismatch, claim_workdir, describe_run
+from synthclip_jax.training_lock import only_trainer
+from synthclip_jax.workdir import claim_workdir, describe_run
 
 
 def train(config: Any, workdir: str | os.PathLike) -> None:
@@ -50,13 +52,16 @@ def train(config: Any, workdir: str | os.PathLike) -> None:
     Raises:
       RecordError, PictureError: the dataset is missing or damaged.
       MeshError: devices, mesh and batch size do not fit.
-      WorkdirMismatch: the workdir holds another run.
+      LocationError: the workdir is a URL.
+      WorkdirBusy: another process trains in it.
+      WorkdirMismatch: it holds another run.
       CheckpointError: none of its checkpoints can be read.
+      StoreError: it cannot be written.
       NonFiniteLoss: training diverged.
     """
     stop_request = distributed.StopRequest()
     try:
-        _train(config, pathlib.Path(workdir), stop_request)
+        _train(config, local_path(workdir), stop_request)
     finally:
         stop_request.close()
 
@@ -71,25 +76,38 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
         hosts = jax.process_index(), jax.process_count()
         verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)
     length = Length.of(config.train, len(pairs))
+    with only_trainer(workdir / "train"):
+        _train_alone(config, workdir, stop_request, mesh, pairs, length)
+
+
+def _train_alone(
+    config: Any,
+    workdir: pathlib.Path,
+    stop_request: distributed.StopRequest,
+    mesh: jax.sharding.Mesh,
+    pairs: data.Pairs,
+    length: Length,
+) -> None:
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
     run = describe_run(config, len(pairs), pairs.digest())
+    checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
+    record = checkpoints.newest_record()
     saved = distributed.of_first(saved_steps(folder))
-    claim_workdir(workdir / "train" / "config.json", run, started=bool(saved))
+    distributed.by_first(lambda: claim_workdir(workdir / "train" / "config.json", run, bool(saved), record))
 
     program = make_program(config, mesh, length)
     evaluation = make_evaluation(config, program.graphdef, workdir)
-    if total_steps in saved and (evaluation is None or evaluation.done(total_steps)):
+    evaluated = evaluation is None or evaluation.done(total_steps)
+    if total_steps in saved and evaluated and checkpoints.whole(total_steps):
         say(f"Training is finished: {folder / str(total_steps)} (step {total_steps} of {total_steps}). Nothing to do.")
         return
 
-    # ---- State: from the newest checkpoint, from another run's parameters, or from scratch --------------------------
-    shapes = program.state
-    counters = {"step": shapes.step, "skipped": shapes.skipped}
-    checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
-    batches: Any = None  # where there is something left to train
-    metrics_file, profiler = None, Profiler(config.train.profile, workdir / "train" / "profile")
-    try:
+    with Closing() as closing:
+        # ---- State: from the newest checkpoint, from another run's parameters, or from scratch ----------------------
+        closing.later(checkpoints.wait)
+        shapes = program.state
+        counters = {"step": shapes.step, "skipped": shapes.skipped}
         restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
         if restored:
             optimizer = restored.optimizer
@@ -109,50 +127,64 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
 
         # ---- Compile, while the loader fills its buffer, and say what will happen ---------------------------------
         start_sheet(config, mesh, length, shapes.params, pairs)
+        metrics_file: Metrics | None = None
+        if distributed.is_main():
+            metrics_file = Metrics(config, workdir / "train", first_step)
+            closing.later(metrics_file.close)
         examples_seen, skipped = progress["examples_seen"], progress["skipped"]
+        batches: Any = None  # where there is something left to train
         if first_step < total_steps:
             share = sharding.batch_share(mesh, jax.process_index())
             tokenize = Tokenizer(config.model.text.context_length)
             loader = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
             batches = DeviceFeed(loader, mesh, total_steps - first_step)
+            closing.later(batches.close)
             started = time.perf_counter()
             compiled = program.lower().compile()
             compile_sheet(compiled, time.perf_counter() - started)
+        profiler = Profiler(config.train.profile, workdir / "train" / "profile")
+        closing.later(profiler.close)
         say(origin)
 
         # ---- The loop ---------------------------------------------------------------------------------------------
         clock = Clock(total_steps, first_step, progress["seconds"])
-        if distributed.is_main():
-            metrics_file = Metrics(config, workdir / "train", first_step)
         log = StepLog(config, length, clock, metrics_file, checkpoints)
 
-        def save(step: int, found: Mapping[str, float] = {}) -> None:
+        def save(step: int) -> None:
             log.finish()
             with clock.paused():
                 progress = {"examples_seen": examples_seen, "seconds": clock.seconds, "skipped": skipped}
                 optimizer = {"state": state.opt_state, "step": state.step, "skipped": state.skipped}
-                checkpoints.save(step, state.params, optimizer, {**run, "progress": progress}, state.ema, found)
+                checkpoints.save(step, state.params, optimizer, {**run, "progress": progress}, state.ema)
 
         for step in range(first_step, total_steps + 1):  # step: updates done so far
-            last, stop, new = step == total_steps, stop_request.at(step), step > first_step
+            last, stop, unsaved = step == total_steps, stop_request.at(step), step > first_step
             due = last or (config.train.eval_every and step % config.train.eval_every == 0)
-            found: dict[str, float] = {}
-            if evaluation and due and (new or not evaluation.done(step)):
+            due = evaluation and due and (unsaved or not evaluation.done(step))
+            wanted = last or stop or (due and config.train.keep_best) or step % config.train.save_every == 0
+            if unsaved and wanted:
+                save(step)
+                unsaved = False
+            if due and not stop:
                 log.finish()
                 try:
-                    with clock.paused():
+                    with clock.paused(), stop_request.cuts_short():
                         found = evaluation(step, state.params if state.ema is None else state.ema)
-                        log.write(step, found)
+                except distributed.Stopped:
+                    stop = True
                 except Exception:
-                    if new:
+                    if unsaved:
                         save(step)  # a test set that cannot be read must not cost the training
                     raise
-            best = found and config.train.keep_best
-            if new and (last or stop or best or step % config.train.save_every == 0):
-                save(step, found)
-                if evaluation and found:
+                else:
+                    due = False
+                    log.write(step, found)
                     checkpoints.wait()
-                    evaluation.saved(step)
+                    if step in checkpoints.steps:
+                        evaluation.saved(step)
+                        checkpoints.note(step, found)
+                if stop and unsaved:
+                    save(step)
             if last or stop:
                 break
 
@@ -167,17 +199,14 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
             profiler.after(step + 1, metrics)
 
         checkpoints.wait()
-        if step == total_steps:
+        if last and not due:
             say(f"Training is finished: step {step} in {duration(clock.seconds)}. Checkpoint: {folder / str(step)}")
         else:
-            say(f"Stopped as asked at step {step} of {total_steps}; checkpoint saved. The same command continues.")
-    finally:
-        profiler.close()
-        if batches:
-            batches.close()
-        if metrics_file:
-            metrics_file.close()
-        checkpoints.close()
+            saved_so_far = "; its evaluation is still to be done" if due else ""
+            say(
+                f"Stopped as asked at step {step} of {total_steps}; checkpoint saved{saved_so_far}. The same command"
+                " continues."
+            )
 
 
 class Evaluation:
@@ -255,35 +284,27 @@ def use_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(base / "synthclip_jax" / "xla"))
 
 
+@command("train")
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0 also when stopped by SIGTERM, since the same command continues."""
-    parser = argparse.ArgumentParser(prog="python -m synthclip_jax.train", description="Trains CLIP. See the README.")
+    parser = argparse.ArgumentParser(prog="python -m synthclip_jax.train", description="Trains CLIP on a dataset")
     config_lib.add_config_argument(parser)
     parser.add_argument("--workdir", required=True, help="folder of the run: dataset, checkpoints, metrics")
     arguments, config = config_lib.parse_args(parser, argv)
+    workdir = local_path(arguments.workdir)
     host_memory.keep_freed_memory()
     distributed.initialize(config.train.peer_timeout)
     use_compile_cache()
     try:
-        train(config, arguments.workdir)
+        train(config, workdir)
         return 0
-    except (
-        CheckpointError,
-        DatasetError,
-        EvaluationError,
-        NonFiniteLoss,
-        PictureError,
-        PromptError,
-        RecordError,
-        WorkdirMismatch,
-        config_lib.ConfigError,
-        sharding.MeshError,
-    ) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
-        traceback.print_exc()
+        if line := explain(error):
+            print(f"train: {line}", file=sys.stderr)
+        else:
+            traceback.print_exc()
     return distributed.leave(1)
 
 

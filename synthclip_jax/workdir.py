@@ -4,15 +4,14 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax import __version__
+from synthclip_jax import __version__, state_files
 from synthclip_jax import config as config_lib
-from synthclip_jax.distributed import is_main
+from synthclip_jax.distributed import is_main, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.preprocess import Preprocess
 
@@ -24,6 +23,7 @@ FREE_TO_CHANGE = re.compile(
     r"|train\.(log_every|save_every|eval_every|keep|keep_every|keep_best|tensorboard|wandb|profile|mesh\.\w+"
     r"|microbatch|loss_method|loss_block|non_finite|peer_timeout)$"
 )
+_SHAPE = {"config": dict, "dataset": dict}
 
 
 class WorkdirMismatch(UserError, ValueError):
@@ -41,37 +41,73 @@ def describe_run(config: Any, examples: int, dataset_digest: str) -> dict[str, A
     }
 
 
-def claim_workdir(path: pathlib.Path, run: Mapping[str, Any], started: bool) -> None:
+def claim_workdir(
+    path: pathlib.Path, run: Mapping[str, Any], started: bool, saved: tuple[int, Mapping[str, Any]] | None = None
+) -> None:
     """Writes what this run is, or checks that it is what the workdir was started with.
 
+    What a checkpoint says of itself counts as much as the file: one that is lost or damaged is made again from it.
+
     Args:
+      path: `train/config.json` of the workdir.
       started: there are checkpoints. Before the first one there is nothing to protect, and anything may change.
+      saved: step and `info` of the newest checkpoint, if it can tell.
 
     Raises:
       WorkdirMismatch: names every difference that changes what is trained.
+      StoreError: the file cannot be written.
     """
-    if started and path.exists():
-        old = json.loads(path.read_text())
-        differences = _differences(old, json.loads(json.dumps(run)))
-        if differences:
+    run = json.loads(json.dumps(run))
+    old, problem = _read(path)
+    there = {path.parent: old} if old else {}
+    if saved:
+        step, info = saved
+        checkpoint = path.parent / "checkpoints" / str(step)
+        if lack := state_files.mismatch(info, _SHAPE):
+            raise WorkdirMismatch(f"{checkpoint}: not a checkpoint of a training ({lack}). Use another --workdir")
+        there[checkpoint] = info
+        if old is None:
+            _write(path, {key: info[key] for key in run if key in info})
+            say(f"{path}: {problem or 'it is missing'}; made again from the checkpoint of step {step}")
+    for place, record in there.items() if started else ():
+        if differences := _differences(record, run):
             raise WorkdirMismatch(
-                f"{path.parent}: holds a run with another config or dataset (there -> here):\n  "
+                f"{place}: holds a run with another config or dataset (there -> here):\n  "
                 + "\n  ".join(differences)
-                + f"\nUse another --workdir, go back to the old values, or delete {path.parent} to start again"
+                + "\nUse another --workdir (to train on from these weights, longer or otherwise: with"
+                f" --config.train.init_from={path.parents[1]}), go back to the old values, or delete {path.parent} to"
+                " start again"
             )
-    text = json.dumps({**run, "digest": config_lib.digest(run["config"])}, indent=1) + "\n"
-    if is_main() and not (path.exists() and path.read_text() == text):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+    if started and not there:  # no checkpoint can tell what it is of: what restores them says what is wrong with them
+        return
+    record = {**run, "digest": config_lib.digest(run["config"])}
+    if old is None or {**old, state_files.CHECK: ""} != {**record, state_files.CHECK: ""}:
+        _write(path, record)
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+    """The record, if it can be read; else what is wrong with it."""
+    try:
+        return state_files.read(path, "", _SHAPE), ""
+    except FileNotFoundError:
+        return None, ""
+    except state_files.StateError as error:
+        return None, str(error).removeprefix(f"{path}: ").strip(" .")
+
+
+def _write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    if is_main():
+        state_files.write(path, record)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = _leaves(old["config"]), _leaves(new["config"])
+    # An older version did not have all keys of today: what it lacks was as the default is.
+    defaults = _leaves(config_lib.plain(config_lib.default_config()))
+    before, after = {**defaults, **_leaves(old["config"])}, _leaves(new["config"])
     keys = [key for key in {**before, **after} if not FREE_TO_CHANGE.match(key)]
     lines = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
-    if old["dataset"] != new["dataset"]:
+    known = old["dataset"].keys() & new["dataset"].keys()  # an older version noted less
+    if not known or any(old["dataset"][key] != new["dataset"][key] for key in known):
         lines.append(f"dataset: {old['dataset']} -> {new['dataset']}")
     return lines
 

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from synthclip_jax import metrics
+from synthclip_jax import metrics, trackers
 from synthclip_jax.config import default_config
 from synthclip_jax.metrics import Clock, Metrics, MetricsFile, duration, read_metrics
 
@@ -139,7 +139,7 @@ def test_wandb_gets_the_same_numbers_and_one_run_over_all_starts(tmp_path, wandb
 
 
 def test_what_is_not_installed_is_said_and_does_not_stop_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(metrics, "_installed", lambda package: False)
+    monkeypatch.setattr(trackers, "installed", lambda package: False)
     config = default_config()
     config.train.wandb = "project"
     file = Metrics(config, tmp_path)

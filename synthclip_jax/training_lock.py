@@ -1,0 +1,98 @@
+"""One training at a time in a workdir: a lock that names who holds it, and is free again however its holder ends.
+
+The operating system keeps it (flock), also between machines that share network storage: it goes with the process that
+holds it, killed or not. The file holds who that is, for the message to everybody else.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from synthclip_jax import state_files
+from synthclip_jax.distributed import by_first, say
+from synthclip_jax.errors import UserError
+from synthclip_jax.storage import explained
+
+NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_SHAPE = {"host": str, "pid": int, "started": str}
+
+_held: set[int] = set()  # file descriptors: a process forked from this one must not go on holding the lock
+
+
+class WorkdirBusy(UserError, RuntimeError):
+    """Another process trains in this workdir; the text says which."""
+
+
+@contextlib.contextmanager
+def only_trainer(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a workdir's `train` folder. All processes of a training enter; the first one holds it.
+
+    Raises:
+      WorkdirBusy: another training holds it.
+      StoreError: the folder cannot be written.
+    """
+    handles: list[int] = []
+    try:
+        by_first(lambda: handles.append(_take(folder)))
+        yield
+    finally:
+        for handle in handles:
+            _held.discard(handle)
+            os.close(handle)  # and nobody holds it any more
+
+
+def _take(folder: pathlib.Path) -> int:
+    lock = folder / NAME
+    with explained(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            say(f"{folder}: this file system has no locks. See to it that nobody else trains in this workdir")
+            _held.add(handle)
+            return handle
+        holder = _holder(handle)
+        os.close(handle)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            with explained(lock):
+                raise
+        raise WorkdirBusy(
+            f"{folder.parent}: {holder} trains in this workdir. Wait until it ends, stop it, or use another --workdir"
+        ) from None
+    _held.add(handle)
+    text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}) + "\n"
+    with contextlib.suppress(OSError):  # a full disk: it is held all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
+    return handle
+
+
+def _holder(handle: int) -> str:
+    try:
+        found = state_files.parse(os.pread(handle, 4096, 0), NAME, "", _SHAPE)
+    except (OSError, state_files.StateError):  # it has only just begun
+        return "another process"
+    return f"process {found['pid']} on {found['host']}, started {found['started']},"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _let_go_in_child() -> None:
+    for handle in _held:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
