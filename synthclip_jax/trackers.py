@@ -1,7 +1,6 @@
 """The same numbers elsewhere: TensorBoard's files and Weights & Biases. Neither can stop or delay a training."""
 
 import importlib.util
-import os
 import pathlib
 import queue
 import secrets
@@ -64,7 +63,7 @@ class Guarded:
         try:
             return call()
         except Exception as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
+            text = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             print(f"{self._key}: {text}. Training goes on without it; metrics.jsonl has all numbers", flush=True)
             self._tracker = None
             return None
@@ -106,11 +105,10 @@ class WeightsAndBiases:
         """Waits until the service has answered.
 
         Raises:
-          RuntimeError: it does not answer, or not in time, or has no key.
+          RuntimeError: it does not answer, or not in time, or there is no key.
         """
         import wandb
 
-        _check_key(wandb)
         file = folder / "wandb_run.txt"
         if not (last_step and file.exists()):
             write_atomic(file, f"{config.name}-{secrets.token_hex(4)}".encode())
@@ -122,6 +120,8 @@ class WeightsAndBiases:
             "config": config_lib.plain(config),
             "resume": "allow",
         }
+        if hasattr(wandb, "Settings"):  # so that it does not wait for much longer, and at the end of the program again
+            settings["settings"] = wandb.Settings(init_timeout=START_SECONDS - 5)
         self._lines: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(MAX_WAITING)
         self._problem: BaseException | None = None
         self._started = threading.Event()
@@ -160,15 +160,6 @@ class WeightsAndBiases:
     def _raise(self) -> None:
         if self._problem is not None:
             raise RuntimeError(str(self._problem) or type(self._problem).__name__) from self._problem
-
-
-def _check_key(wandb: Any) -> None:
-    """Without a key the package would ask for one on the terminal, and wait for ever."""
-    if os.environ.get("WANDB_MODE", "online") not in ("online", "run") or os.environ.get("WANDB_API_KEY"):
-        return
-    api = getattr(wandb, "api", None)
-    if api is not None and not api.api_key:
-        raise RuntimeError("no API key. Run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline")
 
 
 def installed(package: str) -> bool:

@@ -102,14 +102,18 @@ def _write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     # An older version did not have all keys of today: what it lacks was as the default is.
-    defaults = _leaves(config_lib.plain(config_lib.default_config()))
-    before, after = {**defaults, **_leaves(old["config"])}, _leaves(new["config"])
+    before, after = {**_defaults(), **_leaves(old["config"])}, _leaves(new["config"])
     keys = [key for key in {**before, **after} if not FREE_TO_CHANGE.match(key)]
     lines = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
     known = old["dataset"].keys() & new["dataset"].keys()  # an older version noted less
     if not known or any(old["dataset"][key] != new["dataset"][key] for key in known):
         lines.append(f"dataset: {old['dataset']} -> {new['dataset']}")
     return lines
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return _leaves(config_lib.plain(config_lib.default_config()))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 
 import google_crc32c
@@ -23,6 +24,12 @@ from synthclip_jax.left_out import LeftOut
 from synthclip_jax.metrics_file import MetricsFile, read_metrics
 
 COUNTS = [how_many(2000), pytest.param(MANY, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Thousands of files need not survive a power failure."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")
