@@ -101,10 +101,16 @@ class Pairs:
 
     def digest(self) -> str:
         """Short hash that tells what is trained on from anything else: files by name and size, weights, key maps."""
-        digests = [reader.digest() for reader in self.readers]
+        return self._digest([reader.digest() for reader in self.readers])
+
+    def content_digest(self) -> str:
+        """The same of more: of sizes, of the heads and tails of all files, and of where their records lie."""
+        return self._digest([reader.content_digest() for reader in self.readers])
+
+    def _digest(self, digests: Sequence[str]) -> str:
         if len(digests) == 1 and not self.key_maps:
             return digests[0]
-        text = repr((digests, [tuple(keys) for keys in self.key_maps], list(self.weights or ())))
+        text = repr((list(digests), [tuple(keys) for keys in self.key_maps], list(self.weights or ())))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def describe(self) -> str:

@@ -25,6 +25,9 @@ from synthclip_jax.locations import Location, is_unreachable, is_url, location, 
 HEADER_BYTES = 12  # length + its crc
 FOOTER_BYTES = 4  # crc of the payload
 INDEX_SUFFIX = ".index"
+INDEX_LINE = 42  # bytes that a line of an index has at most: two numbers of 64 bits
+PROBES = 8  # records of a shard that are looked at to see whether its index is its own
+MAX_MISSING = 10_000  # shards of a set that are named as missing; more is a damaged name
 
 
 class RecordError(UserError, ValueError):
@@ -148,14 +151,35 @@ def load_index(path: str | os.PathLike | Location) -> np.ndarray:
     file = location(f"{path}{INDEX_SUFFIX}")
     if not file.exists():
         return scan_index(path)
+    size = size_of(path)
+    if size_of(file) > INDEX_LINE * (size // (HEADER_BYTES + FOOTER_BYTES) + 2):
+        raise RecordError(f"{file}: larger than the index of so large a shard can be: delete it, it is rebuilt")
     index = parse_index(file.read_bytes(), file)
     lengths = index[:, 1]
-    size = size_of(path)
     if lengths.sum() != size or lengths.max(initial=0) > size:  # sums of damaged numbers can wrap around
         raise RecordError(
             f"{path}: the file has {size} bytes, its index expects {lengths.sum()} ({len(index)} records). {_REMEDY}"
+            f" If the shard is a new one, {file} is an old one's: delete it, it is rebuilt"
         )
+    if not _fits(path, index):
+        try:
+            return scan_index(path)  # the index of another shard of this size
+        except RecordError:
+            return index  # the shard is damaged, which each damaged record will say when it is read
     return index
+
+
+def _fits(path: str | os.PathLike | Location, index: np.ndarray) -> bool:
+    """Whether records begin where an index says: the last one and others; in an object store the last one."""
+    count = 1 if is_url(path) else PROBES
+    rows = index[np.linspace(len(index) - 1, 0, min(count, len(index))).astype(int)] if len(index) else index
+    with location(path).open("rb") as file:
+        for offset, length in rows.tolist():
+            file.seek(offset)
+            header = file.read(HEADER_BYTES)
+            if header[:8] != struct.pack("<Q", length - HEADER_BYTES - FOOTER_BYTES):
+                return False
+    return True
 
 
 class RandomAccessFile:
@@ -176,7 +200,7 @@ class RandomAccessFile:
         """These bytes; fewer if the file is shorter.
 
         Raises:
-          RecordError: the object store cannot be reached.
+          RecordError: the object store cannot be reached, or the file is gone or cannot be read.
         """
         if self._remote is not None:
             try:
@@ -185,11 +209,14 @@ class RandomAccessFile:
                 if isinstance(error, OSError) or is_unreachable(error):
                     raise RecordError(f"{self.path}: cannot be read from the object store ({error})") from error
                 raise
-        if self._file is None:
-            with self._opening:
-                if self._file is None:
-                    self._file = os.open(self.path, os.O_RDONLY)
-        return os.pread(self._file, length, offset)
+        try:
+            if self._file is None:
+                with self._opening:
+                    if self._file is None:
+                        self._file = os.open(self.path, os.O_RDONLY)
+            return os.pread(self._file, length, offset)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot be read ({error.strerror}). Check the disk, or copy it") from error
 
     def close(self) -> None:
         """Closes the file; reading opens it again."""
@@ -230,7 +257,10 @@ class IndexedShard:
             raise RecordError(f"{self.path}: record {record} at byte {offset} is cut off. {_REMEDY}")
         payload = data[HEADER_BYTES:-FOOTER_BYTES]
         if struct.unpack_from("<Q", data)[0] != len(payload):
-            raise RecordError(f"{self.path}: record {record}: the index and the header disagree. {_REMEDY}")
+            raise RecordError(
+                f"{self.path}: record {record}: the index and the header disagree. {_REMEDY} If the shard is a new one,"
+                f" its index is an old one's: delete {self.path}{INDEX_SUFFIX}, it is rebuilt"
+            )
         if self.check_crc and struct.unpack("<I", data[-FOOTER_BYTES:])[0] != _masked_crc(payload):
             raise RecordError(f"{self.path}: record {record} at byte {offset}: checksum mismatch. {_REMEDY}")
         return payload
@@ -392,6 +422,10 @@ def list_shards(folder: str | os.PathLike | Location, split: str) -> tuple[list[
         raise RecordError(f"{folder}: shards of several sets: {', '.join(sorted(sets))}; keep one")
     name = sets.pop()
     of = name.rpartition("-of-")[2]
+    if int(of) > len(found) + MAX_MISSING:
+        raise RecordError(
+            f"{folder}: {found[0].name} is one of {int(of):,} shards, {len(found):,} are there. Copy them"
+        )
     expected = [name.replace("-*-of-", f"-{index:05d}-of-") for index in range(int(of))]
     there = {path.name for path in found}
     return found, [shard for shard in expected if shard not in there]

@@ -9,12 +9,14 @@ KIND is one of
 
     tfrecord     folder of tf.train.Example shards named as TFDS names them, which is what generation writes
     img2dataset  folder of 00000.tfrecord, 00001.tfrecord, ... (img2dataset's output format `tfrecord`)
-    wds          webdataset tars: a folder, one .tar, or a pattern such as /data/cc3m/{00000..00331}.tar
+    wds          webdataset tars: a folder, one .tar, or a pattern such as /data/cc3m/{00000..00331}.tar, *, {a,b},
+                 several of them separated by ::, all on a disk (`readers.patterns`)
     tfds         a name of TensorFlow Datasets, already prepared on this machine (`tfds build NAME`), or its folder
     table        CSV or Parquet file with a column of picture files and one of captions
 
-A key may name several, the first that is there counts: 'jpg;png'. The default `image` also finds jpg, jpeg, png and
-webp (in a table path and filepath), the default `caption` also finds txt and json.caption (in a table text and title).
+A key may name several, the first that is there counts: 'jpg;png'. The default `image` also finds jpg, jpeg, png,
+webp and the other usual extensions (in a table path and filepath), the default `caption` also finds txt and
+json.caption (in a table text and title).
 The last item is the part of the dataset to take: a share up to 1, or a number of examples; see `data.part`.
 """
 
@@ -23,6 +25,14 @@ import os
 from typing import Any
 
 KINDS = ("tfrecord", "img2dataset", "wds", "tfds", "table")
+
+# What people write instead.
+_MEANT = {
+    **dict.fromkeys(("webdataset", "tar", "tars", "wds"), "tars are wds:PLACE"),
+    **dict.fromkeys(("csv", "tsv", "parquet", "table"), "tables are table:FILE"),
+    **dict.fromkeys(("tfrecords", "tfrecord"), "TFRecords are tfrecord:FOLDER"),
+    **dict.fromkeys(("pipe", "s3", "gs", "http", "https"), "tars are copied to a disk first, and are then wds:PLACE"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +76,10 @@ def _parse(entry: Any, data: Any) -> SourceSpec:
             f"given {entry!r}, allowed: 'KIND:PLACE' or ('KIND:PLACE', weight, image_key, caption_key, part)"
         )
     kind, _, place = items[0].partition(":")
+    if kind not in KINDS and (meant := _MEANT.get(kind.lower())):
+        raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}; {meant}")
+    if "\0" in place:
+        raise ValueError(f"given {items[0]!r}, allowed: a place without a NUL in its name")
     if kind not in KINDS or not place:
         raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}")
     weight, image_key, caption_key, part = (list(items[1:]) + [None] * 4)[:4]
@@ -77,4 +91,6 @@ def _parse(entry: Any, data: Any) -> SourceSpec:
     if part is not None and (isinstance(part, bool) or not isinstance(part, int | float) or not part > 0):
         raise ValueError(f"given part {part!r} for {items[0]}, allowed: a share up to 1, or a number of examples")
     part = data.part if part is None else part
-    return SourceSpec(kind, place, weight, image_key or data.image_key, caption_key or data.caption_key, part)
+    return SourceSpec(
+        kind, os.path.expanduser(place), weight, image_key or data.image_key, caption_key or data.caption_key, part
+    )

@@ -75,6 +75,9 @@ class Reader(Protocol):
     def digest(self) -> str:
         """Short hash that tells one dataset from another, cheaply: of names and sizes, not of all bytes."""
 
+    def content_digest(self) -> str:
+        """The same of more: of sizes, of the heads and tails of all files, and of where their records lie."""
+
 
 def open_reader(
     spec: SourceSpec, split: str = "train", check_crc: bool = True, on_error: str = "raise", fresh: bool = False

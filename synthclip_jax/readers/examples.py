@@ -5,13 +5,16 @@ import functools
 import hashlib
 import itertools
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from synthclip_jax import state_files
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import Location, is_url, location, size_of
 from synthclip_jax.readers import IMAGE_KEYS, Sample, Shard, captions, keys_of, missing_key, open_files
-from synthclip_jax.readers.offsets import cached_offsets
+from synthclip_jax.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.readers.patterns import gaps
 from synthclip_jax.records import (
     INDEX_SUFFIX,
@@ -94,6 +97,11 @@ class ExampleReader:
         names = "".join(f"{os.path.basename(s.path)} {len(s)} {_size(s)}\n" for s in self.payloads)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
+    def content_digest(self) -> str:
+        return digest_of_files(
+            [(s.path, s.index.tobytes() if isinstance(s, IndexedShard) else b"") for s in self.payloads]
+        )
+
     def _locate(self, index: int) -> tuple[int, int]:
         """(shard, record in it)."""
         shard = bisect.bisect_right(self._ends, index)
@@ -142,9 +150,10 @@ class ArrayRecordShard:
 def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:
     """A folder of shards named as TFDS names them, `NAME-SPLIT.tfrecord-00000-of-00128`."""
     paths, names = list_shards(spec.place, split)
+    counts = _counts(spec.place, split)
     remedy = "Run generation again, which makes only what is missing, or copy it again."
     missing = [f"{os.path.join(spec.place, name)}: the shard is missing. {remedy}" for name in names]
-    return _open(spec, paths, missing, check_crc, on_error)
+    return _open(spec, paths, missing, check_crc, on_error, fresh, counts)
 
 
 def open_img2dataset(
@@ -161,26 +170,71 @@ def open_img2dataset(
             f"There are tars: use wds:{spec.place}" if tars else "img2dataset writes them with output_format=tfrecord"
         )
         raise RecordError(f"{spec}: no 00000.tfrecord, 00001.tfrecord, ... in this folder. {hint}")
-    return _open(spec, paths, gaps(paths, "shard"), check_crc, on_error)
+    counts = {path.name: count for path in paths if (count := _successes(path)) is not None}
+    return _open(spec, paths, gaps(paths, "shard"), check_crc, on_error, fresh, counts)
+
+
+def _counts(place: str, split: str) -> dict[str, int]:
+    """How many records each shard of a split has, as TFDS notes it, by what its name begins or ends with."""
+    path = location(place) / "dataset_info.json"
+    if not path.exists():
+        return {}
+    remedy = "Copy it again, or delete it: then nothing proves that no shard was cut off"
+    info = state_files.read(path, remedy, sealed=False, error=RecordError)
+    for entry in info.get("splits") or ():
+        lengths = entry.get("shardLengths") if isinstance(entry, dict) and entry.get("name") == split else None
+        if isinstance(lengths, list) and all(re.fullmatch(r"\d{1,18}", str(length)) for length in lengths):
+            return {f"-{n:05d}-of-{len(lengths):05d}": int(length) for n, length in enumerate(lengths)}
+    return {}
+
+
+def _successes(path: Location) -> int | None:
+    """How many records img2dataset says that it has written to a shard, in 00000_stats.json beside it."""
+    stats = path.with_name(path.name.removesuffix(".tfrecord") + "_stats.json")
+    try:
+        count = state_files.read(stats, "", sealed=False).get("successes")
+    except (OSError, state_files.StateError):
+        return None
+    return count if isinstance(count, int) else None
 
 
 def _open(
-    spec: SourceSpec, paths: Sequence[Location], missing: Sequence[str], check_crc: bool, on_error: str
+    spec: SourceSpec,
+    paths: Sequence[Location],
+    missing: Sequence[str],
+    check_crc: bool,
+    on_error: str,
+    fresh: bool,
+    counts: Mapping[str, int],
 ) -> ExampleReader:
     left_out = LeftOut()
-    open_shard = functools.partial(_open_shard, check_crc)
+
+    def open_shard(path: str | os.PathLike) -> Payloads:
+        shard = _open_shard(check_crc, path, fresh)
+        name = os.path.basename(shard.path)
+        number = re.search(r"-\d+-of-\d+$", name)
+        expected = counts.get(number[0] if number else name)
+        if expected is not None and expected != len(shard):
+            raise RecordError(
+                f"{path}: {len(shard):,} records, but {expected:,} were written to it. It was cut off between two"
+                " records or replaced by another: copy it again"
+            )
+        return shard
+
     opened, faults = open_files(spec.place, paths, open_shard, missing, on_error, left_out)
     lenient = on_error == "skip"
     return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, lenient, left_out, faults)
 
 
-def _open_shard(check_crc: bool, path: str | os.PathLike | Location) -> Payloads:
+def _open_shard(check_crc: bool, path: str | os.PathLike | Location, fresh: bool) -> Payloads:
     name = str(path)
+    if not is_url(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise RecordError(f"{path}: not a regular file. Name a file of records")
     if ".array_record" in os.path.basename(name):
         if is_url(path):
             raise RecordError(f"{path}: ArrayRecord files are only read from a disk. Copy them, or write TFRecords")
         return ArrayRecordShard(path)
     if location(name + INDEX_SUFFIX).exists():
         return IndexedShard(path, check_crc)
-    offsets = cached_offsets(path, lambda path: format_index(scan_index(path)))
+    offsets = cached_offsets(path, lambda path: format_index(scan_index(path)), fresh)
     return IndexedShard(path, check_crc, parse_index(offsets, path))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.readers import Reader, Sample, Shard, captions
-from synthclip_jax.records import IndexedShard, RecordError
+from synthclip_jax.readers.offsets import digest_of_files
+from synthclip_jax.records import FOOTER_BYTES, HEADER_BYTES, IndexedShard, RecordError
 
 SUFFIX = ".recaptions"  # after the name of a shard; written by gen.recaption: framed like a shard, a text per record
 
@@ -41,6 +42,11 @@ class Recaptioned:
                 )
             self._texts.append(texts)
         self._ends = [examples.stop for _, examples in self._places]
+        # A record without a text holds only its framing.
+        without = sum(int((shard.index[:, 1] == HEADER_BYTES + FOOTER_BYTES).sum()) for shard in self._texts)
+        self._left_out = LeftOut("captions")
+        if without:
+            self._left_out.add("none by the model, so that the image has its own", reader.place, without)
 
     @property
     def place(self) -> str:
@@ -48,7 +54,7 @@ class Recaptioned:
 
     @property
     def left_out(self) -> LeftOut:
-        return self.reader.left_out
+        return LeftOut.total([self.reader.left_out, self._left_out])
 
     @property
     def faults(self) -> Sequence[str]:
@@ -75,3 +81,7 @@ class Recaptioned:
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self.reader.digest()} recaptions {self._both}".encode()).hexdigest()[:16]
+
+    def content_digest(self) -> str:
+        texts = digest_of_files([(shard.path, shard.index.tobytes()) for shard in self._texts])
+        return hashlib.sha256(f"{self.reader.content_digest()} {texts} {self._both}".encode()).hexdigest()[:16]

@@ -90,3 +90,6 @@ class Subset:
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self.reader.digest()}/{self.name}".encode()).hexdigest()[:16]
+
+    def content_digest(self) -> str:
+        return hashlib.sha256(f"{self.reader.content_digest()}/{self.name}".encode()).hexdigest()[:16]

@@ -68,6 +68,9 @@ class TableReader:
             digest.update(texts.text)
         return digest.hexdigest()[:16]
 
+    def content_digest(self) -> str:
+        return self.digest()  # which is of all paths and captions
+
 
 class _Texts:
     """Many short texts in one block of bytes: a fifth of the memory of as many `str`, and quick to pickle."""

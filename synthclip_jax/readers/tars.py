@@ -15,7 +15,7 @@ import pathlib
 
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.readers import IMAGE_KEYS, Sample, Shard, captions, damage_report, keys_of, missing_key, open_files
-from synthclip_jax.readers.offsets import cached_offsets
+from synthclip_jax.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.readers.patterns import find_tars
 from synthclip_jax.readers.tar_examples import Grouped, group
 from synthclip_jax.readers.tar_scan import REMEDY, Member, scan_tar
@@ -104,6 +104,9 @@ class TarReader:
     def digest(self) -> str:
         names = "".join(f"{pathlib.Path(t.path).name} {len(t)} {os.path.getsize(t.path)}\n" for t in self._tars)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def content_digest(self) -> str:
+        return digest_of_files([(tar.path, tar.found.table.tobytes()) for tar in self._tars])
 
     def _locate(self, index: int) -> tuple[int, int]:
         tar = bisect.bisect_right(self._ends, index)

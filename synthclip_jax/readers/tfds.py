@@ -5,9 +5,9 @@ as they were encoded. So our own reader of Examples serves, and TFDS only says w
 """
 
 import dataclasses
-import json
 import pathlib
 
+from synthclip_jax import state_files
 from synthclip_jax.readers.examples import ExampleReader, open_tfrecords
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec
@@ -20,7 +20,8 @@ def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fres
       RecordError: TFDS is not installed, knows no such dataset, or has not prepared it here.
     """
     folder = prepared_folder(spec)
-    splits = {entry["name"] for entry in json.loads((folder / "dataset_info.json").read_text()).get("splits", ())}
+    info = state_files.read(folder / "dataset_info.json", "Prepare it again", sealed=False, error=RecordError)
+    splits = {entry["name"] for entry in info.get("splits") or () if isinstance(entry, dict) and "name" in entry}
     if splits and split not in splits:
         raise RecordError(f"{spec}: no split {split!r}; it has {', '.join(sorted(splits))}. Set config.data.split")
     return open_tfrecords(dataclasses.replace(spec, place=str(folder)), split, check_crc, on_error, fresh)
