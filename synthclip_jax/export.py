@@ -22,7 +22,7 @@ from typing import Any
 from synthclip_jax.checkpoint import LoadedModel, load_model
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.export_check import check_export
-from synthclip_jax.formats import open_clip, transformers
+from synthclip_jax.formats import open_clip, tokenizer_files, transformers
 from synthclip_jax.formats.tensors import write_safetensors
 from synthclip_jax.model_card import model_card
 from synthclip_jax.preprocess import Preprocess
@@ -90,7 +90,7 @@ def _write(folder: pathlib.Path, model: LoadedModel, name: str, configs: dict[st
     for file, content in configs.items():
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if not (folder / "vocab.json").exists():
-        transformers.write_vocabulary(folder)
+        tokenizer_files.write(folder)
     config = model.config.model
     if config.logit_bias and name == "transformers":
         log("the logit bias is left out: transformers' model has no place for it, and it changes no ranking")

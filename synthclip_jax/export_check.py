@@ -27,7 +27,11 @@ from synthclip_jax.tokenizer import Tokenizer
 
 FEATURES = 1e-4  # largest difference of an embedding's values
 PIXELS = 1 / 255  # of a pixel between 0 and 1
-TEXTS = ("a photo of a dog", "two red kites over a frozen lake", "naïve café, 3 o'clock", "x")
+TEXTS = (
+    *("a photo of a dog", "two red kites over a frozen lake", "naïve café, 3 o'clock", "x"),
+    # What CLIP's cleaning changes, and a tokenizer has to as well.
+    *("a dog’s “bone” — on the table…", "salt &amp; pepper", "a ﬁne ＣＡＴ"),
+)
 
 
 class ExportMismatch(UserError, RuntimeError):

@@ -33,15 +33,20 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, saved_steps
 from synthclip_jax.errors import command
 from synthclip_jax.formats import Description, FormatError, bare, open_clip, read_config, transformers
-from synthclip_jax.formats.tensors import read_tensors
+from synthclip_jax.formats.tensors import INDEX, read_tensors
 from synthclip_jax.models import make_model, parameter_count
 from synthclip_jax.training_lock import only_trainer
 from synthclip_jax.weights import WeightsError, from_state_dict, layout
 from synthclip_jax.workdir import claim_workdir, describe_run
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")
-OPEN_CLIP_WEIGHTS = (open_clip.WEIGHTS, "open_clip_pytorch_model.bin", "open_clip_model.pt")
-TRANSFORMERS_WEIGHTS = (transformers.WEIGHTS, "pytorch_model.bin")
+CONFIGS = {"open_clip": open_clip.CONFIG, "transformers": transformers.CONFIG}
+WEIGHTS = {
+    "open_clip": (open_clip.WEIGHTS, "open_clip_pytorch_model.bin", "open_clip_model.pt"),
+    "transformers": tuple(
+        name + sharded for sharded in ("", INDEX) for name in (transformers.WEIGHTS, "pytorch_model.bin")
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,33 +68,52 @@ class Foreign:
     notes: tuple[str, ...]
 
 
-def read_foreign(source: str | pathlib.Path, kind: str = "", vision_heads: int = 0, gelu: bool = False) -> Foreign:
+def read_foreign(
+    source: str | pathlib.Path,
+    kind: str = "",
+    vision_heads: int = 0,
+    text_heads: int = 0,
+    gelu: bool = False,
+    key: str = "",
+) -> Foreign:
     """Reads weights of another format.
 
     Args:
       kind: `open_clip` or `transformers`, of a folder that holds both.
-      vision_heads: heads of the image tower of a bare state dict; 0: its width / 64.
+      vision_heads, text_heads: heads of the towers of a bare state dict; 0: known from its family, where they can be.
       gelu: a bare state dict was trained with exact GELU and not with QuickGELU.
+      key: which state dict of a training checkpoint that holds several.
 
     Raises:
       FormatError: it is of no known format, or of an architecture that our model does not compute.
       WeightsError: names the first tensors that are missing, left over or of another shape.
     """
-    source = pathlib.Path(source)
+    source = pathlib.Path(source).expanduser()
     if source.is_dir():
-        kind, description, file = _describe_folder(source, kind)
-        state, notes = read_tensors(file), description.notes
+        if vision_heads or text_heads or gelu:
+            raise FormatError(
+                f"{source}: --vision-heads, --text-heads and --gelu are for a file without a config; this folder has"
+                " one"
+            )
+        kind, description, file = _describe_folder(_snapshot(source), kind)
+        state, notes, _ = read_tensors(file, key)
         # transformers 4 wrote the dual encoder's towers with their name twice.
         for tower in ("text_model.", "vision_model."):
             state = {name.replace(tower * 2, tower, 1): array for name, array in state.items()}
-        names = kind
+        if kind == "open_clip":
+            state = open_clip.our_names(state, description.model["tower"])
+        names, notes = kind, (*description.notes, *notes)
     elif source.suffix in FILES:
         file = source
-        state, left_out = bare.without_extras(read_tensors(source))
-        description = bare.read(state, vision_heads)
+        found, chosen, arguments = read_tensors(source, key)
+        state, left_out = bare.without_extras(found)
+        try:
+            description = bare.read(found, vision_heads, text_heads, gelu, arguments)
+        except FormatError as error:
+            raise FormatError(f"{file}: {error}") from None
         names = bare.layout_of(state)
-        kind, notes = "synthclip" if names == "synthclip" else "openai", (*description.notes, *left_out)
-        description.model["quick_gelu"] = not gelu
+        kind = "synthclip" if names == "synthclip" else "openai"
+        notes = (*description.notes, *chosen, *left_out)
     else:
         raise FormatError(f"{source}: expected a folder, or a file ending in {', '.join(FILES)}")
     config = make_config(description)
@@ -102,22 +126,35 @@ def read_foreign(source: str | pathlib.Path, kind: str = "", vision_heads: int =
     return Foreign(kind, file, config, params, tuple(notes))
 
 
+def _snapshot(folder: pathlib.Path) -> pathlib.Path:
+    """The folder with the files: of the hub's cache (`models--ORG--NAME`) its snapshot."""
+    if not (folder / "snapshots").is_dir():
+        return folder
+    there = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    main = folder / "refs" / "main"
+    named = [path for path in there if main.is_file() and path.name == main.read_text().strip()]
+    chosen = named or there
+    if len(chosen) != 1:
+        raise FormatError(
+            f"{folder}: {len(there)} snapshots of a hub's cache. Name one: --source={folder}/snapshots/..."
+        )
+    return chosen[0]
+
+
 def _describe_folder(folder: pathlib.Path, kind: str) -> tuple[str, Description, pathlib.Path]:
-    configs = {"open_clip": open_clip.CONFIG, "transformers": transformers.CONFIG}
-    found = [name for name, file in configs.items() if (folder / file).exists() and kind in ("", name)]
+    found = [name for name, file in CONFIGS.items() if (folder / file).exists() and kind in ("", name)]
     if not found:
-        wanted = " or ".join(configs.values()) if not kind else configs[kind]
+        wanted = " or ".join(CONFIGS.values()) if not kind else CONFIGS[kind]
         raise FormatError(f"{folder}: no {wanted}. A state dict without a config is given as a file")
-    kind = found[0]
-    names = OPEN_CLIP_WEIGHTS if kind == "open_clip" else TRANSFORMERS_WEIGHTS
-    there = [folder / name for name in names if (folder / name).exists()]
+    there = [(name, folder / file) for name in found for file in WEIGHTS[name] if (folder / file).exists()]
     if not there:
-        sharded = " It is in several files: save it as one." if list(folder.glob("*.index.json")) else ""
-        raise FormatError(f"{folder}: no weights ({' or '.join(names)}) beside {configs[kind]}.{sharded}")
+        needs = "; ".join(f"{' or '.join(WEIGHTS[name][:2])} beside {CONFIGS[name]}" for name in found)
+        raise FormatError(f"{folder}: no weights ({needs}). Download them too")
+    kind, file = there[0]
     if kind == "transformers":
-        return kind, transformers.read(folder), there[0]
+        return kind, transformers.read(folder), file
     try:
-        return kind, open_clip.read(read_config(folder / open_clip.CONFIG)), there[0]
+        return kind, open_clip.read(read_config(folder / open_clip.CONFIG)), file
     except FormatError as error:
         raise FormatError(f"{folder / open_clip.CONFIG}: {error}") from None
 
@@ -246,6 +283,12 @@ def import_weights(
       FormatError, WeightsError, CheckpointError: see `read_foreign` and `save`.
     """
     foreign = resized(read_foreign(source, **how), image_size, context_length)
+    for path, array in jax.tree_util.tree_leaves_with_path(foreign.params):
+        if not np.isfinite(array).all():
+            raise WeightsError(
+                f"{foreign.file}: {jax.tree_util.keystr(path)} holds NaN or infinity: the model is broken, every"
+                " embedding would be NaN. Take an earlier checkpoint"
+            )
     for note in foreign.notes:
         log(note)
     path = save(foreign, workdir)
@@ -253,7 +296,9 @@ def import_weights(
     log(
         f"{foreign.kind}: {parameter_count(foreign.params):,} parameters, tower {model.tower}, pictures of"
         f" {data.image_size} pixels in patches of {model.vision.patch_size}, {data.interpolation}, texts of"
-        f" {model.text.context_length} tokens, {'QuickGELU' if model.quick_gelu else 'GELU'}"
+        f" {model.text.context_length} tokens, {'QuickGELU' if model.quick_gelu else 'GELU'}, attention heads:"
+        f" {model.vision.heads} of {model.vision.width // model.vision.heads} (images),"
+        f" {model.text.heads} of {model.text.width // model.text.heads} (texts)"
     )
     log(f"written to {path}. Evaluate it with --workdir={workdir}, or train from it: train.init_from={workdir}")
     return path
@@ -273,8 +318,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--context-length", type=int, default=0, help="tokens of a text; default: the source's")
     kinds = ("open_clip", "transformers")
     parser.add_argument("--format", choices=kinds, default="", help="which one of a folder that holds both")
-    parser.add_argument("--vision-heads", type=int, default=0, help="of a state dict without a config: not width / 64")
-    parser.add_argument("--gelu", action="store_true", help="of a state dict without a config: GELU, not QuickGELU")
+    without = "of a state dict without a config"
+    parser.add_argument("--vision-heads", type=int, default=0, help=f"{without}: attention heads of the image tower")
+    parser.add_argument("--text-heads", type=int, default=0, help=f"{without}: attention heads of the text tower")
+    parser.add_argument("--gelu", action="store_true", help=f"{without}: GELU, not QuickGELU")
+    parser.add_argument("--key", default="", help="which state dict of a training checkpoint, such as state_dict_ema")
     given = parser.parse_args(argv)
     import_weights(
         given.source,
@@ -283,7 +331,9 @@ def main(argv: list[str] | None = None) -> None:
         given.context_length,
         kind=given.format,
         vision_heads=given.vision_heads,
+        text_heads=given.text_heads,
         gelu=given.gelu,
+        key=given.key,
     )
 
 

@@ -14,6 +14,7 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint import LoadedModel
 from synthclip_jax.evals import results
 from synthclip_jax.export_check import Check
+from synthclip_jax.formats.tokenizer_files import UNCLEANED
 from synthclip_jax.sources import parse_sources
 
 # Licences of the models that the configs name.
@@ -91,7 +92,7 @@ def _usage(name: str, formats: Sequence[str]) -> str:
         parts.append(
             "```python\nfrom transformers import pipeline\n"
             f'classify = pipeline("zero-shot-image-classification", model="{name}")\n'
-            'classify("picture.jpg", candidate_labels=["a dog", "a cat"])\n```'
+            'classify("picture.jpg", candidate_labels=["a dog", "a cat"])\n```\n\n' + UNCLEANED
         )
     return "\n\n".join(parts)
 

@@ -112,11 +112,14 @@ def from_state_dict(state: Mapping[str, np.ndarray], entries: Sequence[Entry], l
     """Our nested dict of float32 arrays from a state dict; `like` is a tree of the shapes it must have.
 
     Raises:
-      WeightsError: names what is missing, what is left over, and every shape that does not fit. Buffers that carry
-        no weights (position ids, attention masks) may be left over.
+      WeightsError: names what is missing, what is left over, every shape that does not fit, and what holds no
+        floating numbers. Buffers that carry no weights (position ids, attention masks) may be left over.
     """
     unused = set(state)
     problems: list[str] = []
+    deepest = max(_get(like, entry.ours).shape[0] if entry.stacked else 0 for entry in entries)
+    if deepest > len(state):
+        raise WeightsError(f"the state dict does not fit this model: {deepest} layers, and {len(state)} tensors")
     params: dict = {}
     for entry in entries:
         shape = tuple(_get(like, entry.ours).shape)
@@ -130,7 +133,13 @@ def from_state_dict(state: Mapping[str, np.ndarray], entries: Sequence[Entry], l
             if missing:
                 continue
             target = shape[1:] if entry.stacked else shape
+            strange = [name for name in names if not np.issubdtype(state[name].dtype, np.floating)]
+            if strange:  # quantised ones need their scales
+                problems += [f"no floating numbers: {name} ({state[name].dtype})" for name in strange]
+                continue
             arrays = [np.asarray(state[name], np.float32) for name in names]
+            if not target and arrays[0].shape == (1,):  # open_clip's nonscalar_logit_scale, and wrappers
+                arrays = [arrays[0].reshape(())]
             expected = [part.shape for part in entry.how.write(np.broadcast_to(np.float32(0), target))]
             if [array.shape for array in arrays] != expected:
                 got = ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays, strict=True))

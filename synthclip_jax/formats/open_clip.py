@@ -4,9 +4,22 @@ open_clip makes a timm trunk at the size that its name says and cannot resize it
 so that a slip tower fits only if timm has a name for its size: `TIMM_SIZES`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax.formats import Description, FormatError, require, usual_preprocess
+import numpy as np
+
+from synthclip_jax.formats import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_PIXELS,
+    MOST_TOKENS,
+    MOST_WIDTH,
+    Description,
+    FormatError,
+    Options,
+    usual_preprocess,
+)
 from synthclip_jax.preprocess import Preprocess
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -40,16 +53,32 @@ _PLAIN_BLOCKS = {
     "scale_attn": False,
     "scale_fc": False,
 }
+# Of training alone, or read only by parts that a plain model has not.
+_HARMLESS_VISION = (
+    "patch_dropout",
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+    "n_queries",
+    "timm_drop",
+    "timm_drop_path",
+    "timm_model_pretrained",
+)
+_OVERRIDDEN_BY_TIMM = ("layers", "width", "patch_size", "head_width", "mlp_ratio")
+_HARMLESS_TEXT = ("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "tokenizer_mode")
+_HARMLESS_MODEL = ("custom_text", "init_logit_scale", "nonscalar_logit_scale", "output_dict", "cast_dtype")
 _PLAIN_VISION = {
     **_PLAIN_BLOCKS,
     "attentional_pool": False,
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
     "pool_type": "tok",
+    "global_average_pool": False,
+    "input_patchnorm": False,
 }
 _PLAIN_TEXT = {
     **_PLAIN_BLOCKS,
     "hf_model_name": None,
+    "hf_tokenizer_name": None,
     "embed_cls": False,
     "no_causal_mask": False,
     "pool_type": "argmax",
@@ -107,56 +136,99 @@ def read(config: dict[str, Any]) -> Description:
     """Our words for what an `open_clip_config.json` says.
 
     Raises:
-      FormatError: it is of another architecture; each option that differs is named.
+      FormatError: it is of another architecture; each option that differs, or is not known, is named.
     """
-    model = config.get("model_cfg")
-    if not isinstance(model, dict) or not isinstance(model.get("vision_cfg"), dict):
+    if not isinstance(config.get("model_cfg"), dict) or not isinstance(config["model_cfg"].get("vision_cfg"), dict):
         raise FormatError("no model_cfg with a vision_cfg in it")
-    vision, text = model["vision_cfg"], model.get("text_cfg", {})
-    quick_gelu = bool(model.get("quick_gelu", False))
-    require("text_cfg", text, _PLAIN_TEXT)
+    model = Options("model_cfg", config["model_cfg"])
+    vision, text = Options("vision_cfg", model.get("vision_cfg")), Options("text_cfg", model.get("text_cfg", {}))
     if model.get("multimodal_cfg"):
         raise FormatError("it is of another architecture: a CoCa, which writes captions")
+    text.require(_PLAIN_TEXT)
+    tokenizer = Options("text_cfg.tokenizer_kwargs", text.get("tokenizer_kwargs") or {})
+    tokenizer.require({"clean": "lower", "reduction_mask": ""})
+    tokenizer.finish()
     if name := vision.get("timm_model_name"):
-        require("vision_cfg", {"timm_pool": "avg", **vision}, _PLAIN_TIMM)
-        sizes = {known: size for size, known in TIMM_SIZES.items()}
-        if name.partition(".")[0] not in sizes:
-            raise FormatError(
-                f"it is of another architecture: vision_cfg.timm_model_name {name!r} is none of {', '.join(sizes)}"
-            )
-        tower = "slip"
-        width, layers, heads, patch, size = sizes[name.partition(".")[0]]
+        tower, (size, sizes) = "slip", _timm(str(name), vision)
     else:
-        require("vision_cfg", vision, _PLAIN_VISION)
-        tower, size, patch = "openai", vision.get("image_size", 224), vision.get("patch_size", 16)
-        width, layers = vision.get("width", 768), vision.get("layers", 12)
-        if not all(isinstance(value, int) for value in (size, patch, layers)):
-            raise FormatError(f"it is of another architecture: vision_cfg has layers {layers}, image_size {size}")
-        heads = width // vision.get("head_width", 64)
+        vision.require(_PLAIN_VISION)
+        tower, width = "openai", vision.whole("width", 768, MOST_WIDTH)
+        size, layers = _side(vision), vision.whole("layers", 12, MOST_LAYERS)
+        head = vision.whole("head_width", 64, MOST_WIDTH)
+        if width % head:
+            raise FormatError(f"vision_cfg.head_width: given {head}, allowed: a divisor of the width {width}")
+        sizes = {"width": width, "layers": layers, "heads": width // head}
+        sizes["patch_size"] = vision.whole("patch_size", 16, MOST_PIXELS)
     described = {
         "tower": tower,
-        "embed_dim": model["embed_dim"],
-        "quick_gelu": quick_gelu,
+        "embed_dim": model.whole("embed_dim", None, MOST_WIDTH),
+        "quick_gelu": bool(model.get("quick_gelu", False)),
         "logit_bias": model.get("init_logit_bias") is not None,
-        "vision": {"width": width, "layers": layers, "heads": heads, "patch_size": patch},
+        "vision": sizes,
         "text": {
-            "width": text.get("width", 512),
-            "layers": text.get("layers", 12),
-            "heads": text.get("heads", 8),
-            "context_length": text.get("context_length", 77),
+            "width": text.whole("width", 512, MOST_WIDTH),
+            "layers": text.whole("layers", 12, MOST_LAYERS),
+            "heads": text.whole("heads", 8, MOST_HEADS),
+            "context_length": text.whole("context_length", 77, MOST_TOKENS),
         },
     }
-    return Description(described, *_preprocess(config.get("preprocess_cfg"), tower, size))
+    # The name of a timm model overrides the sizes, and without one nothing of timm is used.
+    vision.finish((*_HARMLESS_VISION, *_PLAIN_TIMM, *(_OVERRIDDEN_BY_TIMM if name else ())))
+    text.finish(_HARMLESS_TEXT)
+    model.finish(_HARMLESS_MODEL)
+    preprocess, notes = _preprocess(config.get("preprocess_cfg"), size)
+    extra = sorted(set(config) - {"model_cfg", "preprocess_cfg"})
+    if extra:  # open_clip reads these two alone
+        notes = (*notes, f"not used, by open_clip neither: {', '.join(extra)}")
+    return Description(described, preprocess, notes)
 
 
-def _preprocess(config: dict[str, Any] | None, tower: str, size: int) -> tuple[Preprocess, tuple[str, ...]]:
-    if not config:
-        usual = usual_preprocess("openai", size)
-        return usual, ("no preprocess_cfg: OpenAI's mean and standard deviation, bicubic, as open_clip assumes",)
-    require("preprocess_cfg", config, {"resize_mode": "shortest", "mode": "RGB"})
+def _timm(name: str, vision: Options) -> tuple[int, dict[str, int]]:
+    """Picture size and sizes of the tower that timm has under a name."""
+    Options(vision.where, {"timm_pool": "avg", **vision.values}).require(_PLAIN_TIMM)
+    sizes = {known: size for size, known in TIMM_SIZES.items()}
+    if name.partition(".")[0] not in sizes:
+        raise FormatError(
+            f"it is of another architecture: vision_cfg.timm_model_name {name!r} is none of {', '.join(sizes)}"
+        )
+    width, layers, heads, patch, size = sizes[name.partition(".")[0]]
+    if _side(vision, size) != size:
+        raise FormatError(f"vision_cfg.image_size: given {_side(vision, size)}, {name} is made for {size}")
+    return size, {"width": width, "layers": layers, "heads": heads, "patch_size": patch}
+
+
+def _side(options: Options, default: int = 224) -> int:
+    """The side of a square picture, given as a number or twice."""
+    value = options.get("image_size", default)
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        options = Options(options.where, {"image_size": value[0]})
+    return options.whole("image_size", default, MOST_PIXELS)
+
+
+def _preprocess(config: dict[str, Any] | None, size: int) -> tuple[Preprocess, tuple[str, ...]]:
     usual = usual_preprocess("openai", size)
-    mean, std = config.get("mean", usual.mean), config.get("std", usual.std)
-    interpolation = config.get("interpolation", usual.interpolation)
+    if not config:
+        return usual, ("no preprocess_cfg: OpenAI's mean and standard deviation, bicubic, as open_clip assumes",)
+    options = Options("preprocess_cfg", config)
+    options.require({"resize_mode": "shortest", "mode": "RGB"})
+    interpolation = options.get("interpolation", usual.interpolation)
     if interpolation not in ("bilinear", "bicubic"):
         raise FormatError(f"preprocess_cfg.interpolation: given {interpolation!r}, allowed: bilinear, bicubic")
-    return Preprocess(size, tuple(mean), tuple(std), interpolation), ()
+    given = options.get("size", size)
+    if given not in (size, [size, size]):
+        raise FormatError(f"preprocess_cfg.size: given {given}, allowed: the size of the model, {size}")
+    mean, std = options.three("mean", usual.mean), options.three("std", usual.std)
+    options.finish(("fill_color",))
+    return Preprocess(size, mean, std, interpolation), ()
+
+
+def our_names(state: Mapping[str, np.ndarray], tower: str) -> dict[str, np.ndarray]:
+    """A state dict with the names that the layout `open_clip` has for this tower.
+
+    `CLIP` keeps the text tower's tensors at the top and `CustomTextCLIP` under `text.`, whichever image tower it has.
+    """
+    prefix = "text."
+    if tower == "openai":
+        return {name.removeprefix(prefix): array for name, array in state.items()}
+    texts = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+    return {prefix + name if name.startswith(texts) else name: array for name, array in state.items()}

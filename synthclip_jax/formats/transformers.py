@@ -4,17 +4,28 @@
 `timm_wrapper` can, at any size, since it hands `model_args` on to timm. It needs timm and transformers 5 to load.
 """
 
-import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax.formats import Description, FormatError, read_config, require, usual_preprocess
+from synthclip_jax.formats import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_PIXELS,
+    MOST_TOKENS,
+    MOST_WIDTH,
+    Description,
+    FormatError,
+    Options,
+    read_config,
+    tokenizer_files,
+    usual_preprocess,
+)
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.tokenizer import END_ID, END_TOKEN, START_ID, START_TOKEN, merges, vocabulary
+from synthclip_jax.schema import OPENAI_MEAN, OPENAI_STD
+from synthclip_jax.tokenizer import END_ID, START_ID
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
-# What OpenAI calls the two tokens and transformers took over; the ids are the same.
-START, END = "<|startoftext|>", "<|endoftext|>"
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
@@ -85,84 +96,104 @@ def write(model: Any, preprocess: Preprocess) -> dict[str, dict[str, Any]]:
             "image_mean": list(preprocess.mean),
             "image_std": list(preprocess.std),
         },
-        "tokenizer_config.json": {
-            "tokenizer_class": "CLIPTokenizer",
-            "processor_class": processor,
-            "model_max_length": text.context_length,
-            "bos_token": START,
-            "eos_token": END,
-            "unk_token": END,
-            "pad_token": END,
-            "do_lower_case": True,
-            "errors": "replace",
-        },
-        "special_tokens_map.json": {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END},
+        **tokenizer_files.configs(text.context_length, processor),
     }
-
-
-def write_vocabulary(folder: pathlib.Path) -> None:
-    """Writes `vocab.json`, `merges.txt` and `tokenizer.json`, as transformers' `CLIPTokenizer` reads them."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    names = {START_TOKEN: START, END_TOKEN: END}
-    words = {names.get(token, token): number for token, number in vocabulary().items()}
-    (folder / "vocab.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges())]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tokenizer = Tokenizer(models.BPE(words, merges(), end_of_word_suffix="</w>", unk_token=END))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    word = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(word), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (END, END_ID), (START, START_ID), trim_offsets=False, add_prefix_space=False
-    )
-    tokenizer.add_special_tokens([START, END])
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def read(folder: pathlib.Path) -> Description:
     """Our words for what a folder's `config.json` and `preprocessor_config.json` say.
 
     Raises:
-      FormatError: it is of another architecture; each option that differs is named.
+      FormatError: it is of another architecture; each option that differs, or is not known, is named.
     """
-    config = read_config(folder / CONFIG)
+    config = Options(CONFIG, read_config(folder / CONFIG))
     kind = config.get("model_type")
     if kind not in ("clip", "vision-text-dual-encoder"):
         raise FormatError(f"{folder / CONFIG}: model_type {kind!r}, allowed: 'clip', 'vision-text-dual-encoder'")
-    # A value that is not written down is the default of transformers' own config classes.
-    vision, text = ({**config.get(key, {})} for key in ("vision_config", "text_config"))
-    if kind == "vision-text-dual-encoder":
-        require("text_config", text, {"model_type": "clip_text_model"})
-    act = text.get("hidden_act", "quick_gelu")
-    require("text_config", text, {"vocab_size": 49408, "layer_norm_eps": 1e-5})
+    text = _section(config, kind, "text_config", TEXT_DEFAULTS)
+    timm = isinstance(given := config.get("vision_config"), dict) and given.get("model_type") == "timm_wrapper"
+    vision = Options("vision_config", given) if timm else _section(config, kind, "vision_config", VISION_DEFAULTS)
+    act = text.get("hidden_act")
     if act not in ("quick_gelu", "gelu"):
         raise FormatError(f"text_config.hidden_act: given {act!r}, allowed: quick_gelu, gelu")
-    if vision.get("model_type") == "timm_wrapper":
+    text.require({"model_type": "clip_text_model", "vocab_size": 49408, "layer_norm_eps": 1e-5})
+    # 2 is what old files say, and transformers then takes the token with the highest number: the same one.
+    if text.get("eos_token_id") not in (2, END_ID):
+        raise FormatError(f"text_config.eos_token_id: given {text.get('eos_token_id')!r}, allowed: 2, {END_ID}")
+    if timm:
         tower = "slip"
         size, sizes = _timm(vision)
     else:
         tower = "openai"
-        require("vision_config", vision, {"model_type": "clip_vision_model", "hidden_act": act, "layer_norm_eps": 1e-5})
-        size = vision.get("image_size", 224)
-        sizes = {**_sizes(vision, 768, 12), "patch_size": vision.get("patch_size", 32)}
+        plain = {"model_type": "clip_vision_model", "hidden_act": act, "layer_norm_eps": 1e-5, "num_channels": 3}
+        vision.require(plain)
+        size = vision.whole("image_size", None, MOST_PIXELS)
+        sizes = {**_sizes(vision), "patch_size": vision.whole("patch_size", None, MOST_PIXELS)}
     described = {
         "tower": tower,
-        "embed_dim": config.get("projection_dim", 512),
+        "embed_dim": config.whole("projection_dim", 512, MOST_WIDTH),
         "quick_gelu": act == "quick_gelu",
         "logit_bias": False,
         "vision": sizes,
-        "text": {**_sizes(text, 512, 8), "context_length": text.get("max_position_embeddings", 77)},
+        "text": {**_sizes(text), "context_length": text.whole("max_position_embeddings", None, MOST_TOKENS)},
     }
+    text.finish(_HARMLESS)
+    vision.finish(_HARMLESS)
+    config.finish(_HARMLESS)
+    _check_tokenizer(folder)
     return Description(described, *_preprocess(folder, tower, size))
+
+
+def _section(config: Options, kind: str, key: str, defaults: Mapping[str, Any]) -> Options:
+    """A tower's section, with the defaults of transformers' own config class for what it does not say.
+
+    Of a `CLIPConfig`, an old `text_config_dict` beside `text_config` counts for all of it, its unsaid values too.
+    """
+    old = config.get(f"{key}_dict") if kind == "clip" else None
+    given = config.get(key) or {}
+    if not isinstance(given, dict) or not isinstance(old or {}, dict):
+        raise FormatError(f"{key}: allowed: an object")
+    values = {**defaults, **given}
+    return Options(key, {**values, **defaults, **old} if old is not None else values)
+
+
+TEXT_DEFAULTS = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# Of training, of text generation, of bookkeeping: what changes no embedding. Old files hold every model's defaults.
+_HARMLESS = frozenset(
+    """
+    _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attention_dropout auto_map
+    bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label initializer_factor initializer_range is_decoder is_encoder_decoder label2id
+    length_penalty logit_scale_init_value max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
+    problem_type projection_dim pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    typical_p use_bfloat16 use_cache
+    """.split()  # noqa: SIM905
+)
 
 
 def _blocks(tower: Any, act: str) -> dict[str, Any]:
@@ -176,51 +207,100 @@ def _blocks(tower: Any, act: str) -> dict[str, Any]:
     }
 
 
-def _sizes(config: dict[str, Any], width: int, heads: int) -> dict[str, int]:
-    width = config.get("hidden_size", width)
-    inner = config.get("intermediate_size", 4 * width)
+def _sizes(section: Options) -> dict[str, int]:
+    width = section.whole("hidden_size", None, MOST_WIDTH)
+    inner = section.get("intermediate_size")
     if inner != 4 * width:
-        raise FormatError(f"it is of another architecture: intermediate_size {inner}, this model has {4 * width}")
-    layers, heads = config.get("num_hidden_layers", 12), config.get("num_attention_heads", heads)
-    return {"width": width, "layers": layers, "heads": heads}
+        raise FormatError(
+            f"it is of another architecture: {section.where}.intermediate_size {inner!r}, this model has {4 * width}"
+        )
+    layers = section.whole("num_hidden_layers", None, MOST_LAYERS)
+    return {"width": width, "layers": layers, "heads": section.whole("num_attention_heads", None, MOST_HEADS)}
 
 
-def _timm(config: dict[str, Any]) -> tuple[int, dict[str, int]]:
+def _timm(section: Options) -> tuple[int, dict[str, int]]:
     from synthclip_jax.formats.open_clip import TIMM_SIZES
 
-    name, arguments = config.get("architecture", ""), config.get("model_args") or {}
+    name = str(section.get("architecture", ""))
+    arguments = Options("vision_config.model_args", section.get("model_args") or {})
     names = {known: size for size, known in TIMM_SIZES.items()}
     if name.partition(".")[0] not in names:
         raise FormatError(f"vision_config.architecture: {name!r} is none of {', '.join(names)}")
-    keys = ("embed_dim", "depth", "num_heads", "patch_size", "img_size")
-    usual = dict(zip(keys, names[name.partition(".")[0]], strict=True))
-    strange = [key for key in arguments if key not in usual]
-    if strange:
-        raise FormatError(f"vision_config.model_args: {', '.join(strange)} would make it another architecture")
-    values = {**usual, **arguments}
-    sizes = {"width": values["embed_dim"], "layers": values["depth"], "heads": values["num_heads"]}
-    return values["img_size"], {**sizes, "patch_size": values["patch_size"]}
+    section.require({"do_pooling": True, "num_classes": 0, "global_pool": "token"})
+    width, layers, heads, patch, size = names[name.partition(".")[0]]
+    sizes = {
+        "width": arguments.whole("embed_dim", width, MOST_WIDTH),
+        "layers": arguments.whole("depth", layers, MOST_LAYERS),
+        "heads": arguments.whole("num_heads", heads, MOST_HEADS),
+        "patch_size": arguments.whole("patch_size", patch, MOST_PIXELS),
+    }
+    size = arguments.whole("img_size", size, MOST_PIXELS)
+    if section.get("hidden_size", sizes["width"]) != sizes["width"]:
+        raise FormatError(
+            f"vision_config.hidden_size: given {section.get('hidden_size')}, the tower has {sizes['width']}"
+        )
+    section.get("model_type"), section.get("label_names"), section.get("pretrained_cfg")
+    arguments.finish()
+    return size, sizes
+
+
+def _check_tokenizer(folder: pathlib.Path) -> None:
+    """Checks that the folder's tokenizer is CLIP's, as far as it says what it is.
+
+    Raises:
+      FormatError: it is another one, and the same text would be other tokens.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        options = read_config(path)
+        kind = options.get("tokenizer_class")
+        if kind not in _TOKENIZERS:
+            raise FormatError(f"{path}: tokenizer_class {kind!r}, allowed: {', '.join(filter(None, _TOKENIZERS))}")
+        if options.get("do_lower_case", True) is not True:
+            raise FormatError(f"{path}: do_lower_case {options['do_lower_case']!r}, this model's tokenizer lowers case")
+    path = folder / "vocab.json"
+    if path.is_file() and read_config(path) != tokenizer_files.words():
+        raise FormatError(f"{path}: not CLIP's vocabulary, so that the same text would be other tokens")
+
+
+_TOKENIZERS = (None, "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def _preprocess(folder: pathlib.Path, tower: str, size: int) -> tuple[Preprocess, tuple[str, ...]]:
     usual = usual_preprocess(tower, size)
     path = folder / PREPROCESSOR
     if path.exists():
-        config = read_config(path)
+        options = Options(path.name, read_config(path))
     elif (folder / "processor_config.json").exists():  # where transformers 5 puts it
         path = folder / "processor_config.json"
-        config = read_config(path).get("image_processor", {})
+        options = Options(path.name, read_config(path).get("image_processor", {}))
     else:
         how = f"mean {usual.mean}, std {usual.std}, {usual.interpolation}"
         return usual, (f"no {PREPROCESSOR}: assumed {how}, which is usual for this tower",)
+    for key in ("image_processor_type", "feature_extractor_type"):
+        if options.get(key, "CLIPImageProcessor") not in _PROCESSORS:  # others resize or crop in other ways
+            raise FormatError(f"{path}: {key} {options.get(key)!r}, allowed: {', '.join(_PROCESSORS)}")
     numbers = {number: name for name, number in RESAMPLING.items()}
-    resample = config.get("resample", RESAMPLING["bicubic"])
+    resample = options.get("resample", RESAMPLING["bicubic"])
     if resample not in numbers:
         raise FormatError(f"{path}: resample {resample!r}, allowed: 2 (bilinear), 3 (bicubic)")
-    require(path.name, config, {"do_resize": True, "do_center_crop": True, "do_normalize": True})
-    edge = config.get("size", size)
+    options.require(dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True))
+    options.require({"rescale_factor": 1 / 255, "do_pad": False})
+    edge = options.get("size", 224)
     edge = edge.get("shortest_edge", edge) if isinstance(edge, dict) else edge
     if edge != size:
         raise FormatError(f"{path}: the short side is resized to {edge}, this model resizes it to the picture's {size}")
-    mean, std = config.get("image_mean", usual.mean), config.get("image_std", usual.std)
-    return Preprocess(size, tuple(mean), tuple(std), numbers[resample]), ()
+    crop = options.get("crop_size", 224)
+    if crop not in (size, {"height": size, "width": size}):
+        raise FormatError(f"{path}: pictures are cropped to {crop}, this model takes {size}")
+    mean, std = options.three("image_mean", OPENAI_MEAN), options.three("image_std", OPENAI_STD)
+    options.finish(_HARMLESS_PROCESSOR)
+    return Preprocess(size, mean, std, numbers[resample]), ()
+
+
+_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+_HARMLESS_PROCESSOR = (
+    *("processor_class", "do_convert_rgb", "default_to_square", "data_format", "input_data_format", "device"),
+    *("return_tensors", "disable_grouping", "pad_size", "image_seq_length", "size_divisor", "_processor_class"),
+    *("_valid_processor_keys", "use_square_size"),
+)

@@ -87,7 +87,9 @@ def test_openais_state_dict_with_its_half_precision_and_its_numbers(size, tmp_pa
     torch.save({**state, **{name: torch.tensor(value) for name, value in numbers.items()}}, tmp_path / "openai.pt")
     model.load_state_dict(state, strict=False)  # the rounded numbers
     lines = quietly(tmp_path / "openai.pt", tmp_path / "run")
-    assert "a state dict without a config: OpenAI's preprocessing and QuickGELU" in lines
+    assert any(
+        line.startswith("a state dict without a config: OpenAI's preprocessing, and QuickGELU") for line in lines
+    )
     images, tokens = make_inputs(SIZES[size][-1], 77, 49408)
     with torch.no_grad():
         expected = model.encode_image(channels_first(images)), model.encode_text(torch.from_numpy(tokens).long())
@@ -137,7 +139,8 @@ def test_a_checkpoint_laid_out_like_the_authors_release(name, width, text, tmp_p
     arguments = argparse.Namespace(model="CLIP_VITB16", lr=5e-4, output_dir="out")
     training = {"epoch": 40, "state_dict": state, "best_acc1": 30.5, "args": arguments, "optimizer": {"state": {}}}
     torch.save(training, tmp_path / "checkpoint_best.pt")
-    lines = quietly(tmp_path / "checkpoint_best.pt", tmp_path / "run")
+    heads = {"vision_heads": 3, "text_heads": 1} if width == 192 else {}  # no model of the authors: it is asked for
+    lines = quietly(tmp_path / "checkpoint_best.pt", tmp_path / "run", **heads)
     assert "left out: image_mlp.layer1.weight and the rest of SLIP's head for self-supervision" in lines
     images, tokens = make_inputs(224, 77, 49408)
     with torch.no_grad():

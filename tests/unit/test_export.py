@@ -251,7 +251,7 @@ def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, tm
 
 def test_tensors_that_do_not_fit_are_named(openai, tmp_path):
     folder = export(openai, tmp_path / "out", ("transformers",), log=quiet)
-    state = read_tensors(folder / "model.safetensors")
+    state = read_tensors(folder / "model.safetensors").state
     del state["text_model.encoder.layers.1.mlp.fc1.bias"]
     state["visual_projection.weight"] = state["visual_projection.weight"][:3]
     state["vision_model.extra.weight"] = np.zeros(2, np.float32)
@@ -274,7 +274,7 @@ def test_tensors_that_do_not_fit_are_named(openai, tmp_path):
             r"vision_cfg\.attentional_pool: given True, this model computes False",
         ),
         ("vision_cfg", {"timm_model_name": "resnet50"}, "timm_pool"),
-        ("vision_cfg", {"layers": [3, 4, 6, 3]}, r"vision_cfg has layers \[3, 4, 6, 3\]"),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, r"vision_cfg\.layers: given \[3, 4, 6, 3\]"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, r"text_cfg\.hf_model_name: given 'roberta-base'"),
         (
             "text_cfg",
@@ -298,7 +298,9 @@ def test_folders_and_files_of_no_known_kind_are_refused(tmp_path):
     with pytest.raises(FormatError, match=r"no open_clip_config\.json or config\.json"):
         read_foreign(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(FormatError, match=r"no weights \(model\.safetensors or pytorch_model\.bin\)"):
+    with pytest.raises(
+        FormatError, match=r"no weights \(model\.safetensors or pytorch_model\.bin beside config\.json\)"
+    ):
         read_foreign(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", {"a.weight": np.zeros(2, np.float32)})
     with pytest.raises(FormatError, match="model_type 'bert', allowed: 'clip', 'vision-text-dual-encoder'"):
@@ -333,7 +335,7 @@ def test_a_torch_file_that_holds_code_is_not_run(tmp_path):
 def test_a_bare_state_dict_brings_its_familys_preprocessing(slip, tmp_path):
     state = to_state_dict(load_model(slip).params, layout("synthclip", "slip"))
     write_safetensors(tmp_path / "bare.safetensors", {f"module.{name}": array for name, array in state.items()})
-    foreign = read_foreign(tmp_path / "bare.safetensors", vision_heads=2)
+    foreign = read_foreign(tmp_path / "bare.safetensors", vision_heads=2, text_heads=2)
     again = to_state_dict(foreign.params, layout("synthclip", "slip"))
     assert again.keys() == state.keys()
     assert all(np.array_equal(again[name], state[name]) for name in state)
@@ -341,6 +343,8 @@ def test_a_bare_state_dict_brings_its_familys_preprocessing(slip, tmp_path):
     assert (data.mean, data.std, data.interpolation, data.image_size) == (IMAGENET_MEAN, IMAGENET_STD, "bilinear", 32)
     assert (vision.width, vision.layers, vision.heads, vision.patch_size) == (32, 2, 2, 8)
     assert (
-        import_lib.read_foreign(tmp_path / "bare.safetensors", vision_heads=2, gelu=True).config.model.quick_gelu
+        import_lib.read_foreign(
+            tmp_path / "bare.safetensors", vision_heads=2, text_heads=2, gelu=True
+        ).config.model.quick_gelu
         is False
     )
