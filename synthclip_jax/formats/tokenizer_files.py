@@ -95,7 +95,7 @@ def cleaning() -> Any:
     rules.append(replace(Regex("[\u201c-\u201f]"), '"'))
     dropped = "".join(rf"\x{{{code:x}}}" for code in CONTROL_CHARS)
     rules.append(replace(Regex(f"[{dropped}]"), ""))
-    end = [normalizers.NFC(), replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    end = [normalizers.NFC(), replace(Regex(r"[\s\x{85}]+"), " "), normalizers.Lowercase()]
     return normalizers.Sequence(rules + end)
 
 
