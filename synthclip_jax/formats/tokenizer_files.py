@@ -77,6 +77,7 @@ def write(folder: pathlib.Path) -> None:
 
 def cleaning() -> Any:
     """A `tokenizers` normalizer that does what `synthclip_jax.tokenizer.clean` does, as far as replacements can."""
+    import ftfy  # noqa: F401  # knows the encoding sloppy-windows-1252
     from ftfy.chardata import CONTROL_CHARS, LIGATURES, WIDTH_MAP
     from tokenizers import Regex, normalizers
 
@@ -90,12 +91,14 @@ def cleaning() -> Any:
         rules.append(replace(Regex(f"&#0*{code};|&#[xX]0*{_any_case(code)};"), chr(code)))
     rules.append(replace("&apos;", "'"))
     rules.append(replace(Regex(r"\x1b\[[\d;]*[a-zA-Z]"), ""))  # a terminal's colours
+    # Bytes of Windows-1252 that were read as Latin-1.
+    rules += [replace(chr(byte), bytes([byte]).decode("sloppy-windows-1252")) for byte in range(0x80, 0xA0)]
     rules += [replace(chr(code), text) for code, text in {**LIGATURES, **WIDTH_MAP}.items()]
     rules.append(replace(Regex("[\u02bc\u2018-\u201b]"), "'"))
     rules.append(replace(Regex("[\u201c-\u201f]"), '"'))
     dropped = "".join(rf"\x{{{code:x}}}" for code in CONTROL_CHARS)
     rules.append(replace(Regex(f"[{dropped}]"), ""))
-    end = [normalizers.NFC(), replace(Regex(r"[\s\x{85}]+"), " "), normalizers.Lowercase()]
+    end = [normalizers.NFC(), replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     return normalizers.Sequence(rules + end)
 
 
