@@ -22,8 +22,8 @@ import ml_collections
 
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
-from synthclip_jax.evals import build, catalogue, origin, results
-from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, open_datasets
+from synthclip_jax.evals import build, catalogue, origin, prompts, results
+from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, account, open_datasets
 from synthclip_jax.evals.suites import SUITES, Suite, choose
 
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
@@ -64,10 +64,12 @@ def evaluate(
     if templates is not None:
         config = ml_collections.ConfigDict(config)
         config.eval.templates = templates
-    opened, missing = open_datasets(config.eval.datasets if datasets is None else datasets, workdir, datasets is None)
+    specs = config.eval.datasets if datasets is None else datasets
+    opened, missing = open_datasets(specs, workdir, datasets is None, config.eval.get("allow_outside", False))
     for line in missing:
         log(line)
     plan = assign(opened, config.eval.suites if suites is None else suites, datasets is not None, suites is not None)
+    announce(plan, config, log)
     weights = checkpoint_digest(workdir, step)
     values: dict[str, float] = {}
     for suite, wanted in plan:
@@ -120,7 +122,7 @@ def evaluate_paper(
     missing: list[str] = []
     for entry in catalogue.entries():
         try:
-            dataset = catalogue.find(entry, data)
+            dataset = catalogue.find(entry, data, config.eval.get("allow_outside", False))
         except MissingDataset as error:
             missing.append(str(error))
             continue
@@ -192,6 +194,17 @@ def assign(
             f" {idle[0].task}. Pass --dataset"
         )
     return [(suite, taken) for suite, taken in plan if taken]
+
+
+def announce(plan: Sequence[tuple[Suite, Sequence[Dataset]]], config: Any, log: Callable[[str], Any]) -> None:
+    """Says of each test set what it is, what is left out of it, and its first prompt; see `account`."""
+    prompted = [dataset.name for suite, wanted in plan if suite.name == "zeroshot" for dataset in wanted]
+    for dataset in {dataset.name: dataset for _, wanted in plan for dataset in wanted}.values():
+        templates: tuple[str, ...] = ()
+        if dataset.name in prompted:
+            _, templates = prompts.choose(dataset.name, dataset.templates, config.eval.templates)
+        for line in account.lines(dataset, templates):
+            log(line)
 
 
 def describe(

@@ -401,6 +401,9 @@ EVAL: Tree = {
         " 'karpathy:FILE.json', with 'NAME=' before it to rename; relative to the workdir",
         item=str,
     ),
+    "allow_outside": Field(
+        False, "take pictures that lie outside of a test set's folder, where links or paths in it lead there"
+    ),
     "batch_size": Field(256, "pictures encoded at once", low=1),
     "templates": Field("", "prompt set; empty: the test set's own templates, else the set of its name, else 'simple'"),
     "features": {  # of linear_probe and fewshot

@@ -253,13 +253,16 @@ def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) 
     if not config.eval.datasets or not config.eval.suites:
         return None
     try:
-        datasets, missing = open_datasets(config.eval.datasets, workdir, lenient=True)
+        datasets, missing = open_datasets(
+            config.eval.datasets, workdir, lenient=True, allow_outside=config.eval.get("allow_outside", False)
+        )
     except MissingDataset as error:
         say(f"no evaluation during training: {error}")
         return None
     for line in missing:
         say(line)
     plan = evaluate.assign(datasets, config.eval.suites)
+    evaluate.announce(plan, config, say)
     best = config.train.keep_best
     names = [f"{suite.name}/{dataset.name}/" for suite, taken in plan for dataset in taken]
     if best and not best.startswith(tuple(names)):

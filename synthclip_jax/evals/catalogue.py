@@ -47,8 +47,8 @@ def entries() -> tuple[Entry, ...]:
     return tuple(Entry(**{**each, "places": tuple(each["places"])}) for each in json.loads(text)["datasets"])
 
 
-def find(entry: Entry, data: str | pathlib.Path) -> Dataset:
-    """Opens a dataset of the catalogue where it lies.
+def find(entry: Entry, data: str | pathlib.Path, allow_outside: bool = False) -> Dataset:
+    """Opens a dataset of the catalogue where it lies; `allow_outside` as in `open_dataset`.
 
     Raises:
       MissingDataset: it is in none of its places; the text is the command that fetches it.
@@ -58,7 +58,7 @@ def find(entry: Entry, data: str | pathlib.Path) -> Dataset:
         kind, _, where = place.replace("{data}", str(data)).partition(":")
         spec = f"{entry.name}={kind}:{pathlib.Path(data) / where}"
         try:
-            return open_dataset(spec)
+            return open_dataset(spec, allow_outside=allow_outside)
         except MissingDataset:
             continue
     raise MissingDataset(f"{entry.name}: not in {data}. Get it: {entry.command(data)}")

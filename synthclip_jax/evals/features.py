@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 
 from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError
-from synthclip_jax.evals.datasets import Dataset, MissingDataset
+from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
+from synthclip_jax.evals.datasets.joined import join, lacking
 from synthclip_jax.evals.progress import told
 
 # lgssl takes a fifth of the train split for validation even where some publisher of these datasets has a split for it.
@@ -56,6 +57,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def renumbered(self, labels: Int[np.ndarray, "classes"]) -> "Features":
+        """The same with another label for each class."""
+        return dataclasses.replace(self, labels=labels[self.labels])
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
@@ -79,20 +84,33 @@ class Splits:
 
 
 def open_splits(dataset: Dataset) -> tuple[Dataset | None, Dataset | None]:
-    """The train split, and the validation split where it is a third one and the paper's evaluator uses it."""
+    """The train split, and the validation split where it is a third one and the paper's evaluator uses it.
+
+    Neither is ever the split that is tested on, whatever that is called.
+    """
+    if dataset not in _splits:
+        _splits[dataset] = _open_splits(dataset)
+    return _splits[dataset]
+
+
+# Opening a split looks at all of its files; it is asked for several times.
+_splits: weakref.WeakKeyDictionary[Dataset, tuple[Dataset | None, Dataset | None]] = weakref.WeakKeyDictionary()
+
+
+def _open_splits(dataset: Dataset) -> tuple[Dataset | None, Dataset | None]:
+    train = _another_split(dataset, "train")
+    if train is None or dataset.name in CUT_FROM_TRAIN:
+        return train, None
+    found = (_another_split(dataset, name) for name in VALIDATION_NAMES)
+    return train, next((validation for validation in found if validation is not None), None)
+
+
+def _another_split(dataset: Dataset, name: str) -> Dataset | None:
     try:
-        train = dataset.split("train")
+        split = dataset.split(name)
     except MissingDataset:
-        return None, None
-    if dataset.name not in CUT_FROM_TRAIN:
-        for name in VALIDATION_NAMES:
-            try:
-                validation = dataset.split(name)
-            except MissingDataset:
-                continue
-            if validation.spec != dataset.spec:
-                return train, validation
-    return train, None
+        return None
+    return None if split.split_name == dataset.split_name else split
 
 
 def describe_splits(dataset: Dataset) -> dict[str, str]:
@@ -149,29 +167,43 @@ class Extractor:
         """Features of a dataset's splits, by lgssl's rules (see `open_splits`); a dataset that has no train split is
         divided by class, two thirds to learn from and one to test on.
 
+        Labels are those of the union of all splits' classes (see `join`): what is learned and what is tested is the
+        same class, also where a split lacks one. A class that cannot be learned is an error of each of its pictures.
+
         Raises:
           DatasetError: a split turns out damaged.
           EvaluationError: features are not finite, or there are too few pictures.
         """
         train_set, validation_set = open_splits(dataset)
-        test = self(dataset)
+        others = [split for split in (train_set, validation_set) if split is not None]
+        joined = join([dataset, *others])
+        labels = iter(joined.labels)
+        test = self(dataset).renumbered(next(labels))
         skipped = test.skipped
         if train_set is None:
             rows, rest = divide(test.labels, TRAIN_SHARE, round_up=True)
             train, test = test[rows], test[rest]
         else:
-            train = self(train_set)
+            train = self(train_set).renumbered(next(labels))
         if validation_set is None:
             held, rows = divide(train.labels, VALIDATION_SHARE)
             train, validation = train[rows], train[held]
         else:
-            validation = self(validation_set)
+            validation = self(validation_set).renumbered(next(labels))
+        for split in others:
+            for line in account.lines(split):
+                self.log(line)
+        if train_set is None:
+            self.log(f"{dataset.name}: it has no other split to learn from: two thirds of its images serve, by class")
+        learned = np.concatenate([train.labels, validation.labels])
+        for note in (*joined.notes, *lacking(joined.class_names, learned, test.labels)):
+            self.log(f"{dataset.name}: {note}")
         if min(len(train), len(validation), len(test)) == 0:
             raise EvaluationError(
                 f"{dataset.name}: {len(train)} pictures to learn from, {len(validation)} to choose by and {len(test)}"
                 " to test on; none may be 0. A class needs 5 pictures or more to learn from"
             )
-        return Splits(dataset.class_names, train, validation, test, skipped)
+        return Splits(joined.class_names, train, validation, test, skipped)
 
     def __call__(self, dataset: Dataset) -> Features:
         """Features of one split: from memory, from the folder, or extracted."""

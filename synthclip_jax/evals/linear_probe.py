@@ -259,7 +259,7 @@ class LinearProbe:
             result = probe(splits, by_class, settings.penalty, settings.max_iter)
             costs = sorted(result.tried)
             self.details[dataset.name] = {
-                "class_names": np.array(dataset.class_names, str),
+                "class_names": np.array(splits.class_names, str),
                 "keys": splits.test.keys,
                 "labels": splits.test.labels,
                 "top": result.predicted[:, None].astype(np.int32),

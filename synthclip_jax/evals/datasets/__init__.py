@@ -44,7 +44,7 @@ __all__ = [
     "open_dataset",
     "open_datasets",
 ]
-_OPEN: dict[str, Callable[[DatasetSpec, Any], Any]] = {
+_OPEN: dict[str, Callable[[DatasetSpec, Any, bool], Any]] = {
     "wds": WebDataset,
     "folder": ImageFolder,
     "tfds": Prepared,
@@ -52,28 +52,33 @@ _OPEN: dict[str, Callable[[DatasetSpec, Any], Any]] = {
 }
 
 
-def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".") -> Dataset:
+def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".", allow_outside: bool = False) -> Dataset:
     """Opens a test set and reads its class names and templates, no pictures yet.
 
     Args:
       spec: see the module's docstring.
       workdir: what a relative place is relative to, unless it exists as given.
+      allow_outside: take files that lie outside of the test set's folder, by links or by paths that lead there.
 
     Raises:
       MissingDataset: the place does not exist, or has no such split.
       DatasetError: the spec or what lies there is not of the form described above.
     """
     spec = DatasetSpec.parse(spec) if isinstance(spec, str) else spec
-    return _OPEN[spec.kind](spec, workdir)
+    return _OPEN[spec.kind](spec, workdir, allow_outside)
 
 
 def open_datasets(
-    specs: Sequence[str | DatasetSpec | Dataset], workdir: str | os.PathLike, lenient: bool
+    specs: Sequence[str | DatasetSpec | Dataset],
+    workdir: str | os.PathLike,
+    lenient: bool,
+    allow_outside: bool = False,
 ) -> tuple[list[Dataset], list[str]]:
     """Opens several test sets (an opened one stays as it is).
 
     Args:
       lenient: leave out those that do not exist, and say so, instead of raising.
+      allow_outside: see `open_dataset`.
 
     Returns:
       The test sets, and a line for each that is left out.
@@ -85,7 +90,8 @@ def open_datasets(
     missing: list[str] = []
     for spec in specs:
         try:
-            datasets.append(open_dataset(spec, workdir) if isinstance(spec, str | DatasetSpec) else spec)
+            given = isinstance(spec, str | DatasetSpec)
+            datasets.append(open_dataset(spec, workdir, allow_outside) if given else spec)  # type: ignore[arg-type]
         except MissingDataset as error:
             if not lenient:
                 raise

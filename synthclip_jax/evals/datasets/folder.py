@@ -1,30 +1,31 @@
-"""A folder with one folder of pictures per class.
+"""A folder with one folder of pictures per class; `layout` and `class_folders` say which folders these are.
 
-Classes are numbered in the sorted order of the folders' names (numbers by their value) and called by them, underscores
-reading as spaces; WordNet ids of ImageNet's classes, all 1,000 or a part of them as in ImageNet-A and -R, by ImageNet's
-names. A `classnames.txt` beside them says otherwise. ObjectNet's download is known by its `mappings` folder.
+Classes are numbered in the sorted order of the folders' paths (numbers by their value) and called as `class_names`
+says; a `classnames.txt` beside them has precedence. A class is told from others, in all splits, by its folder's path.
+ObjectNet's download is known by its `mappings` folder.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
-from synthclip_jax.evals import prompts
+from synthclip_jax import text_files
+from synthclip_jax.evals.datasets.class_folders import ClassFolder, ClassFolders
+from synthclip_jax.evals.datasets.class_names import FolderNames, notes_on
 from synthclip_jax.evals.datasets.identity import identify
+from synthclip_jax.evals.datasets.layout import Split, last, some
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
-    FOLDER_EXTENSIONS,
     DatasetError,
     DatasetSpec,
     Example,
-    MissingDataset,
     locate,
     missing_folder,
 )
-from synthclip_jax.evals.datasets.webdataset import CLASSNAMES_FILE, own_class_names, own_templates
-
-SPLITS = ("test", "val", "validation", "train")
+from synthclip_jax.evals.datasets.webdataset import own_templates
+from synthclip_jax.folders import OUTSIDE, File
+from synthclip_jax.pictures import IMAGE_EXTENSIONS
 
 
 class ImageFolder:
@@ -32,97 +33,130 @@ class ImageFolder:
 
     task = CLASSIFICATION
 
-    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = "."):
+    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
         base = locate(spec.place, workdir)
         if not base.is_dir():
             raise missing_folder(spec, base, workdir)
-        self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
-        self.folder = folder = self._split_folder(base, spec.split)
+        self.name, self.spec, self._parsed = spec.name, str(spec), spec
+        self._base, self._workdir, self._allow_outside = base, workdir, allow_outside
+        self.notes: list[str] = []
         if (base / "mappings" / "folder_to_objectnet_label.json").is_file():
-            self.class_folders, self.class_names = _objectnet(base)
+            self._open_objectnet(spec.split)
         else:
-            self.class_folders = _class_folders(folder)
-            if len(self.class_folders) < 2:
+            self._open(spec.split)
+        self.class_ids = tuple(path for path, _ in self._classes)
+        self.class_counts = [len(pictures) for _, pictures in self._classes]
+        self._check()
+        self.notes += notes_on(self.class_names)
+
+    def _open(self, wanted: str) -> None:
+        split = Split(str(self._base), self.name, wanted, self._allow_outside)
+        self.folder = self._base / split.path
+        self.split_name, self.split_names = split.name, tuple(split.names)
+        above = [self._base / path for path in split.above]
+        names = FolderNames(self.name, above)
+        found = ClassFolders(str(self._base), split.path, len(names.lines), self._allow_outside)
+        self._cut = len(split.path) + 1 if split.path else 0
+        self._classes, self.left_out = found.classes, found.left_out
+        self.notes += split.notes + found.notes
+        names.letters = found.letters
+        self._check()
+        self.class_names = names.name([path for path, _ in self._classes], self._paths_of_all_splits)
+        self.notes += names.notes
+        self.templates = next(filter(None, map(own_templates, above)), None)
+
+    def _paths_of_all_splits(self) -> list[str]:
+        """Of class folders, in the order in which those of one split are."""
+        paths = set[str]()
+        for split in self.split_names:
+            path = Split(str(self._base), self.name, split, self._allow_outside).path
+            paths |= {each.path for each in ClassFolders(str(self._base), path, 0, self._allow_outside).classes}
+        numbered = all(path.isdecimal() for path in paths)
+        return sorted(paths, key=lambda path: (int(path) if numbered else 0, path.split("/")))
+
+    def _open_objectnet(self, wanted: str) -> None:
+        """The folders of ObjectNet whose objects are in ImageNet too, and their names, as CLIP_benchmark has them."""
+        mappings = self._base / "mappings"
+        labels, shared = (
+            _read_json(mappings / f"{name}.json") for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k")
+        )
+        chosen = sorted((folder, label) for folder, label in labels.items() if label in shared)
+        split = Split(str(self._base), self.name, "images", self._allow_outside)
+        if wanted:
+            Split(str(self._base), self.name, wanted, self._allow_outside)  # for its error
+        found = ClassFolders(str(self._base), split.path, 0, self._allow_outside)
+        there = {each.path: each for each in found.classes}
+        missing = [folder for folder, _ in chosen if folder not in there]
+        if missing or not chosen:
+            raise DatasetError(
+                f"{self._base / 'images'}: {len(missing)} folders that ObjectNet's mappings name are missing,"
+                f" such as {', '.join(missing[:3])}. Unpack it again"
+            )
+        self.folder, self._cut = self._base / "images", len("images/")
+        self.split_name, self.split_names, self.left_out = "", (), found.left_out
+        self._classes = [there[folder] for folder, _ in chosen]
+        self.class_names = tuple(label.lower() for _, label in chosen)
+        self.templates = own_templates(self.folder) or own_templates(self._base)
+        if others := [each for each in found.classes if each not in self._classes]:
+            self.notes.append(
+                f"{len(others)} of its folders are none of ImageNet's classes: {some(map(_name, others))}"
+            )
+
+    def _check(self) -> None:
+        """Raises a DatasetError if there are no two classes with pictures."""
+        filled = [each for each in self._classes if each.pictures]
+        empty = [each for each in self._classes if not each.pictures]
+        if len(filled) < 2 or (empty and len(empty) > len(filled)):
+            hint = self._hint(empty)
+            if empty:
                 raise DatasetError(
-                    f"{folder}: {len(self.class_folders)} class folders; an image folder has one folder per class"
+                    f"{self.folder / empty[0].path}: no pictures ({', '.join(map('.{}'.format, IMAGE_EXTENSIONS[:5]))},"
+                    f" ...) in this class, and in {len(empty) - 1} others. Fill the folder or remove it{hint}"
                 )
-            self.class_names = self._class_names([path.name for path in self.class_folders], base)
-        for path in self.class_folders:
-            if next(_pictures(path), None) is None:
-                wanted = ", ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-                raise DatasetError(f"{path}: no pictures ({wanted}) in this class. Fill the folder or remove it")
-        self.templates = own_templates(folder) or own_templates(base)
+            raise DatasetError(
+                f"{self.folder}: {len(filled)} class folders; an image folder has one folder per class{hint}"
+            )
+
+    def _hint(self, empty: list[ClassFolder]) -> str:
+        outside = self.left_out.causes.get(OUTSIDE)
+        lines = "; ".join(self.left_out.lines())
+        allow = " Links that lead out of it are followed with --config.eval.allow_outside=true" if outside else ""
+        return f" ({lines}).{allow}" if lines else ""
+
+    @property
+    def class_folders(self) -> list[pathlib.Path]:
+        """The folders of the classes."""
+        return [self.folder / path for path in self.class_ids]
+
+    def __len__(self) -> int:
+        return sum(self.class_counts)
 
     def identity(self) -> dict[str, str]:
         """See `Dataset`."""
-        files = (path for folder in self.class_folders for path in sorted(_pictures(folder)))
-        return identify(self.folder, self.class_names, files)
+        return identify(self.folder, self.class_names, (self._base / file.path for _, file in self._files()))
 
     def split(self, name: str) -> "ImageFolder":
-        """Another split: the folder of this name. See `Dataset`."""
-        return ImageFolder(self._parsed.of(name), self._workdir)
+        """Another split: the folder of this name, or of this kind (`val` is `validation`). See `Dataset`."""
+        return ImageFolder(self._parsed.of(name), self._workdir, self._allow_outside)
 
-    def _split_folder(self, base: pathlib.Path, split: str) -> pathlib.Path:
-        there = [path.name for path in _class_folders(base)]
-        if split:
-            if split not in there:
-                raise MissingDataset(f"{self.name}: {base} has no split {split!r}; it has {', '.join(there[:9])}")
-            return base / split
-        if there and set(there) <= set(SPLITS):
-            return base / min(there, key=SPLITS.index)
-        return base
-
-    def _class_names(self, names: list[str], base: pathlib.Path) -> tuple[str, ...]:
-        given = own_class_names(self.folder) or own_class_names(base)
-        if given is not None:
-            if len(given) != len(names):
-                raise DatasetError(
-                    f"{self.folder}: {CLASSNAMES_FILE} has {len(given)} class names for {len(names)} class folders"
-                )
-            return given
-        of_imagenet = prompts.imagenet_class_names(names)
-        if of_imagenet is not None:
-            return of_imagenet
-        known = prompts.class_names_of(self.name)
-        if known is not None and len(known) == len(names) and all(name.isdigit() for name in names):
-            return known
-        return tuple(name.replace("_", " ") for name in names)
+    def _files(self) -> Iterator[tuple[int, File]]:
+        return ((label, file) for label, each in enumerate(self._classes) for file in each.pictures)
 
     def __iter__(self) -> Iterator[Example]:
         """Examples class by class, in sorted order."""
-        for label, folder in enumerate(self.class_folders):
-            for path in sorted(_pictures(folder)):
-                yield Example(path.relative_to(self.folder).as_posix(), path.read_bytes(), label)
+        for label, file in self._files():
+            yield Example(file.path[self._cut :], (self._base / file.path).read_bytes(), label)
 
 
-def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    numbered = all(path.name.isdecimal() for path in paths)  # ImageNet-V2 calls them 0, 1, ... 999
-    return sorted(paths, key=lambda path: (int(path.name) if numbered else 0, path.name))
+def _name(folder: ClassFolder) -> str:
+    return last(folder.path)
 
 
-def _objectnet(base: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...]]:
-    """The folders of ObjectNet whose objects are in ImageNet too, and their names, as CLIP_benchmark has them."""
-    mappings = base / "mappings"
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        labels = json.loads((mappings / "folder_to_objectnet_label.json").read_text(encoding="utf-8"))
-        shared = json.loads((mappings / "objectnet_to_imagenet_1k.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{mappings}: ObjectNet's mappings cannot be read ({error}). Unpack it again") from error
-    chosen = sorted((folder, label) for folder, label in labels.items() if label in shared)
-    folders = [base / "images" / folder for folder, _ in chosen]
-    missing = [folder.name for folder in folders if not folder.is_dir()]
-    if missing or not chosen:
-        raise DatasetError(
-            f"{base / 'images'}: {len(missing)} folders that ObjectNet's mappings name are missing,"
-            f" such as {', '.join(missing[:3])}. Unpack it again"
-        )
-    return folders, tuple(label.lower() for _, label in chosen)
-
-
-def _pictures(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for file in files:
-            if file.rpartition(".")[2].lower() in FOLDER_EXTENSIONS and not file.startswith("."):
-                yield pathlib.Path(root, file)
+        content = json.loads(text_files.read_text(path))
+        if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+            raise ValueError("no object of texts")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: ObjectNet's mappings cannot be read ({error}). Unpack it again") from error

@@ -1,18 +1,22 @@
-"""Captions of COCO, Flickr8k and Flickr30k in Karpathy's splits, which retrieval is reported on.
+"""Retrieval sets by a JSON file of captions: COCO, Flickr8k and Flickr30k in Karpathy's splits, and their relatives.
 
     karpathy:dataset_coco.json                  pictures beside the file: as its `filepath` and `filename` say, by their
                                                 name alone, or in `images`
     karpathy:dataset_flickr30k.json:PICTURES    pictures in another folder
 
-The files are those of Karpathy and Fei-Fei's "Deep visual-semantic alignments" (caption_datasets.zip): a list
-`images` with `split`, `filename` and `sentences`, each with its `raw` text. Every caption of a picture counts. The
-`test` split has 5,000 pictures of COCO and 1,000 of either Flickr.
+Retrieval is reported on the splits of Karpathy and Fei-Fei's "Deep visual-semantic alignments"
+(caption_datasets.zip): the `test` split has 5,000 pictures of COCO and 1,000 of either Flickr. COCO's own files,
+ALBEF's and BLIP's lists and others (see `caption_files`) have no splits: all that is in them counts, with every caption
+of a picture.
 """
 
-import json
+import os
 import pathlib
+import re
+import stat
 from collections.abc import Iterator
 
+from synthclip_jax.evals.datasets import caption_files, splits
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     RETRIEVAL,
@@ -23,66 +27,113 @@ from synthclip_jax.evals.datasets.spec import (
     locate,
     missing_folder,
 )
+from synthclip_jax.folders import is_inside
+from synthclip_jax.left_out import LeftOut
+
+MAX_BYTES = 2**30  # of one picture's file
 
 
 class Karpathy:
     """A split of a captions file, with its pictures."""
 
     task = RETRIEVAL
-    class_names = ()
+    class_names: tuple[str, ...] = ()
+    class_ids: tuple[str, ...] = ()
+    class_counts = None
     templates = None
 
-    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = "."):
-        file, suffix, pictures = spec.place.partition(".json:")
-        path = locate(file + ".json" if suffix else spec.place, workdir)
+    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
+        match = re.fullmatch(r"(.+?\.jsonl?):(.+)", spec.place)
+        place, pictures = match.groups() if match else (spec.place, "")
+        path = locate(place, workdir)
         if not path.is_file():
             raise missing_folder(spec, path, workdir)
-        self.name, self.spec, self.path, self._parsed, self._workdir = spec.name, str(spec), path, spec, workdir
-        self.folders = [locate(pictures, workdir)] if pictures else [path.parent, path.parent / "images"]
-        split = spec.split or "test"
-        try:
-            entries = json.loads(path.read_bytes())["images"]
-            self._items = [
-                (entry.get("filepath", ""), entry["filename"], tuple(each["raw"] for each in entry["sentences"]))
-                for entry in entries
-                if entry["split"] == split
-            ]
-        except (ValueError, KeyError, TypeError) as error:
+        self.name, self.spec, self.path, self._parsed = spec.name, str(spec), path, spec
+        self._workdir, self._allow_outside = workdir, allow_outside
+        self.left_out, self.notes = LeftOut("images"), list[str]()
+        self.folders = [locate(pictures, workdir)] if pictures else _usual_folders(path)
+        items = caption_files.read(path, self.left_out)
+        self.split_name = self._split(spec.split, items)
+        self._items = [item for item in items if item.split == self.split_name]
+        self._files = list(map(self._find, self._items))
+        if absent := [item.name for item, file in zip(self._items, self._files, strict=True) if file is None]:
             raise DatasetError(
-                f"{path}: not a file of Karpathy's form, with images, split, filename and sentences"
-                f" ({type(error).__name__}: {error}). Unpack caption_datasets.zip again"
-            ) from error
-        if not self._items:
-            there = ", ".join(sorted({str(entry["split"]) for entry in entries})) or "none"
-            raise MissingDataset(f"{self.name}: {path} has no split {split!r}; splits there: {there}")
-        for _, name, captions in self._items:
-            if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
-                raise DatasetError(f"{path}: {name} has no caption, or an empty one. Unpack caption_datasets.zip again")
-        absent = [name for place, name, _ in self._items if self._find(place, name) is None]
-        if absent:
-            raise DatasetError(
-                f"{path}: captions with no picture: {len(absent):,} of the {len(self._items):,} pictures of its {split}"
-                f" split are not in {' or '.join(map(str, self.folders))}, the first is {absent[0]}. Name their folder:"
-                f" {spec.name}=karpathy:{file.removesuffix('.json')}.json:PICTURES"
+                f"{path}: captions with no picture: {len(absent):,} of the {len(self._items):,} pictures of its"
+                f" {self.split_name + ' ' if self.split_name else ''}split are not in"
+                f" {' or '.join(map(str, self.folders))}, the first is {absent[0]}. Name their folder:"
+                f" {spec.name}=karpathy:{place}:PICTURES"
             )
+
+    def _split(self, wanted: str, items: list[caption_files.Item]) -> str:
+        there = sorted({item.split for item in items})
+        if not items:
+            raise DatasetError(f"{self.path}: no picture with a caption. {caption_files.FORMS}")
+        if there == [""]:
+            if wanted:
+                raise MissingDataset(f"{self.name}: {self.path} has no split {wanted!r}; it has none at all")
+            return ""
+        found = splits.find(wanted or splits.TEST, there)
+        if len(found) != 1:
+            raise MissingDataset(
+                f"{self.name}: {self.path} has no split {wanted or splits.TEST!r}; splits there: {', '.join(there)}"
+            )
+        return found[0]
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     def identity(self) -> dict[str, str]:
         """See `Dataset`."""
-        pictures = (self._find(place, name) or name for place, name, _ in self._items)
-        return identify(self.path, (), (self.path, *pictures))
+        return identify(self.path, (), (self.path, *filter(None, self._files)))
 
     def split(self, name: str) -> "Karpathy":
         """Another split. See `Dataset`."""
-        return Karpathy(self._parsed.of(name), self._workdir)
+        return Karpathy(self._parsed.of(name), self._workdir, self._allow_outside)
 
-    def _find(self, place: str, name: str) -> pathlib.Path | None:
-        candidates = (path for folder in self.folders for path in (folder / place / name, folder / name))
-        return next((path for path in candidates if path.is_file()), None)
+    def _find(self, item: caption_files.Item) -> str | None:
+        """The picture's file.
+
+        Raises:
+          DatasetError: its path leads out of the folder of pictures, or to something that is no file of a usual size.
+        """
+        for folder in self.folders:
+            for place in item.places:
+                path = os.path.join(folder, place)
+                try:
+                    found = os.stat(path)
+                except OSError:
+                    continue
+                if not self._allow_outside and not is_inside(path, folder):
+                    raise DatasetError(
+                        f"{self.path}: {place} leads out of {folder}. Name the folder that all pictures lie in:"
+                        f" karpathy:{self.path}:PICTURES, or allow it: --config.eval.allow_outside=true"
+                    )
+                if not stat.S_ISREG(found.st_mode):
+                    raise DatasetError(f"{self.path}: {place} is no regular file in {folder}. Remove the entry")
+                if found.st_size > MAX_BYTES:
+                    raise DatasetError(
+                        f"{self.path}: {place} has {found.st_size:,} bytes, at most {MAX_BYTES:,} are read"
+                    )
+                return path
+        return None
 
     def __iter__(self) -> Iterator[Captioned]:
         """Pictures in the file's order."""
-        for place, name, captions in self._items:
-            path = self._find(place, name)
-            if path is None:
-                raise DatasetError(f"{self.name}: {name} was there a moment ago and is gone")
-            yield Captioned(name, path.read_bytes(), captions)
+        for item, file in zip(self._items, self._files, strict=True):
+            assert file is not None
+            try:
+                data = pathlib.Path(file).read_bytes()
+            except FileNotFoundError:
+                raise DatasetError(f"{self.name}: {item.name} was there a moment ago and is gone") from None
+            yield Captioned(item.name, data, item.captions)
+
+
+def _usual_folders(path: pathlib.Path) -> list[pathlib.Path]:
+    """Where the pictures of a captions file lie unless that is said: COCO's beside the folder of its annotations."""
+    folders = [path.parent, path.parent / "images"]
+    match = re.fullmatch(r"captions_(\w+)\.json", path.name)
+    if match:
+        folders.append(path.parent / match[1])
+        if path.parent.name == "annotations":
+            folders.append(path.parent.parent / match[1])
+    return folders

@@ -4,13 +4,13 @@ import dataclasses
 import difflib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from synthclip_jax.errors import UserError
+from synthclip_jax.evals.datasets import splits
+from synthclip_jax.left_out import LeftOut
 
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in CLIP_benchmark's order of preference
-FOLDER_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp")
 KINDS = ("wds", "folder", "tfds", "karpathy")
 CLASSIFICATION, RETRIEVAL = "classification", "retrieval"  # tasks
 
@@ -49,14 +49,28 @@ class Dataset(Protocol):
       spec: where it lies, as text.
       task: `classification` (iterating gives `Example`) or `retrieval` (`Captioned`).
       class_names: in label order; empty for retrieval.
+      class_ids: in label order, what tells a class from all others in every split of the set; empty for retrieval.
+      class_counts: in label order, how many pictures; None if that is not known before they are read.
       templates: its own prompt templates, if it has any.
+      split_name: of the split as the set itself calls it; empty if it has none.
+      left_out: what is passed over in this split.
+      notes: what was decided on opening that a user should know.
     """
 
     name: str
     spec: str
     task: str
     class_names: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    class_counts: Sequence[int] | None
     templates: tuple[str, ...] | None
+    split_name: str
+    left_out: LeftOut
+    notes: list[str]
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        ...
 
     def __iter__(self) -> Iterator[Any]:
         """Examples in a fixed order, streamed: memory does not grow with their number.
@@ -129,7 +143,10 @@ def _usual_name(kind: str, place: str) -> str:
         return re.sub(r":[\d.*]+$", "", place).replace("/", "_")
     if kind == "karpathy":
         return pathlib.Path(place.partition(".json")[0]).name
-    return pathlib.Path(place).resolve().name
+    path = pathlib.Path(place).resolve()
+    if kind == "folder" and splits.kind_of(path.name) and path.parent.name:
+        return path.parent.name  # DATASET/test: a name that no two data sets share, and by which its classes are known
+    return path.name
 
 
 def locate(place: str, workdir: str | pathlib.Path) -> pathlib.Path:

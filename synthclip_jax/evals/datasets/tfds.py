@@ -8,12 +8,15 @@
 Class names are those of the label feature. Nothing is downloaded: `tfds build NAME` prepares a dataset.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from synthclip_jax import state_files, text_files
 from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets import splits as split_names
+from synthclip_jax.evals.datasets.class_names import notes_on, own_class_names
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
@@ -24,7 +27,8 @@ from synthclip_jax.evals.datasets.spec import (
     locate,
     missing_folder,
 )
-from synthclip_jax.evals.datasets.webdataset import check_label, own_class_names, own_templates
+from synthclip_jax.evals.datasets.webdataset import check_label, own_templates
+from synthclip_jax.left_out import LeftOut
 
 IMAGE, LABEL = "image", "label"  # features, as nearly all of TFDS's classification sets call them
 
@@ -33,13 +37,15 @@ class Prepared:
     """A split of a prepared dataset."""
 
     task = CLASSIFICATION
+    class_counts = None
 
-    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = "."):
+    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
         from synthclip_jax.readers.tfds import open_tfds, prepared_folder
         from synthclip_jax.records import RecordError
         from synthclip_jax.sources import SourceSpec
 
         self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
+        self.left_out, self.notes = LeftOut("records"), list[str]()
         path = locate(spec.place, workdir)
         if path.is_absolute() and not path.is_dir():
             raise missing_folder(spec, path, workdir)
@@ -48,17 +54,20 @@ class Prepared:
             self.folder = prepared_folder(SourceSpec("tfds", place, None, IMAGE, LABEL))
         except RecordError as error:
             raise MissingDataset(f"{spec.name}: {error}") from error
-        splits = [split["name"] for split in self._json("dataset_info.json").get("splits", ())]
-        usual = "test" if "test" in splits or "validation" not in splits else "validation"
-        split = spec.split or usual
-        if splits and split not in splits:
-            raise MissingDataset(f"{spec.name}: {self.folder} has no split {split!r}; it has {', '.join(splits)}")
+        self.split_name = self._split(spec.split)
         try:
-            self._shards = open_tfds(SourceSpec("tfds", str(self.folder), None, IMAGE, LABEL), split, True, "raise")
+            self._shards = open_tfds(
+                SourceSpec("tfds", str(self.folder), None, IMAGE, LABEL), self.split_name, True, "raise"
+            )
         except RecordError as error:
             raise DatasetError(f"{spec.name}: {error}") from error
         self.class_names = self._class_names()
+        self.class_ids = tuple(map(str, range(len(self.class_names))))
         self.templates = own_templates(self.folder)
+        self.notes += notes_on(self.class_names)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shards.payloads))
 
     def identity(self) -> dict[str, str]:
         """See `Dataset`."""
@@ -68,15 +77,34 @@ class Prepared:
         """Another split. See `Dataset`."""
         return Prepared(self._parsed.of(name), self._workdir)
 
-    def _json(self, file: str) -> dict:
-        return json.loads((self.folder / file).read_text(encoding="utf-8"))
+    def _split(self, wanted: str) -> str:
+        """The split that is asked for, as the dataset calls it."""
+        info: dict[str, Any] = state_files.read(
+            self.folder / "dataset_info.json", "Prepare the dataset again: tfds build", sealed=False, error=DatasetError
+        )
+        entries = info.get("splits", [])
+        if not isinstance(entries, list) or not all(isinstance(each, dict) and "name" in each for each in entries):
+            raise DatasetError(
+                f"{self.folder / 'dataset_info.json'}: its splits are no list of names. Prepare it again"
+            )
+        there = [str(each["name"]) for each in entries]
+        if not there:
+            return wanted or split_names.TEST
+        held_out = [name for name in there if split_names.kind_of(name) not in ("", split_names.TRAIN)]
+        found = split_names.find(wanted, there) if wanted else split_names.usual(held_out)
+        if len(found) != 1:
+            split = wanted or split_names.TEST
+            raise MissingDataset(f"{self.name}: {self.folder} has no split {split!r}; it has {', '.join(there)}")
+        if not wanted and split_names.kind_of(found[0]) != split_names.TEST:
+            self.notes.append(f"split {found[0]} is taken, since there is no test split among {', '.join(there)}")
+        return found[0]
 
     def _class_names(self) -> tuple[str, ...]:
         given = own_class_names(self.folder)
         if given is not None:
             return given
         path = self.folder / f"{LABEL}.labels.txt"
-        names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        names = text_files.read_lines(path) if path.exists() else []
         known = prompts.imagenet_class_names(names) if names else prompts.class_names_of(self.name)
         if known is not None:
             return known

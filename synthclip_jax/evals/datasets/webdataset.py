@@ -8,16 +8,19 @@ zeroshot_classification_templates.txt prompt templates, `{c}` in each; optional
 dataset_type.txt                      `retrieval` where the members have captions and no labels
 """
 
+import itertools
 import pathlib
 import re
 import tarfile
 from collections.abc import Iterator
 
+from synthclip_jax import text_files
 from synthclip_jax.evals import prompts
+from synthclip_jax.evals.datasets import splits
+from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, notes_on, own_class_names
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
-    IMAGE_EXTENSIONS,
     RETRIEVAL,
     Captioned,
     DatasetError,
@@ -27,10 +30,10 @@ from synthclip_jax.evals.datasets.spec import (
     locate,
     missing_folder,
 )
+from synthclip_jax.left_out import LeftOut
+from synthclip_jax.pictures import IMAGE_EXTENSIONS
 
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
-CLASSNAMES_FILE = "classnames.txt"
-WNIDS_FILE = "wnids.txt"
 
 
 def own_templates(folder: pathlib.Path) -> tuple[str, ...] | None:
@@ -39,47 +42,25 @@ def own_templates(folder: pathlib.Path) -> tuple[str, ...] | None:
     return prompts.read_templates(path) if path.exists() else None
 
 
-def own_class_names(folder: pathlib.Path) -> tuple[str, ...] | None:
-    """The class names that a folder brings, if it brings any.
-
-    Raises:
-      DatasetError: a line is empty, or a WordNet id is none of ImageNet's.
-    """
-    for file in (CLASSNAMES_FILE, WNIDS_FILE):
-        path = folder / file
-        if not path.exists():
-            continue
-        # Not the lines that hold something: a blank line would shift all labels after it.
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        if "" in lines:
-            raise DatasetError(f"{path}: line {lines.index('') + 1} is empty; each line names one class")
-        if len(lines) < 2:
-            raise DatasetError(f"{path}: {len(lines)} class; at least 2 are needed")
-        if file == CLASSNAMES_FILE:
-            return lines
-        names = prompts.imagenet_class_names(lines)
-        if names is None:
-            unknown = next(line for line in lines if prompts.imagenet_class_names([line]) is None)
-            raise DatasetError(f"{path}: {unknown!r} is none of ImageNet's 1,000 WordNet ids")
-        return names
-    return None
-
-
 class WebDataset:
     """A split of a webdataset folder."""
 
-    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = "."):
+    def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
         folder = locate(spec.place, workdir)
         if not folder.is_dir():
             raise missing_folder(spec, folder, workdir)
         self.name, self.spec, self.folder, self._parsed, self._workdir = spec.name, str(spec), folder, spec, workdir
+        self.left_out, self.notes = LeftOut("files"), list[str]()
         kind_file = folder / "dataset_type.txt"
-        self.task = kind_file.read_text().strip().lower() if kind_file.exists() else CLASSIFICATION
+        self.task = text_files.read_text(kind_file).strip().lower() if kind_file.exists() else CLASSIFICATION
         if self.task not in (CLASSIFICATION, RETRIEVAL):
-            raise DatasetError(f"{kind_file}: {self.task!r}; allowed: {CLASSIFICATION} or {RETRIEVAL}")
+            raise DatasetError(f"{kind_file}: {self.task[:40]!r}; allowed: {CLASSIFICATION} or {RETRIEVAL}")
         self.class_names = self._class_names() if self.task == CLASSIFICATION else ()
+        self.class_ids = tuple(map(str, range(len(self.class_names))))
         self.templates = own_templates(folder)
-        self.shards = self._find_shards(folder / (spec.split or "test"))
+        self.split_name = self._split(spec.split)
+        self.shards = self._find_shards(folder / self.split_name)
+        self.notes += notes_on(self.class_names)
 
     def identity(self) -> dict[str, str]:
         """See `Dataset`."""
@@ -98,26 +79,37 @@ class WebDataset:
             )
         return names
 
-    def _find_shards(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        if not folder.is_dir():
-            there = sorted(path.parent.name for path in folder.parent.glob("*/nshards.txt"))
+    def _split(self, wanted: str) -> str:
+        """The split that is asked for, as the folder calls it."""
+        there = sorted(path.parent.name for path in self.folder.glob("*/nshards.txt"))
+        if (self.folder / (wanted or splits.TEST)).is_dir():
+            return wanted or splits.TEST
+        found = splits.find(wanted, there) if wanted else splits.find(splits.TEST, there)
+        if len(found) != 1:
+            split = wanted or splits.TEST
             raise MissingDataset(
-                f"{self.name}: {folder.parent} has no split {folder.name!r}; splits there: {', '.join(there) or 'none'}"
+                f"{self.name}: {self.folder} has no split {split!r}; splits there: {', '.join(there) or 'none'}"
             )
+        return found[0]
+
+    def _find_shards(self, folder: pathlib.Path) -> list[pathlib.Path]:
         count_file = folder / "nshards.txt"
         if not count_file.exists():
             raise DatasetError(f"{count_file} is missing; it holds the number of shards {folder}/0.tar, 1.tar, ...")
-        try:
-            count = int(count_file.read_text())
-        except ValueError as error:
-            raise DatasetError(f"{count_file}: expected a whole number ({error})") from error
-        shards = [folder / f"{index}.tar" for index in range(count)]
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing or not shards:
+        text = text_files.read_text(count_file).strip()
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise DatasetError(f"{count_file}: expected a whole number, found {text[:40]!r}")
+        count = int(text)
+        # No more names are made than there are files: the number is only what the file claims.
+        there = {path.name for path in folder.iterdir() if path.suffix == ".tar" and path.is_file()}
+        missing = list(itertools.islice((f"{i}.tar" for i in range(count) if f"{i}.tar" not in there), 5))
+        if missing or not count:
             raise DatasetError(
-                f"{folder}: nshards.txt says {count} shards, missing: {', '.join(missing[:5]) or 'all'}. Copy it again"
+                f"{folder}: nshards.txt says {count} shards, missing: {', '.join(missing) or 'all'}. Copy it again"
             )
-        return shards
+        if others := sorted(there - {f"{index}.tar" for index in range(count)}):
+            self.notes.append(f"nshards.txt says {count} shards; left out: {', '.join(others[:3])}")
+        return [folder / f"{index}.tar" for index in range(count)]
 
     def __iter__(self) -> Iterator[Example | Captioned]:
         """Examples in the order of the shards.
@@ -156,9 +148,9 @@ class WebDataset:
         if "txt" not in parts:
             raise DatasetError(f"{where}: no captions ({key}.txt) beside the picture. Write the shard again")
         try:
-            captions = tuple(parts["txt"].decode("utf-8").splitlines())
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"{where}: {key}.txt is no UTF-8 ({error}). Write the shard again") from error
+            captions = tuple(text_files.split_lines(text_files.decode(parts["txt"], f"{key}.txt")))
+        except text_files.TextFileError as error:
+            raise DatasetError(f"{where}: its captions are no UTF-8: {error}") from None
         if not captions or not all(caption.strip() for caption in captions):
             raise DatasetError(f"{where}: {key}.txt holds an empty caption; it has one a line. Write the shard again")
         return captions

@@ -21,7 +21,12 @@ ALIASES = {
     "imagenet": "imagenet1k",
     "imagenet2012": "imagenet1k",
     "imagenet_v2": "imagenetv2",
+    "imagenet_1k": "imagenet1k",
+    "ilsvrc2012": "imagenet1k",
     "imagenetv2_matched_frequency": "imagenetv2",
+    "imagenetv2_matched_frequency_format_val": "imagenetv2",
+    "imagenetv2_threshold0.7_format_val": "imagenetv2",
+    "imagenetv2_top_images_format_val": "imagenetv2",
     "food": "food101",
     "aircraft": "fgvc_aircraft",
     "stanford_cars": "cars",
@@ -56,11 +61,22 @@ def template_sets() -> dict[str, tuple[str, ...]]:
 
 def dataset_key(name: str) -> str:
     """The name under which the data files know a dataset: `wds_vtab-caltech101` is `caltech101`, `ImageNet` is
-    `imagenet1k`. Unknown names come back in the same spelling (lower case, underscores)."""
+    `imagenet1k`, `pets_test` is `pets`. Unknown names come back in the same spelling (lower case, underscores)."""
     key = name.lower().replace("-", "_").replace("/", "_")
     for prefix in ("wds_", "vtab_", "tfds_"):
         key = key.removeprefix(prefix)
-    return ALIASES.get(key, key)
+    for suffix in ("", *(f"_{split}" for split in ("train", "val", "valid", "validation", "test"))):
+        stem = key.removesuffix(suffix)
+        if ALIASES.get(stem, stem) in _known():
+            return ALIASES.get(stem, stem)
+    return key
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """All names under which the data files know a dataset."""
+    names = (_read("class_names.json")["class_names"], _read("imagenet_wnids.json")["wnids"], template_sets())
+    return frozenset(name for each in names for name in each) | set(IMAGENETS)
 
 
 def class_names_of(dataset: str) -> tuple[str, ...] | None:
@@ -75,6 +91,13 @@ def class_names_of(dataset: str) -> tuple[str, ...] | None:
         return imagenet_class_names(subset)
     names = _read("class_names.json")["class_names"].get(key)
     return tuple(names) if names else None
+
+
+def folder_names_of(dataset: str) -> dict[str, str]:
+    """Class name by the name that the class's folder has in the dataset's own download, where the two differ."""
+    key = dataset_key(dataset)
+    content = _read("class_names.json")
+    return dict(zip(content["class_folders"].get(key, ()), content["class_names"].get(key, ()), strict=False))
 
 
 def imagenet_class_names(wnids: Sequence[str]) -> tuple[str, ...] | None:
