@@ -15,6 +15,7 @@ from synthclip_jax import text_files
 from synthclip_jax.evals.datasets.layout import is_picture, some
 from synthclip_jax.evals.datasets.spec import DatasetError
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.readers import captions
 
 LIMIT = 512 * 2**20  # bytes; Karpathy's of COCO has 144 MB
 # What people call the two columns of a list.
@@ -98,8 +99,8 @@ def _text(value: Any) -> str:
 def _karpathy(images: list[Any]) -> Iterator[Item]:
     for entry in images:
         name, folder = _text(entry["filename"]), _text(entry.get("filepath", ""))
-        captions = tuple(_text(each["raw"]) for each in entry["sentences"])
-        yield Item(name, (f"{folder}/{name}", name) if folder else (name,), captions, _text(entry["split"]))
+        texts = tuple(_text(each["raw"]) for each in entry["sentences"])
+        yield Item(name, (f"{folder}/{name}", name) if folder else (name,), texts, _text(entry["split"]))
 
 
 def _coco(images: list[Any], annotations: list[Any], path: pathlib.Path, left_out: LeftOut) -> Iterator[Item]:
@@ -108,15 +109,15 @@ def _coco(images: list[Any], annotations: list[Any], path: pathlib.Path, left_ou
             f"{path}: of COCO's form, but its annotations have no captions (they have {some(annotations[0], 5)}). Name"
             " the file of captions: captions_val2014.json"
         )
-    captions: dict[Any, list[str]] = {entry["id"]: [] for entry in images}
+    texts: dict[Any, list[str]] = {entry["id"]: [] for entry in images}
     for each in annotations:
-        if each["image_id"] in captions:
-            captions[each["image_id"]].append(_text(each["caption"]))
+        if each["image_id"] in texts:
+            texts[each["image_id"]].append(_text(each["caption"]))
         else:
             left_out.add("caption of a picture that the file does not list", f"image_id {each['image_id']}")
     for entry in images:
         name = _text(entry["file_name"])
-        yield Item(name, _below(name), tuple(captions[entry["id"]]))
+        yield Item(name, _below(name), tuple(texts[entry["id"]]))
 
 
 def _listed(entries: list[Any], path: pathlib.Path) -> Iterator[Item]:
@@ -129,14 +130,14 @@ def _listed(entries: list[Any], path: pathlib.Path) -> Iterator[Item]:
             f" {'the picture' if image is None else 'the caption'}"
             f" ({', '.join(IMAGE_KEYS if image is None else CAPTION_KEYS)}){hint}. {FORMS}"
         )
-    captions: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for entry in entries:  # files to train from have a line for each caption, those to test on one for each picture
         found = entry[caption]
-        captions.setdefault(_text(entry[image]), []).extend(
+        texts.setdefault(_text(entry[image]), []).extend(
             _text(each["raw"] if isinstance(each, dict) else each)
             for each in (found if isinstance(found, list) else [found])
         )
-    return (Item(name, _below(name), tuple(texts)) for name, texts in captions.items())
+    return (Item(name, _below(name), tuple(found)) for name, found in texts.items())
 
 
 def _by_name(content: dict[str, Any]) -> Iterator[Item]:
@@ -153,10 +154,13 @@ def _checked(item: Item, left_out: LeftOut) -> Item | None:
     """The item without captions that hold nothing; None if no caption is left."""
     if any("\0" in place for place in item.places):
         raise DatasetError(f"{item.name!r}: no file can have such a name")
-    kept = tuple(caption for caption in item.captions if caption.strip())
-    if not kept:
-        left_out.add("picture without a caption", item.name)
-        return None
-    if len(kept) < len(item.captions):
-        left_out.add("empty caption", item.name, len(item.captions) - len(kept))
-    return item._replace(captions=kept)
+    kept = []
+    for caption in item.captions:
+        if cause := captions.problem(caption):
+            left_out.add(cause, item.name)
+        else:
+            kept.append(caption)
+    if kept:
+        return item._replace(captions=tuple(kept))
+    left_out.add("picture without a caption", item.name)
+    return None

@@ -11,8 +11,11 @@ dataset_type.txt                      `retrieval` where the members have caption
 import itertools
 import pathlib
 import re
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Int32
 
 from synthclip_jax import text_files
 from synthclip_jax.evals import prompts
@@ -32,7 +35,12 @@ from synthclip_jax.evals.datasets.spec import (
 )
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.pictures import IMAGE_EXTENSIONS
+from synthclip_jax.readers import captions
+from synthclip_jax.readers.tar_examples import NO_CAPTION, NO_IMAGE, Grouped, group
+from synthclip_jax.readers.tar_scan import REMEDY, scan_tar
+from synthclip_jax.records import RecordError
 
+LABEL_BYTES = 64  # more is no number
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 
@@ -60,7 +68,20 @@ class WebDataset:
         self.templates = own_templates(folder)
         self.split_name = self._split(spec.split)
         self.shards = self._find_shards(folder / self.split_name)
+        self._beside = "txt" if self.task == RETRIEVAL else "cls"  # what lies beside a picture
+        self._found = [self._index(shard) for shard in self.shards]
+        if not len(self):
+            raise DatasetError(f"{self.shards[0].parent}: no pictures in {len(self.shards)} shards")
+        self._labels_of: list[Int32[np.ndarray, examples]] = []
+        self.class_counts: Sequence[int] | None = None
+        if self.task == CLASSIFICATION:
+            labels = map(self._labels, self.shards, self._found)
+            self._labels_of = [np.array(each, np.int32) for each in labels]
+            self._note_labels()
         self.notes += notes_on(self.class_names)
+
+    def __len__(self) -> int:
+        return sum(len(found.keys) for found in self._found)
 
     def identity(self) -> dict[str, str]:
         """See `Dataset`."""
@@ -111,59 +132,102 @@ class WebDataset:
             self.notes.append(f"nshards.txt says {count} shards; left out: {', '.join(others[:3])}")
         return [folder / f"{index}.tar" for index in range(count)]
 
-    def __iter__(self) -> Iterator[Example | Captioned]:
-        """Examples in the order of the shards.
+    def _index(self, shard: pathlib.Path) -> Grouped:
+        """Where the examples of a shard lie, from its headers alone.
 
         Raises:
-          DatasetError: a shard is damaged, or a member has no picture, no label or caption, or a label without a class.
+          DatasetError: the shard is damaged, or an example lacks its picture, or its label or captions.
         """
-        found = False
-        for shard in self.shards:
-            key, parts = "", dict[str, bytes]()
-            for member, extension, data in read_tar(shard):
-                # Members of one example follow each other, as webdataset has it.
-                if member != key and parts:
-                    yield self._example(shard, key, parts)
-                    found, parts = True, {}
-                key = member
-                parts[extension] = data
-            if parts:
-                yield self._example(shard, key, parts)
-                found = True
-        if not found:
-            raise DatasetError(f"{self.shards[0].parent}: no pictures in {len(self.shards)} shards")
-
-    def _example(self, shard: pathlib.Path, key: str, parts: dict[str, bytes]) -> Example | Captioned:
-        where = f"{shard}: member {key}"
-        image = next((parts[extension] for extension in IMAGE_EXTENSIONS if extension in parts), None)
-        if image is None:
-            has = ", ".join(f".{extension}" for extension in parts)
-            wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
-            raise DatasetError(f"{where}: no picture ({wanted}) beside {has}. Write the shard again")
-        if self.task == RETRIEVAL:
-            return Captioned(key, image, self._captions(where, key, parts))
-        return Example(key, image, self._label(where, key, parts))
-
-    def _captions(self, where: str, key: str, parts: dict[str, bytes]) -> tuple[str, ...]:
-        if "txt" not in parts:
-            raise DatasetError(f"{where}: no captions ({key}.txt) beside the picture. Write the shard again")
         try:
-            captions = tuple(text_files.split_lines(text_files.decode(parts["txt"], f"{key}.txt")))
+            found = group(scan_tar(shard), IMAGE_EXTENSIONS, (self._beside,), shard.name)
+        except RecordError as error:
+            damaged = f"{shard}: the archive is damaged or cut off: " if REMEDY in str(error) else ""
+            raise DatasetError(f"{damaged}{error}") from error
+        self.left_out.update(found.passed)
+        for cause, noted in found.faults.causes.items():
+            raise DatasetError(f"{shard}: {self._fault(cause, noted.names[0])}{_more(noted.count)}. Write it again")
+        return found
+
+    def _fault(self, cause: str, name: str) -> str:
+        """What is wrong with an example. `name`: `0.tar: KEY (EXTENSION, EXTENSION)`."""
+        match = re.fullmatch(r"[^:]*: (.*) \((.*?)(; .*)?\)", name, re.DOTALL)
+        key, has, hint = match.groups("") if match else (name, "", "")
+        if cause == NO_IMAGE:
+            wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS[:4])
+            return f"member {key}: no picture ({wanted}, ...) beside .{has[:80].replace(', ', ', .')}{hint}"
+        if cause == NO_CAPTION:
+            what = "captions" if self.task == RETRIEVAL else "label"
+            return f"member {key}: no {what} ({key}.{self._beside}) beside the picture{hint}"
+        if cause == captions.EMPTY:
+            what = (
+                "an empty caption; it has one a line" if self.task == RETRIEVAL else "nothing, expected a whole number"
+            )
+            return f"member {key}: {key}.{self._beside} holds {what}"
+        return f"member {key if match else name}: {cause}"
+
+    def _labels(self, shard: pathlib.Path, found: Grouped) -> list[int]:
+        with open(shard, "rb") as file:
+            return [
+                self._label(shard, key, _read(file, offset, min(length, LABEL_BYTES)))
+                for key, (_, _, offset, length, _) in zip(found.keys, found.table.tolist(), strict=True)
+            ]
+
+    def _label(self, shard: pathlib.Path, key: str, text: bytes) -> int:
+        where = f"{shard}: member {key}"
+        if not re.fullmatch(rb"[+-]?[0-9]{1,18}", text.strip()):
+            raise DatasetError(f"{where}: {key}.cls holds {text[:40]!r}, expected a whole number")
+        check_label(int(text), self.class_names, where)
+        return int(text)
+
+    def _note_labels(self) -> None:
+        counts = np.bincount(np.concatenate(self._labels_of), minlength=len(self.class_names))
+        self.class_counts = counts.tolist()
+        if not counts[0] and counts[-1] and len(counts) > 2:
+            self.notes.append(
+                f"no image has label 0 ({self.class_names[0]!r}), and some have the last, {len(counts) - 1}"
+                f" ({self.class_names[-1]!r}): do its labels begin at 1? Then every image is taken for the class after"
+                " its own. They have to begin at 0"
+            )
+
+    def __iter__(self) -> Iterator[Example | Captioned]:
+        """Examples in the order of the shards, in these in the order of their first members.
+
+        Raises:
+          DatasetError: a shard changed since it was opened, or captions are no text or empty.
+        """
+        for number, (shard, found) in enumerate(zip(self.shards, self._found, strict=True)):
+            with open(shard, "rb") as file:
+                for row, key in enumerate(found.keys):
+                    offset, length, text, text_length, _ = found.table[row].tolist()
+                    image = _read(file, offset, length)
+                    if len(image) < length:
+                        raise DatasetError(f"{shard}: member {key}: the shard became shorter while it was read")
+                    if self.task == RETRIEVAL:
+                        yield Captioned(
+                            key, image, self._captions(f"{shard}: member {key}", key, file, text, text_length)
+                        )
+                    else:
+                        yield Example(key, image, int(self._labels_of[number][row]))
+
+    def _captions(self, where: str, key: str, file: BinaryIO, offset: int, length: int) -> tuple[str, ...]:
+        if length > captions.MAX_BYTES:
+            raise DatasetError(f"{where}: {key}.txt has {length:,} bytes, at most {captions.MAX_BYTES:,} are read")
+        try:
+            found = tuple(text_files.split_lines(text_files.decode(_read(file, offset, length), f"{key}.txt")))
         except text_files.TextFileError as error:
             raise DatasetError(f"{where}: its captions are no UTF-8: {error}") from None
-        if not captions or not all(caption.strip() for caption in captions):
-            raise DatasetError(f"{where}: {key}.txt holds an empty caption; it has one a line. Write the shard again")
-        return captions
+        for cause in filter(None, map(captions.problem, found)) if found else (captions.EMPTY,):
+            raise DatasetError(f"{where}: {key}.txt holds an {cause}; it has one a line. Write the shard again")
+        return found
 
-    def _label(self, where: str, key: str, parts: dict[str, bytes]) -> int:
-        if "cls" not in parts:
-            raise DatasetError(f"{where}: no label ({key}.cls) beside the picture. Write the shard again")
-        try:
-            label = int(parts["cls"])
-        except ValueError as error:
-            raise DatasetError(f"{where}: {key}.cls holds {parts['cls'][:40]!r}, expected a whole number") from error
-        check_label(label, self.class_names, where)
-        return label
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
+
+
+def _more(count: int) -> str:
+    return f" (and {count - 1:,} more of the kind)" if count > 1 else ""
 
 
 def check_label(label: int, class_names: tuple[str, ...], where: str) -> None:
@@ -171,32 +235,5 @@ def check_label(label: int, class_names: tuple[str, ...], where: str) -> None:
     if not 0 <= label < len(class_names):
         raise DatasetError(
             f"{where}: label {label} has no class name: {CLASSNAMES_FILE} names {len(class_names)} classes"
-            f" (labels 0 to {len(class_names) - 1})"
+            f" (labels 0 to {len(class_names) - 1}).{' Labels begin at 0' * (label == len(class_names))}"
         )
-
-
-def read_tar(path: pathlib.Path) -> Iterator[tuple[str, str, bytes]]:
-    """Streams `(key, extension in lower case, bytes)` of a tar's files.
-
-    Names are cut by webdataset's rule: the extension starts at the first dot of the file's name.
-
-    Raises:
-      DatasetError: the archive is cut off or damaged. Python's `tarfile` ends silently at a damaged header in the
-        middle, so what follows the last member is checked here.
-    """
-    damaged = f"{path}: the archive is damaged or cut off"
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
-                match = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
-                if match and (file := tar.extractfile(member)):
-                    yield match[1], match[2].lower(), file.read()
-            end = tar.offset
-        with open(path, "rb") as archive:
-            archive.seek(end)
-            block = archive.read(tarfile.BLOCKSIZE)
-        if len(block) < tarfile.BLOCKSIZE or any(block):
-            raise DatasetError(f"{damaged} at byte {end}. Copy it again")
-    except (tarfile.TarError, EOFError) as error:
-        raise DatasetError(f"{damaged} ({error}). Copy it again") from error
