@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.concepts import load_bank
+from gen.concepts import load_bank, read_meta
 from gen.draws import uniforms
 from gen.executor import Executor, run_local
 from gen.match_files import SIGNATURE, MatchFiles, read_columns
@@ -188,7 +188,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         if all(_size(store.folder / name) == meta["bytes"] for name, meta in result["files"].items()):
             return _summary(result)
     files = match(config, workdir, executor)
-    bank = _bank(workdir, version)
+    bank = read_meta(workdir, version)
     selection = select(files, parameters, bank["count"])
     captions = [stage_folder(workdir, "captions", version) / shard["file"] for shard in shards]
     write = selected_writer(files, selection.rows, captions, bank["digest"])
@@ -250,7 +250,7 @@ def match(config: Any, workdir: Location, executor: Executor = run_local) -> Mat
 def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str, Any]], str | None]:
     """The stage's store, its plan made or checked, the shards to match, and the language of `MatchWorker`."""
     version, settings = config.gen.version, config.gen.balance
-    bank_digest = _bank(workdir, version)["digest"]
+    bank_digest = read_meta(workdir, version)["digest"]
     shards, captions_digest = _caption_shards(stage_folder(workdir, "captions", version))
     store = StageStore(stage_folder(workdir, "balance", version))
     plan = {
@@ -279,14 +279,6 @@ def _parameters(settings: Any) -> dict[str, Any]:
     if settings.method != "balanced":
         parameters["method"] = settings.method
     return parameters
-
-
-def _bank(workdir: Location, version: str) -> dict[str, Any]:
-    """Digest and size of a workdir's bank, without reading its concepts unless there is none to complain about."""
-    path = stage_folder(workdir, "concepts", version) / "bank.json"
-    if not path.exists():
-        load_bank(workdir, version)
-    return read_json(path)
 
 
 def _caption_shards(folder: Location) -> tuple[list[dict[str, Any]], str]:

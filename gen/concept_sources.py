@@ -1,10 +1,12 @@
-"""Where concepts come from. A source is a function of `config.gen.concepts` that yields (text, category) pairs.
+"""Where concepts come from. A source is a function of `config.gen.concepts` and of what the user's own files hold; it
+yields (text, category) pairs.
 
 A source may yield more than is wanted, best first: the bank takes as many new entries as the settings say.
 Every source but `metaclip` and `lists` comes out of a package, so a bank needs no download of its own. To add a source,
 write such a function and name it in `SOURCES` and in the schema.
 """
 
+import dataclasses
 import difflib
 import json
 import math
@@ -13,7 +15,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from synthclip_jax.errors import UserError
+from gen.block_list import BlockList
+from gen.concept_files import ConceptFile, read_file, read_text
+from gen.concept_tables import BankError as BankError
+from gen.concept_tables import parse_json
+from synthclip_jax import text_files
 
 Entries = Iterator[tuple[str, str]]
 
@@ -31,16 +37,47 @@ LEXICOGRAPHER_FILES = (
 )
 
 
-class BankError(UserError, ValueError):
-    """A concept source or the concept bank cannot be used; the text names the file and line, and what to do."""
+@dataclasses.dataclass(frozen=True)
+class Brought:
+    """What the user's own files hold.
+
+    Attributes:
+      lists: those of `gen.concepts.lists`.
+      metaclip: the entries of `gen.concepts.metaclip_path`.
+      block_list: what no entry may contain.
+    """
+
+    lists: list[ConceptFile]
+    metaclip: list[str]
+    block_list: BlockList
+
+    @classmethod
+    def read(cls, settings: Any) -> "Brought":
+        """Reads all of them.
+
+        Raises:
+          BankError: a file is missing, or is not in a form that is known.
+        """
+        metaclip = pathlib.Path(settings.metaclip_path).expanduser() if settings.metaclip_path else None
+        return cls(
+            [read_file(name, "gen.concepts.lists") for name in settings.lists],
+            _texts(metaclip, "gen.concepts.metaclip_path") if metaclip else [],
+            BlockList.of(settings.block_list),
+        )
+
+    def lines(self) -> Iterator[str]:
+        """How the files were understood and what of them is left out, for people."""
+        for file in self.lists:
+            yield from (f"{file.path}: {note}" for note in (*file.notes, *file.left_out.lines()))
+        yield from (f"block list: {line}" for line in self.block_list.lines())
 
 
-def numbers(settings: Any) -> Entries:
+def numbers(settings: Any, brought: Brought) -> Entries:
     """The numbers 0 to 99, with which MetaCLIP's list begins."""
     return ((str(number), "number") for number in range(100))
 
 
-def wordnet(settings: Any) -> Entries:
+def wordnet(settings: Any, brought: Brought) -> Entries:
     """The first lemma of each synset, with underscores as spaces and in WordNet's own spelling (`Paris`, `dog`).
 
     The category is the lexicographer file of the lemma's most frequent sense among those kept: `apple` is noun.food
@@ -49,7 +86,7 @@ def wordnet(settings: Any) -> Entries:
     Raises:
       BankError: a file is missing or is not in WordNet's format, or a category does not exist.
     """
-    folder = pathlib.Path(settings.wordnet_path or DEBIAN_WORDNET)
+    folder = wordnet_folder(settings)
     wanted = set(settings.wordnet_categories) or set(LEXICOGRAPHER_FILES)
     for unknown in sorted(wanted.difference(LEXICOGRAPHER_FILES)):
         near = difflib.get_close_matches(unknown, LEXICOGRAPHER_FILES, n=1)
@@ -66,6 +103,11 @@ def wordnet(settings: Any) -> Entries:
             category[lemma] = min(category.get(lemma, candidate), candidate, key=lambda pair: pair[0])
         for lemma, (_, name) in category.items():
             yield lemma.replace("_", " "), name
+
+
+def wordnet_folder(settings: Any) -> pathlib.Path:
+    """Where WordNet's dictionary is."""
+    return pathlib.Path(settings.wordnet_path or DEBIAN_WORDNET).expanduser()
 
 
 def _synsets(path: pathlib.Path) -> Iterator[tuple[str, str, str]]:
@@ -102,7 +144,7 @@ def _sense_ranks(path: pathlib.Path) -> dict[tuple[str, str], int]:
     return ranks
 
 
-def unigrams(settings: Any) -> Entries:
+def unigrams(settings: Any, brought: Brought) -> Entries:
     """The English words of `wordfreq`, most frequent first; those without a letter or digit (emoji) are left out."""
     import wordfreq
 
@@ -110,7 +152,7 @@ def unigrams(settings: Any) -> Entries:
     return ((word, "unigram") for word in wordfreq.top_n_list("en", everything) if any(map(str.isalnum, word)))
 
 
-def bigrams(settings: Any) -> Entries:
+def bigrams(settings: Any, brought: Brought) -> Entries:
     """The word pairs of `symspellpy`, highest pointwise mutual information first, if both words are frequent.
 
     Raw PMI puts rare names and foreign phrases on top, hence `bigram_top_words` and `bigram_min_count`.
@@ -135,36 +177,24 @@ def bigrams(settings: Any) -> Entries:
     return ((text, "bigram") for _, text in sorted(scored))
 
 
-def lists(settings: Any) -> Entries:
-    """Your own files: .txt with one concept a line, or .json with a list of strings. The category is the file's name.
-
-    Raises:
-      BankError: a file is missing, not UTF-8, not JSON, or holds something else than text.
-    """
-    for name in settings.lists:
-        path = pathlib.Path(name)
-        for text in _list_file(path, "gen.concepts.lists"):
-            yield " ".join(text.split()), path.stem
+def lists(settings: Any, brought: Brought) -> Entries:
+    """Your own files (`gen.concept_files`). The category is the file's name."""
+    return ((text, pathlib.Path(file.path).stem) for file in brought.lists for text in file.texts)
 
 
-def metaclip(settings: Any) -> Entries:
-    """MetaCLIP's `metadata.json`, unchanged and in its order: as the only source, an entry's index is its id.
-
-    Raises:
-      BankError: the file is missing, not JSON, or not a list of texts.
-    """
-    path = pathlib.Path(settings.metaclip_path)
-    return ((text, "metaclip") for text in _json_list(path, "gen.concepts.metaclip_path"))
+def metaclip(settings: Any, brought: Brought) -> Entries:
+    """MetaCLIP's `metadata.json`, unchanged and in its order: as the only source, an entry's index is its id."""
+    return ((text, "metaclip") for text in brought.metaclip)
 
 
-def sprites(settings: Any) -> Entries:
+def sprites(settings: Any, brought: Brought) -> Entries:
     """What `gen.sprites` can draw: all of it, or the core of common things that look unlike each other."""
     from gen.sprites import vocabulary
 
     return ((entry.name, entry.category) for entry in vocabulary() if entry.core or settings.sprites == "all")
 
 
-SOURCES: dict[str, Callable[[Any], Entries]] = {
+SOURCES: dict[str, Callable[[Any, Brought], Entries]] = {
     "numbers": numbers,
     "wordnet": wordnet,
     "unigrams": unigrams,
@@ -175,46 +205,12 @@ SOURCES: dict[str, Callable[[Any], Entries]] = {
 }
 
 
-def block_list(settings: Any) -> set[str]:
-    """The words and phrases, in lower case, that no entry may contain.
-
-    Raises:
-      BankError: a .txt file is missing or not UTF-8.
-    """
-    blocked: set[str] = set()
-    for item in settings.block_list:
-        texts = _list_file(pathlib.Path(item), "gen.concepts.block_list") if item.endswith(".txt") else [item]
-        blocked.update(" ".join(text.lower().split()) for text in texts)
-    return blocked
-
-
-def user_files(settings: Any) -> list[pathlib.Path]:
-    """The user's own files that the settings name."""
-    names = [*settings.lists, *(item for item in settings.block_list if item.endswith(".txt"))]
-    return [pathlib.Path(name) for name in (*names, settings.metaclip_path) if name]
-
-
-def _list_file(path: pathlib.Path, key: str) -> list[str]:
-    if path.suffix == ".json":
-        return _json_list(path, key)
-    if path.suffix == ".txt":
-        return [line for line in _lines(path, key) if line.strip()]
-    raise BankError(f"{key}: {path}: allowed: .txt (one concept a line) or .json (a list of strings)")
-
-
-def _json_list(path: pathlib.Path, key: str) -> list[str]:
-    text = _read(path, key)
-    try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BankError(
-            f"{path}: not valid JSON, line {error.lineno}, column {error.colno}: {error.msg}. It must be one list of"
-            ' strings, such as ["cat", "dog"]'
-        ) from error
+def _texts(path: pathlib.Path, key: str) -> list[str]:
+    """A JSON list of texts, as they stand."""
+    entries = parse_json(read_text(path, key), path)
     if not isinstance(entries, list):
-        raise BankError(
-            f'{path}: holds one {type(entries).__name__}, allowed: a list of strings, such as ["cat", "dog"]'
-        )
+        kind = type(entries).__name__
+        raise BankError(f'{path}: holds one {kind}, allowed: a list of strings, such as ["cat", "dog"]')
     for index, entry in enumerate(entries):
         if not isinstance(entry, str):
             raise BankError(f"{path}: entry {index} is {json.dumps(entry)[:60]}, allowed: text. Put it in quotes")
@@ -227,17 +223,5 @@ def _json_list(path: pathlib.Path, key: str) -> list[str]:
     return entries
 
 
-def _lines(path: pathlib.Path, key: str = "") -> list[str]:
-    return _read(path, key).split("\n")
-
-
-def _read(path: pathlib.Path, key: str = "") -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise BankError(f"{key}: {path}: no such file") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise BankError(f"{path}:{line}: not UTF-8 (byte {error.start}). Save the file as UTF-8") from error
-    except OSError as error:
-        raise BankError(f"{path}: cannot be read ({error.strerror})") from error
+def _lines(path: pathlib.Path) -> list[str]:
+    return text_files.split_lines(read_text(path))

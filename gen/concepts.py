@@ -6,21 +6,25 @@
 The bank's digest is carried by everything made from it.
 """
 
+import collections
 import dataclasses
 import functools
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen.concept_sources import SOURCES, BankError, block_list, user_files
+from gen.concept_contents import check_contents, contents_of
+from gen.concept_sources import SOURCES, BankError, Brought
 from gen.executor import Executor, run_local
-from gen.matching import WRAPPED
-from gen.store import PlanMismatch, StageStore, read_json, sha256, stage_folder, to_json, write_atomic
+from gen.store import StageStore, differences, read_json, sha256, stage_folder, to_json, write_atomic
+from synthclip_jax import state_files, text_files
 from synthclip_jax.config import plain
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import Location
+from synthclip_jax.presence import UNSPACED, WRAPPED, Presence, is_unspaced, normalise
 
-# Where a file lies says nothing about what is in it; the texts do.
+# Where a file lies says nothing about what is in it: its texts are compared (`contents` in bank.json).
 _PATHS = ("wordnet_path", "metaclip_path", "lists", "block_list")
 
 
@@ -62,94 +66,114 @@ def build_bank(config: Any) -> list[Concept]:
     Raises:
       BankError: a source cannot be read, or nothing is left.
     """
-    return _build(config.gen.concepts)[0]
+    settings = config.gen.concepts
+    return _build(settings, Brought.read(settings), config.gen.balance.fold_case)[0]
 
 
-def _build(settings: Any) -> tuple[list[Concept], dict[str, dict[str, int]]]:
-    """The concepts, and for each source how many entries it has, gave, repeated, or lost to the block list."""
+def _build(
+    settings: Any, brought: Brought, fold_case: bool = False
+) -> tuple[list[Concept], dict[str, dict[str, int]], LeftOut]:
+    """The concepts; for each source how many entries it has, gave, repeated or lost to the block list; what is lost.
+
+    `fold_case`: entries that differ in case alone are one, since no caption would tell them apart.
+    """
     import wordfreq
 
-    blocked = block_list(settings)
-    entries: dict[str, tuple[str, str]] = {}
+    blocked = brought.block_list
+    # In MetaCLIP's own list an entry's index is its id, so that there a repeated entry keeps its place.
+    in_place = tuple(settings.sources) == ("metaclip",)
+    rows: list[tuple[str, str, str]] = []
+    known: set[str] = set()
     counts = {}
+    left_out = LeftOut("concepts")
     # As in MetaCLIP's table, a source's size is what it adds to the sources before it.
     sizes = {"unigrams": settings.unigrams, "bigrams": settings.bigrams}
     for source in settings.sources:
         size = sizes.get(source, float("inf"))
         own: set[str] = set()
         count = {"read": 0, "new": 0, "repeated": 0, "elsewhere": 0, "blocked": 0}
-        for text, category in SOURCES[source](settings):
+        for text, category in SOURCES[source](settings, brought):
             if count["new"] >= size:
                 break
+            if source != "metaclip":
+                text = normalise(text).strip()
             count["read"] += 1
-            if _contains(text, blocked):
+            key = normalise(text).casefold() if fold_case else text
+            if blocked and blocked.blocks(text):
                 count["blocked"] += 1
-            elif text in own:
+                left_out.add("on the block list", text)
+            elif key in own:
                 count["repeated"] += 1
-            elif text in entries:
+                if in_place:
+                    rows.append((text, source, category))
+            elif key in known:
                 count["elsewhere"] += 1
-            else:
+            elif text:
                 count["new"] += 1
-                entries[text] = (source, category)
-            own.add(text)
+                rows.append((text, source, category))
+                known.add(key)
+            own.add(key)
         counts[source] = count
-    rows = [
-        (text, source, category, wordfreq.word_frequency(text, "en")) for text, (source, category) in entries.items()
-    ]
+    frequencies = [wordfreq.word_frequency(text, "en") for text, _, _ in rows]
+    numbers = list(range(len(rows)))
     if 0 < settings.limit < len(rows):
-        kept = sorted(range(len(rows)), key=lambda index: -rows[index][3])[: settings.limit]
-        rows = [rows[index] for index in sorted(kept)]
+        numbers = sorted(sorted(numbers, key=lambda number: -frequencies[number])[: settings.limit])
+        left_out.add(f"beyond gen.concepts.limit={settings.limit:,}", "the least frequent", len(rows) - len(numbers))
     if not rows:
         raise BankError(
             f"the concept bank is empty: the sources {', '.join(settings.sources)} gave no entry"
             + (" that the block list allows" if blocked else "")
             + ". Check gen.concepts"
         )
-    return [Concept(index, *row) for index, row in enumerate(rows)], counts
-
-
-def _contains(text: str, blocked: set[str]) -> bool:
-    if not blocked:
-        return False
-    words = " ".join(text.lower().split())
-    return not blocked.isdisjoint(words.split()) or any(f" {item} " in f" {words} " for item in blocked if " " in item)
+    concepts = [Concept(index, *rows[number], frequencies[number]) for index, number in enumerate(numbers)]
+    return concepts, counts, left_out
 
 
 def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Builds the bank of a workdir, unless it is there.
 
     Raises:
-      BankError: a source cannot be read, or the bank is empty.
+      BankError: a source cannot be read, the bank is empty, or its entries are not in the language of the captions.
       PlanMismatch: the bank there was made with other settings or from files that have changed since.
     """
     settings = config.gen.concepts
     store = StageStore(stage_folder(workdir, "concepts", config.gen.version))
-    plan = {"stage": "concepts", "concepts": plain(settings)}
+    plan = {"stage": "concepts", "concepts": _parameters(settings)}
+    if config.gen.balance.fold_case:
+        plan["fold_case"] = True
     if store.plan_path.exists():
-        store.ensure_plan(plan)
+        plan = store.ensure_plan(_as_planned(read_json(store.plan_path), plan))
     meta_path = store.folder / "bank.json"
     if meta_path.exists():
-        meta = read_json(meta_path)
-        _check_files(meta["files"], settings, store.folder)
+        meta = _read_meta(meta_path)
+        check_contents(meta, settings, store.folder, lambda: _digest(_texts_of(settings), settings))
         return _summary(meta)
-    concepts, counts = _build(settings)
+    brought = Brought.read(settings)
+    concepts, counts, left_out = _build(settings, brought, config.gen.balance.fold_case)
+    presence = Presence(config.gen.captions.language, config.gen.balance.fold_case)
+    texts = [concept.text for concept in concepts]
+    _check_script(texts, presence.language)
     lines = "".join(f"{json.dumps(_row(concept), ensure_ascii=False)}\n" for concept in concepts).encode()
-    parameters = {key: value for key, value in plain(settings).items() if key not in _PATHS}
+    patterns = collections.Counter(presence.pattern(normalise(text)) for text in texts)
     meta = {
-        "digest": sha256(to_json({"texts": [concept.text for concept in concepts], "parameters": parameters}))[:16],
+        "digest": _digest(texts, settings),
         "count": len(concepts),
         "sources": counts,
         # What MetaCLIP's rule can never find in a caption, because it puts spaces around these marks there.
-        "unmatchable": sum(any(mark in concept.text for mark in WRAPPED) for concept in concepts),
-        "files": {str(path): sha256(path.read_bytes()) for path in user_files(settings)},
+        "unmatchable": sum(any(mark in text for mark in WRAPPED) for text in texts) if presence.language == "en" else 0,
+        "alike": len(texts) - len(patterns),
+        "left_out": left_out.as_dict(),
+        "contents": contents_of(settings, brought),
         "versions": {name: importlib.metadata.version(name) for name in ("wordfreq", "symspellpy") if _installed(name)},
         "bank.jsonl": {"bytes": len(lines), "sha256": sha256(lines)},
     }
     # The plan comes after the sources were read: a mistyped path can be corrected without a mismatch.
     store.ensure_plan(plan)
     write_atomic(store.folder / "bank.jsonl", lines)
-    write_atomic(meta_path, to_json(meta))
-    _print_counts(meta)
+    state_files.write(meta_path, meta)
+    for line in brought.lines():
+        print(f"concepts: {line}")
+    _print_counts(meta, settings)
     return _summary(meta)
 
 
@@ -157,39 +181,105 @@ def load_bank(workdir: Location, version: str = "") -> Bank:
     """Reads the bank of a workdir, of the newest version if none is named.
 
     Raises:
-      BankError: there is none yet, or its files do not belong together.
+      BankError: there is none yet, it is damaged, or its files do not belong together.
     """
     folder = stage_folder(workdir, "concepts", version)
     if not (folder / "bank.json").exists():
         raise BankError(f"{folder}/bank.json: no such file. Run the concepts stage first: python -m gen ...")
-    meta = read_json(folder / "bank.json")
+    meta = _read_meta(folder / "bank.json")
+    again = f"Delete {folder} and run the concepts stage again: the same settings give the same bank"
     try:
-        data = (folder / "bank.jsonl").read_bytes()
+        data = text_files.read_bytes(folder / "bank.jsonl")
     except FileNotFoundError:
         data = b""
+    except text_files.TextFileError as error:
+        raise BankError(f"{error}. {again}") from error
     if sha256(data) != meta["bank.jsonl"]["sha256"]:
-        raise BankError(
-            f"{folder}/bank.jsonl: missing, or changed since it was written. Delete {folder} and run the concepts stage"
-            " again: the same settings give the same bank"
+        raise BankError(f"{folder}/bank.jsonl: missing, or changed since it was written. {again}")
+    try:
+        concepts = [Concept(**json.loads(line)) for line in data.splitlines()]
+        problem = len(concepts) != meta["count"] or any(
+            concept.id != index or not isinstance(concept.text, str) for index, concept in enumerate(concepts)
         )
-    return Bank([Concept(**json.loads(line)) for line in data.splitlines()], meta["digest"])
+    except (ValueError, TypeError, RecursionError):
+        problem = True
+    if problem:
+        raise BankError(f"{folder}/bank.jsonl: not a bank, or another one than {folder}/bank.json counts. {again}")
+    return Bank(concepts, meta["digest"])
+
+
+def read_meta(workdir: Location, version: str = "") -> dict[str, Any]:
+    """Digest, size and sources of a workdir's bank, without its concepts.
+
+    Raises:
+      BankError: there is none yet, or its record is damaged.
+    """
+    path = stage_folder(workdir, "concepts", version) / "bank.json"
+    if not path.exists():
+        raise BankError(f"{path}: no such file. Run the concepts stage first: python -m gen ...")
+    return _read_meta(path)
+
+
+def _read_meta(path: Location) -> dict[str, Any]:
+    return state_files.read(
+        path,
+        f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank",
+        {"digest": str, "count": int, "bank.jsonl": {"sha256": str}},
+        error=BankError,
+    )
+
+
+def _parameters(settings: Any) -> dict[str, Any]:
+    """The settings without places."""
+    return {key: value for key, value in plain(settings).items() if key not in _PATHS}
+
+
+def _digest(texts: Sequence[str], settings: Any) -> str:
+    return sha256(to_json({"texts": list(texts), "parameters": _parameters(settings)}))[:16]
+
+
+def _texts_of(settings: Any) -> list[str]:
+    return [concept.text for concept in _build(settings, Brought.read(settings))[0]]
+
+
+def _as_planned(there: Any, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan that is there, if it differs from ours only as older plans do, which hold places and no fold_case."""
+    try:
+        without = {**there, "concepts": {key: item for key, item in there["concepts"].items() if key not in _PATHS}}
+    except (TypeError, KeyError, AttributeError):
+        return plan
+    old = any(key in there["concepts"] for key in _PATHS)
+    ours = {key: item for key, item in plan.items() if not (old and key == "fold_case")}
+    return plan if differences(without, json.loads(to_json(ours))) else there
+
+
+def _check_script(texts: Sequence[str], language: str) -> None:
+    """Refuses a bank whose concepts are not in the script of the captions.
+
+    Raises:
+      BankError: more than half of them are written without spaces, and the language is not.
+    """
+    unspaced = [text for text in texts if is_unspaced(text)]
+    if language in UNSPACED or not unspaced:
+        return
+    given = f"gen.captions.language={language}"
+    names = ", ".join(unspaced[:3])
+    if 2 * len(unspaced) > len(texts):
+        raise BankError(
+            f"{len(unspaced):,} of {len(texts):,} concepts are in a script that does not write words apart ({names}):"
+            f" with {given} none would be found in a caption. Allowed for them: {', '.join(UNSPACED)}"
+        )
+    print(
+        f"concepts: {len(unspaced):,} are in a script that does not write words apart ({names}); with {given} they are"
+        " found in captions only where spaces are around them"
+    )
 
 
 def _row(concept: Concept) -> dict[str, Any]:
     return {name: getattr(concept, name) for name in Concept.__slots__}  # dataclasses.asdict copies, ten times slower
 
 
-def _check_files(recorded: Mapping[str, str], settings: Any, folder: Location) -> None:
-    """A list edited after the bank was made would be ignored silently; one that is gone does no harm."""
-    for path in user_files(settings):
-        if path.is_file() and recorded.get(str(path)) != sha256(path.read_bytes()):
-            raise PlanMismatch(
-                f"{path}: has changed since the concept bank in {folder} was made from it. Restore it, or use another"
-                " --workdir"
-            )
-
-
-def _print_counts(meta: Mapping[str, Any]) -> None:
+def _print_counts(meta: Mapping[str, Any], settings: Any) -> None:
     for source, count in meta["sources"].items():
         notes = [
             f"{count[key]:,} {text}"
@@ -201,6 +291,16 @@ def _print_counts(meta: Mapping[str, Any]) -> None:
             if count[key]
         ]
         print(f"concepts: {source}: {count['new']:,} entries" + (f" ({', '.join(notes)})" if notes else ""))
+    for line in LeftOut.from_dict(meta["left_out"], "concepts").lines():
+        print(f"concepts: {line}")
+    if settings.block_list and "on the block list" not in meta["left_out"]:
+        print("concepts: the block list blocks no entry")
+    if tuple(settings.sources) == ("metaclip",) and meta["left_out"]:
+        print("concepts: since entries are left out, an entry's id is not its index in metadata.json")
+    if meta["alike"]:
+        print(
+            f"concepts: {meta['alike']:,} are looked for as another entry is: the first of each counts for all of them"
+        )
     if meta["unmatchable"]:
         print(f"concepts: {meta['unmatchable']:,} contain one of {WRAPPED} and can never match a caption")
 

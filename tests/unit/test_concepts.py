@@ -1,5 +1,6 @@
 """The concept bank: what each source gives, who owns an entry, and what happens with bad input."""
 
+import hashlib
 import json
 import pathlib
 
@@ -7,7 +8,7 @@ import pytest
 
 from gen.concept_sources import DEBIAN_WORDNET, BankError
 from gen.concepts import build_bank, load_bank, run
-from gen.store import PlanMismatch, StoreError
+from gen.store import PlanMismatch
 from synthclip_jax.config import default_config
 
 wordfreq = pytest.importorskip("wordfreq")
@@ -189,7 +190,7 @@ def test_the_block_list_removes_entries_that_contain_its_words(settings, tmp_pat
     path = write(tmp_path / "mine.txt", "cat\nCat\ncat flap\nconcat\nhot dog\nhot dogs\ndog\nhot tin dog\n")
     blocked = write(tmp_path / "blocked.txt", "Hot Dog\n")
     bank = bank_of(config, "lists", lists=(path,), block_list=("cat", blocked))
-    assert [concept.text for concept in bank] == ["concat", "hot dogs", "dog", "hot tin dog"]
+    assert [concept.text for concept in bank] == ["concat", "dog", "hot tin dog"]
 
 
 @pytest.mark.parametrize(
@@ -201,9 +202,9 @@ def test_the_block_list_removes_entries_that_contain_its_words(settings, tmp_pat
         ("a.json", '["cat", null]', r"a\.json: entry 1 is null, allowed: text"),
         ("a.json", '["cat", " "]', r"a\.json: entry 1 is empty"),
         ("a.json", '["cat", "\\ud800"]', r"a\.json: entry 1 holds half a surrogate pair"),
-        ("a.txt", b"cat\nd\xf6g\n", r"a\.txt:2: not UTF-8"),
+        ("a.txt", b"cat\nd\xf6g\n", r"a\.txt: line 2: not UTF-8"),
         ("a.txt", "\n\n", "the concept bank is empty"),
-        ("a.csv", "cat\n", r"a\.csv: allowed: \.txt .* or \.json"),
+        ("a.xml", "cat\n", r"a\.xml: the suffix is \.xml, allowed: \.txt, .*\.json"),
         ("a.txt", None, r"gen\.concepts\.lists: .*a\.txt: no such file"),
     ],
 )
@@ -312,5 +313,156 @@ def test_a_missing_or_changed_bank_is_named(settings, tmp_path):
     with pytest.raises(BankError, match="changed since it was written"):
         load_bank(tmp_path)
     (tmp_path / "gen" / "concepts" / "bank.json").write_text("{")
-    with pytest.raises(StoreError, match="not valid JSON"):
+    with pytest.raises(BankError, match=r"bank\.json: damaged .* run the concepts stage again"):
         load_bank(tmp_path)
+
+
+def as_an_older_release_left_it(folder, lists, text):
+    """Turns a workdir's bank into one whose plan holds places and whose record holds digests of files' bytes."""
+    plan = json.loads((folder / "plan.json").read_bytes())
+    plan.pop("fold_case", None)
+    plan["concepts"] |= {"lists": list(lists), "block_list": [], "wordnet_path": "", "metaclip_path": ""}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    meta = json.loads((folder / "bank.json").read_bytes())
+    for key in ("check", "contents", "left_out", "alike"):
+        del meta[key]
+    meta["files"] = {path: hashlib.sha256(text.encode()).hexdigest() for path in lists}
+    (folder / "bank.json").write_text(json.dumps(meta))
+
+
+def test_the_same_texts_by_another_path_or_with_other_line_ends_go_on(settings, tmp_path, capsys):
+    config, section = settings
+    (tmp_path / "a").mkdir()
+    path = write(tmp_path / "a" / "mine.txt", "dog\ncat\nowl\n")
+    section.update(sources=("lists",), lists=(path,), block_list=(write(tmp_path / "blocked.txt", "gun\n"),))
+    first = run(config, tmp_path / "w")
+    section.lists = (f"{tmp_path}/./a/mine.txt",)
+    assert run(config, tmp_path / "w") == first
+    section.lists = (write(tmp_path / "moved.txt", "dog\ncat\nowl\n"),)
+    section.block_list = (write(tmp_path / "blocked too.csv", "term\ngun\n"),)
+    assert run(config, tmp_path / "w") == first
+    section.lists = (write(tmp_path / "a" / "mine.txt", "\ufeff# mine\r\ndog\r\n\r\ncat\r\nowl"),)
+    assert run(config, tmp_path / "w") == first
+    pathlib.Path(path).unlink()
+    capsys.readouterr()
+    assert run(config, tmp_path / "w") == first
+    assert "mine.txt: not there; the bank that was made goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lists": ("other.txt",)}, r"other\.txt: has changed"),
+        ({"lists": ("mine.txt", "gone.txt")}, r"gen\.concepts\.lists: has changed"),
+        ({"lists": ()}, "gen.concepts.lists"),
+        ({"block_list": ("blocked.txt", "knife")}, r"gen\.concepts\.block_list: has changed"),
+        ({"block_list": ("more.txt",)}, r"more\.txt: has changed"),
+    ],
+)
+def test_other_texts_are_refused_by_the_name_of_their_file(settings, tmp_path, monkeypatch, change, named):
+    monkeypatch.chdir(tmp_path)
+    config, section = settings
+    for name, text in (
+        ("mine.txt", "dog\n"),
+        ("other.txt", "owl\n"),
+        ("blocked.txt", "gun\n"),
+        ("more.txt", "gun\nx\n"),
+    ):
+        write(tmp_path / name, text)
+    section.update(sources=("lists",), lists=("mine.txt",), block_list=("blocked.txt",))
+    run(config, tmp_path / "w")
+    section.update(change)
+    with pytest.raises(PlanMismatch, match=named):
+        run(config, tmp_path / "w")
+
+
+def test_workdirs_of_older_releases_go_on_with_moved_lists_and_refuse_others(settings, tmp_path):
+    config, section = settings
+    text = "dog\ncat\n"
+    path = write(tmp_path / "mine.txt", text)
+    section.update(sources=("lists",), lists=(path,))
+    first = run(config, tmp_path / "w")
+    as_an_older_release_left_it(tmp_path / "w" / "gen" / "concepts", [path], text)
+    assert run(config, tmp_path / "w") == first
+    config.gen.balance.fold_case = True  # it was no part of the plan then
+    assert run(config, tmp_path / "w") == first
+    section.lists = (write(tmp_path / "moved.txt", text),)
+    assert run(config, tmp_path / "w") == first
+    section.lists = (write(tmp_path / "moved.txt", "dog\r\ncat\r\n"),)
+    assert run(config, tmp_path / "w") == first
+    section.lists = (write(tmp_path / "moved.txt", "dog\nowl\n"),)
+    with pytest.raises(PlanMismatch, match=r"moved\.txt: has changed"):
+        run(config, tmp_path / "w")
+    section.update(lists=(path,), limit=1)
+    with pytest.raises(PlanMismatch, match=r"concepts\.limit: 0 -> 1"):
+        run(config, tmp_path / "w")
+    assert load_bank(tmp_path / "w").texts == ["dog", "cat"]
+
+
+def test_entries_that_differ_in_case_alone_are_one_concept_where_case_does_not_count(settings, tmp_path, capsys):
+    config, section = settings
+    section.update(sources=("lists",), lists=(write(tmp_path / "mine.txt", "cat\nDog\ndog\nDOG\n"),))
+    assert run(config, tmp_path / "cased")["concepts"] == 4
+    config.gen.balance.fold_case = True
+    assert run(config, tmp_path / "folded")["concepts"] == 2
+    assert "2 entries (2 duplicates merged)" in capsys.readouterr().out
+    assert load_bank(tmp_path / "folded").texts == ["cat", "Dog"]
+    config.gen.balance.fold_case = False
+    with pytest.raises(PlanMismatch, match="fold_case"):
+        run(config, tmp_path / "folded")
+
+
+def test_a_repeated_entry_of_metaclip_keeps_its_place_so_that_an_index_stays_an_id(settings, tmp_path, capsys):
+    config, section = settings
+    entries = ["zebra", "0", "zebra", "St. Louis", "0", "yak"]
+    section.update(sources=("metaclip",), metaclip_path=write(tmp_path / "metadata.json", json.dumps(entries)))
+    run(config, tmp_path / "w")
+    bank = load_bank(tmp_path / "w")
+    assert bank.texts == entries
+    assert [concept.id for concept in bank.concepts] == list(range(6))
+    assert "2 are looked for as another entry is" in capsys.readouterr().out
+    section.sources = ("numbers", "metaclip")
+    assert [concept.text for concept in build_bank(config)][100:] == ["zebra", "St. Louis", "yak"]
+
+
+def test_what_the_block_list_reads_and_blocks_is_said(settings, tmp_path, capsys):
+    config, section = settings
+    section.update(sources=("lists",), lists=(write(tmp_path / "mine.txt", "cat\nCats\ngrass\nhot-dog\n"),))
+    section.block_list = ("cat", write(tmp_path / "blocked.TXT", "# food\nhot dog\nass\n"))
+    run(config, tmp_path / "w")
+    said = capsys.readouterr().out
+    assert f"block list: 3 terms read (1 given, 2 of {tmp_path}/blocked.TXT)" in said
+    assert "3 concepts left out: on the block list (cat, Cats, hot-dog)" in said
+    assert load_bank(tmp_path / "w").texts == ["grass"]
+    section.block_list = ("lion",)
+    run(config, tmp_path / "v")
+    assert "the block list blocks no entry" in capsys.readouterr().out
+
+
+def test_concepts_without_spaces_need_a_language_without_spaces(settings, tmp_path, capsys):
+    config, section = settings
+    section.update(sources=("lists",), lists=(write(tmp_path / "mine.txt", "猫\n自行车\ndog\n"),))
+    with pytest.raises(BankError, match=r"2 of 3 concepts .*猫.*gen\.captions\.language=en.*Allowed for them: zh, ja"):
+        run(config, tmp_path / "w")
+    config.gen.captions.language = "zh"
+    assert run(config, tmp_path / "w")["concepts"] == 3
+    write(tmp_path / "mine.txt", "猫\ndog\nowl\n")
+    config.gen.captions.language = "en"
+    run(config, tmp_path / "v")
+    assert "1 are in a script that does not write words apart (猫)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[1]", '{"id": 0}', '{"id": 1, "text": "cat", "source": "", "category": "", "frequency": 0}', "[" * 9999],
+)
+def test_a_bank_of_a_strangers_hand_is_one_line(settings, tmp_path, line):
+    config, section = settings
+    section.update(sources=("lists",), lists=(write(tmp_path / "mine.txt", "cat\n"),))
+    run(config, tmp_path / "w")
+    folder = tmp_path / "w" / "gen" / "concepts"
+    (folder / "bank.jsonl").write_text(line)
+    digest = hashlib.sha256(line.encode()).hexdigest()
+    (folder / "bank.json").write_text(json.dumps({"digest": "x", "count": 1, "bank.jsonl": {"sha256": digest}}))
+    with pytest.raises(BankError, match=r"bank\.jsonl: not a bank"):
+        load_bank(tmp_path / "w")
