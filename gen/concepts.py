@@ -145,7 +145,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         plan = store.ensure_plan(_as_planned(read_json(store.plan_path), plan))
     meta_path = store.folder / "bank.json"
     if meta_path.exists():
-        meta = _read_meta(meta_path)
+        meta = _read_meta(meta_path, {"count": int, "sources": dict})
         check_contents(meta, settings, store.folder, lambda: _digest(_texts_of(settings), settings))
         return _summary(meta)
     brought = Brought.read(settings)
@@ -198,7 +198,7 @@ def load_bank(workdir: Location, version: str = "") -> Bank:
         raise BankError(f"{folder}/bank.jsonl: missing, or changed since it was written. {again}")
     try:
         concepts = [Concept(**json.loads(line)) for line in data.splitlines()]
-        problem = len(concepts) != meta["count"] or any(
+        problem = len(concepts) != meta.get("count", len(concepts)) or any(
             concept.id != index or not isinstance(concept.text, str) for index, concept in enumerate(concepts)
         )
     except (ValueError, TypeError, RecursionError):
@@ -217,14 +217,14 @@ def read_meta(workdir: Location, version: str = "") -> dict[str, Any]:
     path = stage_folder(workdir, "concepts", version) / "bank.json"
     if not path.exists():
         raise BankError(f"{path}: no such file. Run the concepts stage first: python -m gen ...")
-    return _read_meta(path)
+    return _read_meta(path, {"count": int})
 
 
-def _read_meta(path: Location) -> dict[str, Any]:
+def _read_meta(path: Location, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return state_files.read(
         path,
         f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank",
-        {"digest": str, "count": int, "bank.jsonl": {"sha256": str}},
+        {"digest": str, "bank.jsonl": {"sha256": str}, **(more or {})},
         error=BankError,
     )
 
