@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gen import smollm2
+from gen.answers import Answer
+from gen.chat_templates import ChatTemplate
 from synthclip_jax.errors import UserError
 
 Conversation = list[dict[str, str]]
@@ -27,7 +29,7 @@ class CaptionEngine(Protocol):
     def generate(
         self, conversations: Sequence[Conversation], seeds: Sequence[int]
     ) -> Iterator[tuple[int, str | Exception]]:
-        """Answers each conversation once.
+        """Answers each conversation once; an `Answer` says why it ended, which a plain text does not know.
 
         Args:
           conversations: chat messages, `{"role":..., "content":...}`.
@@ -97,12 +99,20 @@ class TransformersEngine:
 
         model, revision = model_location(captions)
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
-                model, revision=revision, dtype=getattr(torch, captions.dtype), trust_remote_code=False
+            # Nothing that comes with a model is executed: neither its Python files nor pickled weights.
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                model, revision=revision, trust_remote_code=False
             )
-        except OSError as error:
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                model,
+                revision=revision,
+                dtype=getattr(torch, captions.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError) as error:
             raise not_found(captions, error) from error
+        self.template = ChatTemplate(self.tokenizer, captions)
         device = captions.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,15 +129,16 @@ class TransformersEngine:
         )
 
     def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """See `CaptionEngine`."""
-        texts = [
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            for messages in conversations
-        ]
+        """See `CaptionEngine`.
+
+        Raises:
+          TemplateError: the model's chat template refuses the chat.
+        """
+        texts = [self.template(messages) for messages in conversations]
         # The template writes the special tokens itself; adding them again would double the first one.
         prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for index, tokens in self.decoder(prompts, seeds):
-            yield index, self.tokenizer.decode(tokens, skip_special_tokens=True)
+        for index, tokens, reason in self.decoder(prompts, seeds):
+            yield index, Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), reason)
 
     def close(self) -> None:
         """See `CaptionEngine`."""

@@ -5,19 +5,21 @@
 
 A shard is a range of ids: all captions of one concept, then of the next, so that equal prompts meet in a batch. An
 answer that is no caption is asked for again with another seed, up to `max_attempts` times, and then rejected with the
-last reason. The concept that was asked for is kept with the caption (the reference drops it). Captions are committed
-once and never made again: an engine need not be able to repeat itself.
+last reason. A first shard without one caption ends the stage before it is committed. The concept that was asked for is
+kept with the caption (the reference drops it). Captions are committed once and never made again: an engine need not be
+able to repeat itself.
 """
 
 import collections
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gen import caption_filters as filters
 from gen import draws
 from gen.caption_engines import CaptionEngine, Conversation, engine_identity, make_engine
+from gen.chat_templates import template_identity
 from gen.concepts import Bank, Concept, load_bank
 from gen.executor import Executor, run_local
 from gen.isolation import Isolation, check_shard
@@ -33,6 +35,11 @@ _PLANNED = (
     "frequency_penalty",
     "max_new_tokens", "filters", "min_words", "max_words", "refusals", "language", "max_attempts", "shard_size",
 )  # fmt: skip
+
+
+def storable(text: str) -> str:
+    """A rejected answer as a table can hold it: half a surrogate pair is no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class CaptionError(UserError, ValueError):
@@ -91,12 +98,14 @@ class CaptionWorker:
       engine: what answers.
       bank: the concepts.
       config: the run's configuration.
+      begun: says whether there are captions already; asked where a shard has none.
     """
 
     progress: Progress | None = None
 
-    def __init__(self, engine: CaptionEngine, bank: Bank, config: Any):
+    def __init__(self, engine: CaptionEngine, bank: Bank, config: Any, begun: Callable[[], bool] = lambda: False):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
+        self._begun = begun
         self.filters = filters.CaptionFilters.of(config.gen.captions)
         self.overlap = getattr(engine, "overlap", 1)
         self._isolation = Isolation()
@@ -106,6 +115,7 @@ class CaptionWorker:
 
         Raises:
           EmptyLLMError: every answer was empty.
+          NothingAcceptedError: no answer was a caption.
           EngineFailure: the engine raised on every question.
         """
         start = shard["index"] * self.captions.shard_size
@@ -128,7 +138,7 @@ class CaptionWorker:
                     if self.progress:
                         self.progress.update(1, {error_reason(text): 1})
                     continue
-                reason = self.filters.reason(text, self._concept(items[slot]).text)
+                text, reason = self.filters.read(text, self._concept(items[slot]).text)
                 answers[reason or "accepted"] += 1
                 if reason is None:
                     accepted[slot] = text, attempt
@@ -137,7 +147,8 @@ class CaptionWorker:
                     rejected[slot] = reason, attempt, text
                 if self.progress and (reason is None or attempt == attempts - 1):
                     self.progress.update(1, {reason: 1} if reason else {})
-        check_shard(shard["index"], len(items), [reason for reason, _, _ in rejected.values()])
+        causes = [(reason, text) for reason, _, text in rejected.values()]
+        check_shard(shard["index"], len(items), causes)
         if answers[filters.EMPTY] == answers.total():
             raise EmptyLLMError(
                 f"the language model {self.captions.model!r} answered all {answers.total():,} questions of shard"
@@ -145,6 +156,15 @@ class CaptionWorker:
                 " tokenizer has a chat template, that gen.captions.dtype fits it (float16 overflows in some), and that"
                 " gen.captions.max_new_tokens is not too small; shards committed before are kept"
             )
+        filters.check_accepted(
+            f"shard {shard['index']}",
+            len(accepted),
+            len({concept for concept, _ in items}),
+            causes,
+            self.captions,
+            "gen.captions",
+            self._begun(),
+        )
         suffix = f"{shard['index']:05d}-of-{shard['of']:05d}.parquet"
         return ShardOutput(
             files={
@@ -163,7 +183,7 @@ class CaptionWorker:
     def _answer(
         self, items: Sequence[tuple[int, int]], pending: Sequence[int], attempt: int
     ) -> Iterator[tuple[int, str | Exception]]:
-        """Asks for the pending slots; yields slots and cleaned answers, or what the engine raises on one alone."""
+        """Asks for the pending slots; yields slots and answers, or what the engine raises on one alone."""
         if not pending:
             return
         questions = [
@@ -182,7 +202,7 @@ class CaptionWorker:
             )
 
         for index, answer in self._isolation.stream(ask, range(len(pending))):
-            yield pending[index], answer if isinstance(answer, Exception) else filters.clean(answer)
+            yield pending[index], answer
 
     def _concept(self, item: tuple[int, int]) -> Concept:
         return self.bank.concepts[item[0]]
@@ -218,7 +238,7 @@ class CaptionWorker:
                 **self._identity([items[slot] for slot in slots]),
                 "attempt": pa.array([rejected[slot][1] for slot in slots], pa.int32()),
                 "reason": pa.array([rejected[slot][0] for slot in slots], pa.string()),
-                "text": pa.array([rejected[slot][2] for slot in slots], pa.string()),
+                "text": pa.array([storable(rejected[slot][2]) for slot in slots], pa.string()),
             }
         )
 
@@ -249,7 +269,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
       A summary: captions, the share of answers that were accepted, rejects by reason.
 
     Raises:
-      CaptionError: the language model gives nothing, or nothing that is a caption.
+      CaptionError, NothingAcceptedError: the language model gives nothing, or nothing that is a caption.
       PlanMismatch: the workdir was made with another configuration.
     """
     captions = config.gen.captions
@@ -266,6 +286,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             "captions": total,
             "shards": of,
             **{key: captions[key] for key in _PLANNED},
+            **template_identity(captions),
             "source": engine_identity(captions),
         }
     )
@@ -277,7 +298,12 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         store,
         shards,
         # Where the worker is, it reads the bank itself: it may be on another machine.
-        lambda: CaptionWorker(make_engine(captions), load_bank(workdir, config.gen.version), config),
+        lambda: CaptionWorker(
+            make_engine(captions),
+            load_bank(workdir, config.gen.version),
+            config,
+            lambda: any(record["count"] for record in store.committed().values()),
+        ),
         label="captions",
         unit="captions",
     )
@@ -288,6 +314,6 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     if not count:
         raise CaptionError(
             f"{store.folder}: none of {total:,} captions was accepted ({reasons}). See rejects-*.parquet there for the"
-            " answers, and change gen.captions.prompt, examples or max_words in another --workdir"
+            f" answers, and start again in another --workdir. {filters.advice(rejects, captions, 'gen.captions')}"
         )
     return {"captions": count, "shards": of, "answers accepted": answers["accepted"] / answers.total(), **reasons}

@@ -18,6 +18,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +73,20 @@ _LANE_ROWS = 32
 AttentionInterface.register(_ATTENTION, shared_prefix_attention)
 
 
+class Decoded(NamedTuple):
+    """One answer.
+
+    Attributes:
+      index: number of its prompt.
+      tokens: without the end token.
+      finish_reason: `stop`: the model ended it; `length`: it has as many tokens as it may have.
+    """
+
+    index: int
+    tokens: list[int]
+    finish_reason: str
+
+
 class Decoder:
     """Answers token prompts with a causal language model, row by row, as they finish.
 
@@ -105,7 +120,7 @@ class Decoder:
         self._prefix_tokens: tuple[int, ...] = ()
         self._prefix: Prefix | None = None
 
-    def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Iterator["Decoded"]:
         """Generates one answer per prompt.
 
         Args:
@@ -114,7 +129,7 @@ class Decoder:
             its prompt and seed; equal calls on one machine give equal answers.
 
         Yields:
-          The number of a prompt and the tokens of its answer without the end token, as answers become ready.
+          Answers, as they become ready.
         """
         if not prompts:
             return
@@ -124,7 +139,7 @@ class Decoder:
             (index, prompt[shared:], np.random.default_rng(seed))
             for index, (prompt, seed) in enumerate(zip(tokens, seeds, strict=True))
         ]
-        ready: queue.SimpleQueue[tuple[int, list[int]] | None] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[Decoded | None] = queue.SimpleQueue()
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self.lanes, "decoder", self._set_threads) as pool:
             # Who runs what is settled here, not by who is quicker: rounding depends on what meets in a batch.
@@ -154,7 +169,7 @@ class Decoder:
                 stop.set()
             ready.put(None)
 
-    def _decode(self, waiting: "Waiting", stop: threading.Event) -> Iterator[tuple[int, list[int]]]:
+    def _decode(self, waiting: "Waiting", stop: threading.Event) -> Iterator["Decoded"]:
         rows = _Rows(self.model)
         while (waiting or rows.requests) and not stop.is_set():
             # Prompts are taken in by the quarter batch: running a few at a time would cost as much as running many.
@@ -244,7 +259,7 @@ class _Rows:
 
     def append(
         self, tokens: Int[torch.Tensor, "batch"], end_tokens: frozenset[int], max_new_tokens: int, trim: bool
-    ) -> list[tuple[int, list[int]]]:
+    ) -> list[Decoded]:
         """Notes one new token per row; rows that are done are returned and leave."""
         self.newest = tokens
         self.counts.scatter_add_(1, tokens[:, None], torch.ones_like(tokens[:, None], dtype=self.counts.dtype))
@@ -254,7 +269,8 @@ class _Rows:
             if token not in end_tokens:
                 answer.append(token)
             if token in end_tokens or len(answer) == max_new_tokens:
-                done.append((self.requests[row][0], answer))
+                reason = "stop" if token in end_tokens else "length"
+                done.append(Decoded(self.requests[row][0], answer, reason))
             else:
                 kept.append(row)
         if done:

@@ -155,7 +155,10 @@ class ImageBatches:
             return (first.pop() if first else self._launch(requests))()
 
         made = self._isolation.batch(run, [ticket.request for ticket in batch])
-        return [Rejected(reject_reason(one), retry=False) if isinstance(one, Exception) else one for one in made]
+        return [
+            Rejected(reject_reason(one), retry=False, detail=str(one)) if isinstance(one, Exception) else one
+            for one in made
+        ]
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

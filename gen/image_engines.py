@@ -24,10 +24,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """No picture, and why; `retry` says whether another seed can help."""
+    """No picture, and why; `retry` says whether another seed can help, `detail` what an engine said that raised."""
 
     reason: str
     retry: bool
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,8 +115,8 @@ class ImageWorker:
         rows = self.selected.take(captions).to_pylist()
         for row, picture in zip(rows, pictures.tolist(), strict=True):
             row["id"] = f"{row['id']}-{picture:02d}"
-        encoded, attempts, rejects = self._make(rows)
-        check_shard(shard["index"], len(rows), rejects.values())
+        encoded, attempts, rejects, details = self._make(rows)
+        check_shard(shard["index"], len(rows), [(reason, details.get(slot, "")) for slot, reason in rejects.items()])
         examples = []
         for slot, row in enumerate(rows):
             if slot in encoded:
@@ -130,15 +130,18 @@ class ImageWorker:
             rejects=dict(collections.Counter(rejects.values())),
         )
 
-    def _make(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[int, bytes], dict[int, int], dict[int, str]]:
+    def _make(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[int, bytes], dict[int, int], dict[int, str], dict[int, str]]:
         """Generates, retries and encodes; encoding runs in threads while the engine makes the next batches.
 
         Returns:
-          JPEG bytes, last attempt, and reject reason, each by slot in `rows`.
+          JPEG bytes, last attempt, reject reason, and what the engine said that raised, each by slot in `rows`.
         """
         encoding: dict[int, concurrent.futures.Future] = {}
         attempts: dict[int, int] = {}
         rejects: dict[int, str] = {}
+        details: dict[int, str] = {}
 
         def request(slot: int, attempt: int) -> Request:
             row = rows[slot]
@@ -158,7 +161,7 @@ class ImageWorker:
                     inbox.ask(request(slot, attempt + 1), (slot, attempt + 1))
                     continue
                 else:
-                    rejects[slot] = outcome.reason
+                    rejects[slot], details[slot] = outcome.reason, outcome.detail
                 finished += 1
                 if self.progress:
                     self.progress.update(1, {rejects[slot]: 1} if slot in rejects else {})
@@ -171,7 +174,7 @@ class ImageWorker:
                     self.progress.update(0, {UNDECODABLE: 1})
             else:
                 encoded[slot] = data
-        return encoded, attempts, rejects
+        return encoded, attempts, rejects, details
 
     def _checked(self, outcome: Picture | Rejected) -> Picture | Rejected:
         if isinstance(outcome, Rejected):

@@ -49,15 +49,26 @@ def reject_reason(error: BaseException) -> str:
     return f"{REASON}{type(error).__name__}"
 
 
-def check_shard(index: int, items: int, reasons: Iterable[str]) -> None:
-    """Looks at the reasons for which items of a shard were rejected.
+def check_shard(index: int, items: int, rejected: Iterable[tuple[str, str]]) -> None:
+    """Looks at why items of a shard were rejected.
+
+    Args:
+      index: of the shard.
+      items: how many it has.
+      rejected: reason and text of each item that was; the text of an error is what the engine raised.
 
     Raises:
       EngineFailure: the engine raised on all items, and there were several.
     """
-    errors = [reason for reason in reasons if reason.startswith(REASON)]
-    if 1 < items == len(errors):
-        raise EngineFailure(f"shard {index}: the engine failed on all {items} items ({', '.join(sorted(set(errors)))})")
+    errors: dict[str, str] = {}
+    failed = 0
+    for reason, text in rejected:
+        if reason.startswith(REASON):
+            failed += 1
+            errors.setdefault(reason, " ".join(text.split())[:300])
+    if 1 < items == failed:
+        listed = "; ".join(f"{reason}: {text}" if text else reason for reason, text in sorted(errors.items()))
+        raise EngineFailure(f"shard {index}: the engine failed on all {items} items ({listed})")
 
 
 class Isolation:

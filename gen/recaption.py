@@ -2,7 +2,8 @@
 
 Optional: it runs where `gen.recaption.model` names one (the paper's ablation with LLaVA: +9.6 points of image
 retrieval). Beside each shard of pictures lies then SHARD.recaptions, framed like a shard: one text for each record, in
-their order, empty where no answer was a caption. Training takes them with `data.recaptions`; the dataset itself stays
+their order, empty where no answer was a caption. What a caption is, `gen.caption_filters` says, as for the captions
+that pictures are drawn from. Training takes them with `data.recaptions`; the dataset itself stays
 as it is.
 
     W/gen/recaption/commits/00000.json
@@ -11,12 +12,14 @@ as it is.
 
 import collections
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gen import caption_filters as filters
 from gen import draws
 from gen.caption_engines import engine_identity
+from gen.captions import storable
+from gen.chat_templates import template_identity
 from gen.executor import Executor, run_local
 from gen.finished_pictures import finished_pictures
 from gen.isolation import Isolation, check_shard, reject_reason
@@ -41,11 +44,13 @@ class RecaptionWorker:
       engine: what answers.
       folder: of the dataset.
       config: the run's configuration.
+      begun: says whether there are captions already; asked where a shard has none.
     """
 
     progress: Progress | None = None
 
-    def __init__(self, engine: VisionEngine, folder: Location, config: Any):
+    def __init__(self, engine: VisionEngine, folder: Location, config: Any, begun: Callable[[], bool] = lambda: False):
+        self._begun = begun
         self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
         self.overlap = getattr(engine, "overlap", 1)
         rules = ("refusal", "length", "one_sentence")
@@ -58,6 +63,7 @@ class RecaptionWorker:
         Raises:
           RecordError: a record is damaged; `python -m gen.verify --repair` makes the shard again.
           EngineFailure: the engine raised on every picture.
+          NothingAcceptedError: no answer was a caption.
         """
         path = self._folder / shard["file"]
         ids, questions = [], []
@@ -81,8 +87,7 @@ class RecaptionWorker:
                     reason: str | None = reject_reason(answer)
                     final.add(record)
                 else:
-                    answer = filters.clean(answer)
-                    reason = self._filters.reason(answer, "")
+                    answer, reason = self._filters.read(answer, "")
                 if reason is None:
                     texts[record] = str(answer)
                     rejected.pop(record, None)
@@ -90,7 +95,11 @@ class RecaptionWorker:
                     rejected[record] = reason, attempt, str(answer)
                 if self.progress and (reason is None or record in final or attempt == attempts - 1):
                     self.progress.update(1, {reason: 1} if reason else {})
-        check_shard(shard["index"], len(ids), [reason for reason, _, _ in rejected.values()])
+        causes = [(reason, text) for reason, _, text in rejected.values()]
+        check_shard(shard["index"], len(ids), causes)
+        filters.check_accepted(
+            f"shard {shard['index']}", len(texts), len(ids), causes, self.settings, "gen.recaption", self._begun()
+        )
         data, index = frame_shard(texts.get(record, "").encode() for record in range(len(ids)))
         name = f"{DATA_PREFIX}{shard['file']}{SUFFIX}"
         rejects_name = f"rejects-{shard['index']:05d}-of-{shard['of']:05d}.parquet"
@@ -138,7 +147,7 @@ def _rejects_table(ids: Sequence[str], rejected: Mapping[int, tuple[str, int, st
             "id": pa.array([ids[record] for record in records], pa.string()),
             "attempt": pa.array([rejected[record][1] for record in records], pa.int32()),
             "reason": pa.array([rejected[record][0] for record in records], pa.string()),
-            "text": pa.array([rejected[record][2] for record in records], pa.string()),
+            "text": pa.array([storable(rejected[record][2]) for record in records], pa.string()),
         }
     )
     buffer = io.BytesIO()
@@ -155,6 +164,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     Raises:
       StoreError: pictures are missing, or the descriptions there were made otherwise.
       ModelNotFound: the model is not where the configuration says.
+      NothingAcceptedError: the first shard has no caption.
     """
     settings = config.gen.recaption
     if not settings.model:
@@ -169,6 +179,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
                 "shards": len(shards),
                 "seed": config.seed,
                 **{key: settings[key] for key in _PLANNED},
+                **template_identity(settings),
                 "source": engine_identity(settings),
             }
         )
@@ -179,7 +190,9 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     records = executor(
         store,
         shards,
-        lambda: RecaptionWorker(make_engine(settings), data, config),
+        lambda: RecaptionWorker(
+            make_engine(settings), data, config, lambda: any(record["count"] for record in store.committed().values())
+        ),
         label="recaption",
         unit="pictures",
     )

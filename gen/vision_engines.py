@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from gen.answers import Answer
 from gen.caption_engines import not_found
+from gen.chat_templates import ChatTemplate
 
 Question = list[dict[str, Any]]  # a chat whose last message holds a picture (PIL) and a text
 
@@ -56,7 +58,10 @@ class TransformersVisionEngine:
         self.settings = settings
         revision = settings.revision or None
         try:
-            self.processor = transformers.AutoProcessor.from_pretrained(settings.model, revision=revision)
+            # Nothing that comes with a model is executed: neither its Python files nor pickled weights.
+            self.processor = transformers.AutoProcessor.from_pretrained(
+                settings.model, revision=revision, trust_remote_code=False
+            )
             self.model = transformers.AutoModelForImageTextToText.from_pretrained(
                 settings.model,
                 revision=revision,
@@ -71,6 +76,9 @@ class TransformersVisionEngine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(device).eval()
         self.processor.tokenizer.padding_side = "left"  # answers continue where the prompts end
+        self.template = ChatTemplate(self.processor, settings, "gen.recaption")
+        end = self.model.generation_config.eos_token_id
+        self.end_tokens = end if isinstance(end, list) else [] if end is None else [end]
 
     def question(self, picture: Any, prompt: str) -> Question:
         """See `VisionEngine`."""
@@ -79,6 +87,7 @@ class TransformersVisionEngine:
     def generate(self, conversations: Sequence[Question], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         """See `VisionEngine`."""
         import torch
+        import transformers
 
         settings = self.settings
         sampling: dict[str, Any] = {"do_sample": False}
@@ -88,20 +97,54 @@ class TransformersVisionEngine:
             batch = conversations[start : start + settings.batch_size]
             inputs = self.processor(
                 images=[[messages[-1]["content"][0]["image"]] for messages in batch],
-                text=[
-                    self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                    for messages in batch
-                ],
+                text=[self.template(messages) for messages in batch],
                 padding=True,
                 return_tensors="pt",
                 add_special_tokens=False,  # the template writes them itself
             ).to(self.model.device, self.model.dtype)
             torch.manual_seed(seeds[start] % 2**63)
+            prompt = inputs["input_ids"].shape[1]
             with torch.inference_mode():
-                tokens = self.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **sampling)
-            answers = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                tokens = self.model.generate(
+                    **inputs,
+                    max_new_tokens=settings.max_new_tokens,
+                    logits_processor=transformers.LogitsProcessorList([_Penalties(settings, prompt)]),
+                    **sampling,
+                )[:, prompt:]
+            ended = torch.isin(tokens, torch.tensor(self.end_tokens, device=tokens.device)).any(1).tolist()
+            texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+            answers = [Answer(text, "stop" if end else "length") for text, end in zip(texts, ended, strict=True)]
             yield from zip(itertools.count(start), answers, strict=False)
 
     def close(self) -> None:
         """See `VisionEngine`."""
         del self.model
+
+
+class _Penalties:
+    """Presence and frequency penalties, as `gen.sampling` defines them, on the tokens after the prompt.
+
+    Args:
+      settings: `config.gen.recaption`.
+      prompt: tokens of the prompts, padding included.
+    """
+
+    def __init__(self, settings: Any, prompt: int):
+        from gen.sampling import Sampling
+
+        self._sampling = Sampling(
+            presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty
+        )
+        self._prompt = prompt
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """The logits of the next token, penalised."""
+        import torch
+
+        from gen.sampling import penalise
+
+        if not (self._sampling.presence_penalty or self._sampling.frequency_penalty):
+            return scores
+        generated = input_ids[:, self._prompt :]
+        counts = torch.zeros_like(scores).scatter_add_(1, generated, torch.ones_like(generated, dtype=scores.dtype))
+        return penalise(scores.clone(), counts, self._sampling)

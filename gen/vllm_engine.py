@@ -13,7 +13,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gen.answers import Answer
 from gen.caption_engines import Conversation, EngineError, model_location, not_found
+from gen.chat_templates import ChatTemplate, template_settings
 from gen.isolation import is_fatal
 
 FULL = 1024  # prompts that the largest engines work on at once, by vLLM's own choice
@@ -50,6 +52,7 @@ class VLLMEngine:
         self.overlap = shards_at_once(settings)
         self.model, self.revision = model_location(settings)
         self.llm: Any = None
+        self.template: ChatTemplate | None = None
         self._waiting: list[tuple[int, int, int, Conversation, queue.SimpleQueue]] = []  # a heap
         self._running: dict[str, tuple[int, queue.SimpleQueue]] = {}
         self._inboxes: set[queue.SimpleQueue] = set()
@@ -66,6 +69,7 @@ class VLLMEngine:
         Raises:
           EngineError: vLLM is not installed.
           ModelNotFound: the model is not where the configuration says.
+          TemplateError: it has no chat template, or one that refuses the chat.
         """
         if not seeds:
             return
@@ -92,7 +96,10 @@ class VLLMEngine:
     def start(self, seed: int) -> None:
         """Loads the model, if it is not there yet, and starts the thread that feeds it."""
         if self.llm is None:
-            self.llm = self._load(seed)
+            llm = self._load(seed)
+            if self.section == "gen.captions":  # vLLM has templates of its own for models that see
+                self.template = ChatTemplate(llm.get_tokenizer(), self.settings, self.section)
+            self.llm = llm
             self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
             self._thread.start()
 
@@ -146,7 +153,12 @@ class VLLMEngine:
             frequency_penalty=self.settings.frequency_penalty,
             max_tokens=self.settings.max_new_tokens,
         )
-        names = self.llm.enqueue_chat(conversations, sampling, use_tqdm=False)
+        options: dict[str, Any] = {}
+        if settings := template_settings(self.settings):
+            options["chat_template_kwargs"] = settings
+        if self.template:
+            conversations = [self.template.accepted(conversation) for conversation in conversations]
+        names = self.llm.enqueue_chat(conversations, sampling, use_tqdm=False, **options)
         return [name.partition("-")[0] for name in names]  # the engine adds letters of its own, and drops them later
 
     def _step(self) -> None:
@@ -156,7 +168,9 @@ class VLLMEngine:
                 self.output_tokens += len(output.outputs[0].token_ids)
                 self.prompt_tokens += len(output.prompt_token_ids or ())
                 self.cached_tokens += output.num_cached_tokens or 0
-                inbox.put((index, output.outputs[0].text))
+                # `length`: of the answer, or of all that the model holds; else it ended by itself.
+                reason = "length" if output.outputs[0].finish_reason == "length" else "stop"
+                inbox.put((index, Answer(output.outputs[0].text, reason)))
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -195,5 +209,5 @@ class VLLMEngine:
                 disable_log_stats=True,
                 **options,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise not_found(self.settings, error, f"{self.section}.model") from error

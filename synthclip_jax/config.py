@@ -285,10 +285,11 @@ def _check_field(path: str, value: Any, field: Field) -> Iterator[str]:
         out_of_choices = field.choices is not None and item not in field.choices
         below = field.low is not None and item < field.low
         above = field.high is not None and item > field.high
-        endless = isinstance(item, float) and not math.isfinite(item)
-        if out_of_choices or below or above or endless:
+        # A NaN is neither below nor above anything.
+        not_finite = isinstance(item, float) and not math.isfinite(item)
+        if out_of_choices or below or above or not_finite:
             near = difflib.get_close_matches(str(item), map(str, field.choices or ()), n=1)
-            hint = f". Did you mean {near[0]!r}?" if near else ""
+            hint = ", finite" if not_finite else f". Did you mean {near[0]!r}?" if near else ""
             yield f"{path}: given {_show(value)}, allowed: {_allowed(field)}{hint}"
             return
 
@@ -406,6 +407,8 @@ def _check_generation(gen: Any) -> Iterator[str]:
             yield f"gen.captions.examples: given {_show(example)}, allowed: pairs (concept, caption)" + (
                 f", or with {captions.concepts_per_caption - 1} other concepts after them" if several else ""
             )
+    for section, settings in (("captions", captions), ("recaption", gen.recaption)):
+        yield from _check_asking(f"gen.{section}", settings)
     for template in captions.templates:
         if "{concept}" not in template:
             yield f"gen.captions.templates: given {_show(template)}, allowed: texts that contain {{concept}}"
@@ -430,6 +433,28 @@ def _check_generation(gen: Any) -> Iterator[str]:
             )
     if gen.images.engine == "diffusers" and gen.images.generate_size % 8:
         yield f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of 8 (the VAE's stride)"
+
+
+# Arguments of transformers' apply_chat_template that are not the template's own.
+_NOT_OF_TEMPLATES = (
+    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+)  # fmt: skip
+
+
+def _check_asking(section: str, settings: Any) -> Iterator[str]:
+    """How a language model is asked."""
+    if 0 < settings.temperature < 0.01:
+        yield f"{section}.temperature: given {settings.temperature:g}, allowed: 0 (likeliest answer), or 0.01 and more"
+    for item in settings.chat_template_kwargs:
+        pair = len(item) == 2 and isinstance(item[0], str) and item[0].isidentifier()
+        if not pair or not isinstance(item[1], bool | int | float | str):
+            yield (
+                f"{section}.chat_template_kwargs: given {_show(item)}, allowed: pairs (name, value), the value"
+                " True, False, a number or a text, such as (('enable_thinking', False),)"
+            )
+        elif item[0] in _NOT_OF_TEMPLATES:
+            yield f"{section}.chat_template_kwargs: given {_show(item)}, allowed: what the model's own template reads"
 
 
 def _check_training(config: Any) -> Iterator[str]:

@@ -84,7 +84,15 @@ CAPTIONS: Tree = {
     "device": Field("auto", "transformers engine: device; auto takes a GPU if there is one"),
     "tensor_parallel": Field(1, "vllm engine: GPUs that one copy of the model spans", low=1),
     "max_model_len": Field(4096, "longest prompt plus caption, tokens", low=64),
-    "system": Field("", "system message; empty: none"),
+    "system": Field(
+        "", "system message; empty: none; put before the first question where the model's template has no system role"
+    ),
+    "chat_template_kwargs": Field(
+        (),
+        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
+        " from thinking aloud",
+        item=tuple,
+    ),
     "prompt": Field(PAPER_PROMPT, "user message; {concept} is replaced, and {others}, see concepts_per_caption"),
     "examples": Field(
         (),
@@ -97,14 +105,15 @@ CAPTIONS: Tree = {
     "templates": Field((), "templates engine: texts with {concept}; empty: OpenAI's 80 prompts for ImageNet", item=str),
     "per_concept": Field(1, "captions asked for each concept", low=1, high=9999),
     "temperature": Field(0.7, "sampling temperature", low=0.0),
-    "top_p": Field(0.95, "nucleus sampling: probability mass kept", low=0.0, high=1.0),
+    "top_p": Field(0.95, "nucleus sampling: probability mass kept", low=1e-6, high=1.0),
     "presence_penalty": Field(1.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0),
     "frequency_penalty": Field(1.0, "the same, for each time a token was generated", low=-2.0, high=2.0),
     "max_new_tokens": Field(2048, "longest answer, tokens", low=1),
     "batch_size": Field(2048, "prompts inside the engine at once; vLLM schedules them itself", low=1),
     "filters": Field(
         ("refusal", "concept", "length", "one_sentence"),
-        "what an answer must pass to be a caption, of refusal, concept (is named), length, one_sentence, language",
+        "what an answer must pass to be a caption, of refusal (or talk of the task, or a question), concept (is named),"
+        " length, one_sentence, language; empty, cut off, damaged and marked-up answers never are",
         choices=("refusal", "concept", "length", "one_sentence", "language"),
         item=str,
     ),
@@ -224,8 +233,14 @@ RECAPTION: Tree = {
         "Describe this picture in one sentence of no more than 20 words. Reply with the sentence alone.",
         "what is asked about each picture",
     ),
+    "chat_template_kwargs": Field(
+        (),
+        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
+        " from thinking aloud",
+        item=tuple,
+    ),
     "temperature": Field(0.0, "sampling temperature; 0: the likeliest answer", low=0.0),
-    "top_p": Field(1.0, "nucleus sampling: probability mass kept", low=0.0, high=1.0),
+    "top_p": Field(1.0, "nucleus sampling: probability mass kept", low=1e-6, high=1.0),
     "presence_penalty": Field(0.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0),
     "frequency_penalty": Field(0.0, "the same, for each time a token was generated", low=-2.0, high=2.0),
     "max_new_tokens": Field(64, "longest answer, tokens", low=1),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 
 import pytest
 from toy_selected import write_selected
@@ -33,6 +34,12 @@ def workdir(tmp_path):
     write_selected(tmp_path)
     images.run(config_with(), tmp_path)
     return tmp_path
+
+
+def end_with(model, tokens):
+    """Makes these tokens end an answer of a model's folder."""
+    path = pathlib.Path(model) / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, *tokens]}))
 
 
 class Scripted:
@@ -77,14 +84,19 @@ def test_a_vision_language_model_describes_each_picture_and_training_reads_it(wo
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     torch.manual_seed(0)
+    model = random_weights.llava(workdir / "llava", WORDS)
+    end_with(model, range(15, 45))  # random models seldom come to the one token that ends them
     config = config_with(
-        f"gen.recaption.model={random_weights.llava(workdir / 'llava', WORDS)}", "gen.recaption.engine=transformers",
+        f"gen.recaption.model={model}", "gen.recaption.engine=transformers",
         "gen.recaption.dtype=float32", "gen.recaption.max_new_tokens=8", "gen.recaption.batch_size=3",
         "gen.recaption.min_words=1", "gen.recaption.prompt=Describe word3",
     )  # fmt: skip
     summary = recaption.run(config, workdir)
     pairs = described(workdir)
-    assert summary["captions"] == sum(bool(text) for _, text in pairs) == len(pairs) == 12
+    assert summary["captions"] == sum(bool(text) for _, text in pairs)
+    assert len(pairs) == 12
+    assert summary["captions"] + sum(count for key, count in summary.items() if key.startswith("rejected")) == 12
+    assert summary["captions"] > 3
     assert all(set(text.split()) <= set(WORDS) for _, text in pairs)
     assert len({text for _, text in pairs}) > 3  # the pictures decide
     monkeypatch.setattr(recaption, "make_engine", None)  # nothing is left to do, so no model is loaded
@@ -95,8 +107,8 @@ def test_a_vision_language_model_describes_each_picture_and_training_reads_it(wo
     )
     for index, (caption, text) in enumerate(pairs):
         assert own[index].captions == (caption,)
-        assert instead[index].captions == (text,)
-        assert both[index].captions == (caption, text)
+        assert instead[index].captions == (text or caption,)
+        assert both[index].captions == ((caption, text) if text else (caption,))
     assert len({pairs.readers[0].digest() for pairs in (own, instead, both)}) == 3
 
 

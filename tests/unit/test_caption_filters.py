@@ -7,7 +7,7 @@ from gen.caption_filters import CaptionFilters
 from synthclip_jax.config import ConfigError, default_config, load_config
 
 BAD = {  # what only one filter rejects
-    "refusal": ("Sure, a dog on a beach.", caption_filters.REFUSAL),
+    "refusal": ("I am sorry, no dog.", caption_filters.REFUSAL),
     "concept": ("A cat sits on the beach.", caption_filters.NO_CONCEPT),
     "length": ("A dog.", caption_filters.TOO_SHORT),
     "one_sentence": ("A dog runs. It is brown.", caption_filters.NOT_ONE_SENTENCE),

@@ -13,6 +13,9 @@ from toy_bank import write_bank
 
 from gen import caption_filters as filters
 from gen import captions
+from gen.answer_faults import META_TALK
+from gen.answers import Answer
+from gen.caption_filters import NothingAcceptedError
 from gen.store import PlanMismatch, StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.presence import Presence, normalise
@@ -48,8 +51,8 @@ CONCEPTS = ["dog", "ice cream", "cherry", "box", "hot-air balloon"]
         ("A dog.\nIt barks.", "dog", filters.NEWLINE),
         ("I'm sorry, I cannot describe a dog.", "dog", filters.REFUSAL),
         ("As an AI language model, I see no dog.", "dog", filters.REFUSAL),
-        ("Sure, a dog on a beach.", "dog", filters.REFUSAL),
-        ("Here is a caption about a dog.", "dog", filters.REFUSAL),
+        ("Sure, a dog on a beach.", "dog", META_TALK),
+        ("Here is a caption about a dog.", "dog", META_TALK),
         ("Here is a dog on the beach.", "dog", None),
         ("A doghouse in the snow.", "dog", filters.NO_CONCEPT),
         ("A hotdog on a plate.", "dog", filters.NO_CONCEPT),
@@ -243,11 +246,56 @@ def test_what_was_committed_before_the_llm_fell_silent_is_kept(workdir, use):
     assert before.items() <= file_bytes(workdir).items()
 
 
-def test_an_llm_that_never_writes_a_caption_is_an_error(workdir, use):
-    use(lambda concept, question, seed: "Nothing to see here.")
-    with pytest.raises(captions.CaptionError, match=r"none of 15 captions was accepted.*no_concept"):
+def test_an_llm_that_never_writes_a_caption_is_an_error_before_a_shard_is_committed(workdir, use):
+    engine = use(lambda concept, question, seed: "Nothing to see here.")
+    with pytest.raises(NothingAcceptedError, match=r"shard 0: none of 4 .*no_concept 4.*Nothing to see here.*prompt"):
         captions.run(config_with(), workdir)
-    assert len(read(workdir, "rejects")) == 15
+    assert engine.asked.total() == 4 * 3  # of the first shard alone, each three times
+    assert not list((workdir / "gen" / "captions" / "commits").glob("*"))
+    assert read(workdir) == read(workdir, "rejects") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "remedy"),
+    [
+        ("<think>A dog, perhaps", "thinking", "enable_thinking"),
+        (Answer("A dog runs along the beach", "length"), "truncated", r"gen\.captions\.max_new_tokens \(given 32\)"),
+        ("**", "empty", "instruction-tuned"),
+        ("A dog ** {concept}", "placeholder", r"gen\.captions\.prompt"),
+    ],
+)
+def test_the_error_names_the_reason_and_what_to_change_for_it(workdir, use, answer, reason, remedy):
+    use(lambda concept, question, seed: answer)
+    with pytest.raises((NothingAcceptedError, captions.EmptyLLMError), match=remedy) as raised:
+        captions.run(config_with(), workdir)
+    assert reason == "empty" or f"{reason} 4" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_small_shard_may_have_no_caption_once_there_are_some_and_a_large_one_may_not(workdir, use):
+    """Of the second shard, two concepts, none is answered well; the third is made all the same."""
+    script = {"ice cream": "No.", "cherry": "No."}
+    use(lambda concept, question, seed: script.get(concept) or good(concept, 0, seed))
+    config = config_with("gen.captions.per_concept=2", "gen.captions.shard_size=2", "gen.captions.max_attempts=1")
+    assert captions.run(config, workdir)["captions"] == 6
+    other = workdir / "other"
+    write_bank(other, [*"abcdefgh", *(f"thing {letter}" for letter in "abcdefgh")])
+    use(lambda concept, question, seed: "No." if "thing" in concept else good(concept, 0, seed))
+    with pytest.raises(NothingAcceptedError, match="shard 1"):
+        captions.run(config_with("gen.captions.per_concept=1", "gen.captions.shard_size=8"), other)
+    assert len(list((other / "gen" / "captions" / "commits").iterdir())) == 1
+
+
+def test_the_caption_that_is_kept_is_the_clean_one(workdir, use):
+    use(lambda concept, question, seed: f'Sure! Here\'s a caption:\n\n**1. "A {concept} on a hill."** (5 words)')
+    assert captions.run(config_with(), workdir)["captions"] == 15
+    assert {row["caption"] for row in read(workdir)} == {f"A {concept} on a hill." for concept in CONCEPTS}
+
+
+def test_what_cannot_be_stored_as_utf8_is_rejected_and_kept_in_words(workdir, use):
+    use(lambda concept, question, seed: "A dog \ud800." if concept == "dog" else good(concept, 0, seed))
+    assert captions.run(config_with(), workdir)["rejected broken_characters"] == 3
+    assert {row["text"] for row in read(workdir, "rejects")} == {"A dog \\ud800."}
 
 
 def test_a_finished_stage_loads_no_model(workdir, use, monkeypatch):

@@ -62,7 +62,7 @@ def reference(model, prompts, length):
 def decode(model, prompts, sampling, batch_size, lanes=1, length=12):
     decoder = Decoder(model, END, sampling, batch_size, length)
     decoder.lanes, decoder.threads, decoder.lane_rows = lanes, 1, -(-batch_size // lanes)
-    answers = dict(decoder(prompts, range(len(prompts))))
+    answers = {answer.index: answer.tokens for answer in decoder(prompts, range(len(prompts)))}
     assert sorted(answers) == list(range(len(prompts)))
     return [answers[index] for index in range(len(prompts))]
 
@@ -77,6 +77,18 @@ def test_greedy_answers_equal_transformers_generate(kind, batch_size, lanes):
     assert decode(make_model(kind), prompts, GREEDY, batch_size, lanes) == expected
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_answer_says_whether_it_ended_or_was_cut_off(kind):
+    """Cut off are those that go on where they may be longer, also by an end token alone."""
+    prompts, length = make_prompts(11), 4
+    longer = reference(make_model(kind), prompts, 12)
+    answers = sorted(Decoder(make_model(kind), END, GREEDY, 4, length)(prompts, range(len(prompts))))
+    assert [answer.tokens for answer in answers] == [answer[:length] for answer in longer]
+    reasons = ["stop" if len(answer) < length else "length" for answer in longer]
+    assert [answer.finish_reason for answer in answers] == reasons
+    assert set(reasons) == {"stop", "length"}
+
+
 def test_prompts_that_share_nothing_and_a_single_prompt_are_answered():
     model = make_model("llama")
     for prompts in ([[3], [4, 5, 6]], [[7, 8, 9]], [[7, 8, 9], [7, 8, 9]], [[5, 6], [5, 6, 7]]):
@@ -89,7 +101,8 @@ def test_a_prefix_at_hand_is_used_again_and_a_wrong_one_is_not():
     decoder = Decoder(model, END, GREEDY, 4, 6)
     expected = make_model("llama")
     for prompts in (make_prompts(4), make_prompts(1), make_prompts(3, shared=9), [[9, 9], [8, 8]]):
-        assert list(dict(sorted(decoder(prompts, range(len(prompts))))).values()) == reference(expected, prompts, 6)
+        answers = sorted(decoder(prompts, range(len(prompts))))
+        assert [answer.tokens for answer in answers] == reference(expected, prompts, 6)
 
 
 def test_sampled_answers_depend_on_prompt_and_seed_alone():

@@ -122,7 +122,7 @@ def test_memory_that_does_not_suffice_gpu_faults_and_our_own_errors_end_the_run(
 def test_an_engine_that_fails_on_everything_ends_the_run_and_nothing_is_rejected(tmp_path, monkeypatch):
     with pytest.raises((Poisoned, EngineFailure)):  # two shards at once fail, in either order
         run_images(tmp_path / "many", Painter(""), [f"caption {number}" for number in range(40)], monkeypatch)
-    with pytest.raises(EngineFailure, match=r"all 3 items \(error: Poisoned\)"):
+    with pytest.raises(EngineFailure, match=r"all 3 items \(error: Poisoned: bad\)"):
         run_images(tmp_path / "few", Painter(""), [f"caption {number}" for number in range(3)], monkeypatch)
     assert not list(tmp_path.rglob("commits/*.json"))
 

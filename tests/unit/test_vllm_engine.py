@@ -1,19 +1,39 @@
 """The vLLM engine's feeding, with a stand-in for vLLM that answers a few prompts at each step."""
 
 import collections
+import sys
 import threading
 import types
 
 import pytest
 
 from gen.caption_engines import EngineError
+from gen.chat_templates import TemplateError
 from gen.vllm_engine import VLLMEngine
 
 SLOTS = 4  # prompts that the stand-in works on at once
 
 
+class Tokenizer:
+    """Writes chats as `ROLE: TEXT`; knows no system role if told so."""
+
+    chat_template = "there is one"
+
+    def __init__(self, system=True):
+        self.system = system
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, **options):
+        assert not tokenize
+        assert add_generation_prompt
+        if messages[0]["role"] == "system" and not self.system:
+            raise ValueError("System role not supported")
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
 class FakeVLLM:
     """Works on the first `SLOTS` prompts; a prompt takes as many steps as its text says."""
+
+    tokenizer = Tokenizer()
 
     def __init__(self):
         self.llm_engine = self
@@ -22,7 +42,11 @@ class FakeVLLM:
         self.proceed.set()
         self.breaks = False
 
-    def enqueue_chat(self, conversations, sampling, use_tqdm):
+    def get_tokenizer(self):
+        return self.tokenizer
+
+    def enqueue_chat(self, conversations, sampling, use_tqdm, **options):
+        self.options, self.asked = options, conversations
         if any(messages[-1]["content"] == "refused" for messages in conversations):
             raise ValueError("this prompt is too long")
         names = []
@@ -43,7 +67,10 @@ class FakeVLLM:
             request[0] -= 1
             if not request[0]:
                 del self.queue[name]
-                answer = types.SimpleNamespace(text=request[1].upper(), token_ids=[1, 2, 3])
+                finish_reason = "length" if "cut" in request[1] else "stop"
+                answer = types.SimpleNamespace(
+                    text=request[1].upper(), token_ids=[1, 2, 3], finish_reason=finish_reason
+                )
                 output = {"request_id": name, "outputs": [answer], "prompt_token_ids": [1] * 9, "num_cached_tokens": 8}
                 done.append(types.SimpleNamespace(finished=True, **output))
         return done
@@ -58,9 +85,10 @@ def engine(monkeypatch):
     engine, fake = VLLMEngine(settings), FakeVLLM()
     engine.fake = fake
     monkeypatch.setattr(engine, "_load", lambda seed: fake)
-    monkeypatch.setattr(
-        engine, "_enqueue", lambda chats: [name.partition("-")[0] for name in fake.enqueue_chat(chats, None, False)]
-    )
+    # Of vLLM itself, the engine takes this class alone; the rest of its way to `enqueue_chat` is run as it is.
+    vllm = types.ModuleType("vllm")
+    vllm.SamplingParams = types.SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     yield engine
     fake.proceed.set()
     engine.close()
@@ -118,6 +146,47 @@ def test_a_prompt_that_is_refused_is_named_and_the_others_are_answered(engine):
     answers = dict(engine.generate(chats("a 1", "refused", "b 1"), range(3)))
     assert isinstance(answers.pop(1), ValueError)
     assert answers == {0: "A 1", 2: "B 1"}
+
+
+def test_answers_say_why_they_ended(engine):
+    answers = dict(engine.generate(chats("whole 1", "cut 1"), range(2)))
+    assert {index: answer.finish_reason for index, answer in answers.items()} == {0: "stop", 1: "length"}
+
+
+def test_settings_of_the_chat_template_reach_it(engine):
+    list(engine.generate(chats("a 1"), [0]))
+    assert engine.fake.options == {}
+    engine.settings.chat_template_kwargs = (("enable_thinking", False),)
+    list(engine.generate(chats("a 1"), [0]))
+    assert engine.fake.options == {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_a_template_without_a_system_role_gets_the_text_in_the_first_question_and_it_is_said_once(
+    engine, capsys, system
+):
+    engine.fake.tokenizer = Tokenizer(system)
+    chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "a 1"}]
+    for _ in range(2):
+        list(engine.generate([chat], [0]))
+    assert engine.fake.asked == [chat if system else [{"role": "user", "content": "Be short.\n\na 1"}]]
+    assert capsys.readouterr().err.count("no system role") == (0 if system else 1)
+
+
+def test_a_base_model_is_refused_each_time_it_is_asked(engine):
+    engine.fake.tokenizer = transformers_tokenizer_without_template()
+    for _ in range(2):
+        with pytest.raises(
+            TemplateError, match=r"gen\.captions\.model: 'some-model' has no chat template: it is a base"
+        ):
+            list(engine.generate(chats("a 1"), [0]))
+
+
+def transformers_tokenizer_without_template():
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
 
 
 def test_an_engine_that_dies_ends_every_call(engine):
