@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from synthclip_jax.pictures import Picture
+from synthclip_jax.pictures import Picture, decode_picture
 from synthclip_jax.preprocess import INTERPOLATIONS
+
+__all__ = ("Augment", "Picture", "decode_picture", "draw_crop", "resize")
 
 # From this factor of shrinking on, resampling takes the slower antialiased path (PIL's). Below it the difference is a
 # grey level or two, and pictures stored at 256 px and cropped to 224 px always stay below.

@@ -44,6 +44,13 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PP
 _SLOW_DECODERS = frozenset({"ppm", "ppm_plain", "bmp_rle"})  # PIL's in Python, of kinds that are rare
 _SLOW_PIXELS = 2**22
 
+# Those of which libtiff and PIL say when data are missing, and tags of a TIFF.
+_TIFF_COMPRESSIONS = frozenset(
+    {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma", "zstd", "jpeg"}
+)
+_OFFSETS, _ROWS, _BYTES, _PLANES = 273, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
+
 # Warnings of libjpeg after which the pixels are whole. The first one of a file is what simplejpeg tells.
 _HARMLESS = ("extraneous bytes before marker 0xd9", "unknown JFIF revision", "Unknown Adobe color transform")
 _DAMAGED = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
@@ -133,25 +140,28 @@ def _jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> tuple[Picture | None
     header = jpeg_header(data)
     size = header.width, header.height
     _check_size(*size, max_pixels)
-    if header.junk:
-        data = header.without_junk(data)  # libjpeg tells only its first warning, and this would be it
+    if header.junk or header.channels == 4:
+        # PIL has the pixels, but does not tell whether they are all there. libjpeg does, though only its first warning,
+        # which the junk would be.
+        whole, colours = header.without_junk(data), "CMYK" if header.channels == 4 else "RGB"
+        _jpeg_pixels(whole, colours, 8)
+        return None, size
+    return _jpeg_pixels(data, "RGB", shrink), size
+
+
+def _jpeg_pixels(data: bytes, colours: str, shrink: int) -> Picture | None:
     smaller = {"min_height": 1, "min_width": 1, "min_factor": shrink} if shrink > 1 else {}
     try:
-        if header.channels != 4:
-            return simplejpeg.decode_jpeg(data, **smaller), size
-        # CMYK: PIL has the pixels, but does not tell whether they are all there.
-        simplejpeg.decode_jpeg(data, "CMYK", min_height=1, min_width=1, min_factor=8)
-        return None, size
+        return simplejpeg.decode_jpeg(data, colours, **smaller)
     except ValueError as error:
         reason = str(error)
-    if header.channels != 4 and any(text in reason for text in _HARMLESS):
-        try:
-            return simplejpeg.decode_jpeg(data, strict=False, **smaller), size
-        except ValueError:
-            return None, size
-    if any(text in reason for text in _DAMAGED) and not any(text in reason for text in _HARMLESS):
+    harmless = any(text in reason for text in _HARMLESS)
+    if not harmless and any(text in reason for text in _DAMAGED):
         raise PictureError(f"the JPEG is cut off or damaged ({reason})")
-    return None, size
+    try:
+        return simplejpeg.decode_jpeg(data, colours, strict=False, **smaller) if harmless else None
+    except ValueError:
+        return None
 
 
 def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
@@ -171,9 +181,28 @@ def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
             " Save it as PNG"
         )
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), max_pixels)  # of a tile
+        _check_tiff(image, data, max_pixels)
     image.load()
     return _eight_bits(image)
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, max_pixels: int) -> None:
+    """Refuses what libtiff would take memory for, or leave pixels out of without a word (they are then anything)."""
+    tags, how = image.tag_v2, image.info.get("compression")
+    width, height = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, tags.get(_ROWS, image.height))
+    if how not in _TIFF_COMPRESSIONS or (how == "jpeg" and tags.get(_PLANES, 1) != 1):
+        raise PictureError(f"a TIFF with compression {how}, of which damage cannot be told. Save it as PNG")
+    if _TILE_WIDTH in tags:
+        _check_size(width, height, max_pixels)
+    if how != "jpeg":
+        return
+    rest = image.height
+    parts = (tags.get(_TILE_OFFSETS, tags.get(_OFFSETS)), tags.get(_TILE_BYTES, tags.get(_BYTES)))
+    for start, size in zip(*parts, strict=True):
+        header = jpeg_header(data[start : start + size])
+        if header.width < width or header.height < (height if _TILE_WIDTH in tags else min(height, rest)):
+            raise PictureError("a TIFF that is damaged: a part of it is smaller than it says")
+        rest -= height
 
 
 @functools.cache

@@ -13,7 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from synthclip_jax.pictures import open_picture
+from synthclip_jax.pictures import PictureError, open_picture
+
+__all__ = ("INTERPOLATIONS", "PictureError", "Preprocess", "normalise", "open_picture")
+
+MAX_RATIO = 64  # of a picture's sides; of what is longer, only the middle is scaled
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -44,7 +48,9 @@ class Preprocess:
         Raises:
           PictureError: the bytes are no picture that decodes.
         """
-        image = open_picture(picture) if isinstance(picture, bytes) else picture
+        # RGB first, as training has it, and as the readers do that hand pictures to open_clip's transform.
+        image = open_picture(picture).convert("RGB") if isinstance(picture, bytes) else picture
+        image = _without_far_ends(image)
         size, (width, height) = self.image_size, image.size
         if min(width, height) != size:  # torchvision leaves a picture alone whose short side fits already
             scaled = int(size * max(width, height) / min(width, height))
@@ -60,6 +66,14 @@ class Preprocess:
     def normalise(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """Pixels 0 to 255 as float32 with mean and standard deviation taken off. Runs on the device, inside `jit`."""
         return normalise(images, self.mean, self.std)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is very long or very high: scaled up, all of it would take gigabytes."""
+    width, height = image.size
+    longest = MAX_RATIO * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 def normalise(images: UInt8[Array, "b h w 3"], mean: Sequence[float], std: Sequence[float]) -> Float[Array, "b h w 3"]:

@@ -45,8 +45,12 @@ def read_text(path: str | os.PathLike | Location, limit: int = LIMIT) -> str:
     return decode(read_bytes(path, limit), path)
 
 
-def decode(data: bytes, name: object) -> str:
-    """The text of bytes in UTF-8, without a byte order mark. `name`: what an error calls them.
+def decode(data: bytes, name: object, first_line: int = 1) -> str:
+    """The text of bytes in UTF-8, without a byte order mark.
+
+    Args:
+      name: what an error calls them.
+      first_line: the number that an error gives their first line.
 
     Raises:
       TextFileError: they are not UTF-8, or hold a NUL.
@@ -56,13 +60,13 @@ def decode(data: bytes, name: object) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         raise TextFileError(
             f"{name}: line {line}: not UTF-8 (byte 0x{data[error.start]:02x}). If it is Latin-1 or Windows-1252, save"
             " it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
         ) from None
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
+        line = text.count("\n", 0, text.index("\0")) + first_line
         raise TextFileError(f"{name}: line {line}: a NUL, so it is no text in UTF-8. Save it as UTF-8")
     return text
 

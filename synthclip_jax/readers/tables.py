@@ -1,72 +1,214 @@
-"""CSV and Parquet tables with a column of picture files and a column of captions."""
+"""CSV, TSV and Parquet tables with a column of image files and a column of captions: one file, or a folder of them."""
 
-import csv
+import array
+import bisect
+import functools
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from synthclip_jax.left_out import LeftOut
-from synthclip_jax.readers import Sample, Shard, keys_of, missing_key
-from synthclip_jax.readers.captions import usable
+from synthclip_jax import text_files
+from synthclip_jax.folders import is_inside
+from synthclip_jax.left_out import LeftOut, printable
+from synthclip_jax.readers import Sample, Shard, keys_of, open_files
+from synthclip_jax.readers.captions import CaptionError, usable
+from synthclip_jax.readers.table_files import DOWNLOAD, is_url, read_rows, table_kind
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec
+
+MAX_IMAGE = 2**28  # bytes of an image file
+
+# Causes for which a row is left out, beside those of its caption and of `table_files`.
+NO_PATH, NUL_IN_PATH, LINE_IN_PATH = "no path", "a NUL in the path", "a line end in the path"
+NOT_UTF8 = "a path that is not UTF-8"
+URL, OUTSIDE = "a URL in place of a path", "a path that leaves the table's folder"
+_REMEDIES = {
+    URL: DOWNLOAD,
+    OUTSIDE: "To read images from anywhere, set config.data.allow_outside=true",
+}
 
 
 class TableReader:
     """One example per row. Relative paths are relative to the table's folder.
 
-    A caption column of lists (Parquet) holds several captions for a picture. All paths and captions are kept in memory,
-    packed: some 150 bytes a row.
+    A caption column of lists (Parquet) holds several captions for an image. All paths and captions are kept in memory,
+    packed: some 150 bytes a row. They are looked at when the table is opened; only the images are read later.
     """
 
-    def __init__(self, spec: SourceSpec, on_error: str = "raise"):
-        """Reads the two columns.
+    def __init__(self, spec: SourceSpec, on_error: str = "raise", allow_outside: bool = False):
+        """Reads the two columns of all files.
+
+        Args:
+          on_error: `skip` leaves out rows that cannot be trained on, and of several captions those that cannot.
+          allow_outside: images may lie outside the table's folder.
 
         Raises:
-          RecordError: no such table, or it cannot be read.
+          RecordError: no such table, it cannot be read, or (`raise`) some rows cannot be trained on.
           MissingKey: it lacks a column; the text lists those it has.
         """
-        self.place, self.left_out, self.faults = spec.place, LeftOut(), ()
-        self.path = pathlib.Path(spec.place)
-        self._lenient = on_error == "skip"
+        self.place, self.left_out = spec.place, LeftOut()
+        path = pathlib.Path(spec.place).expanduser()
+        if path.is_dir():
+            paths = _tables(spec, path)
+        elif path.is_file():
+            paths = [path]
+        else:
+            raise RecordError(f"{spec}: no such file. Name a .csv, .tsv or .parquet file, or a folder of them")
         images = keys_of(spec.image_key, "image", ("path", "filepath"))
         captions = keys_of(spec.caption_key, "caption", ("text", "title"))
-        if not self.path.is_file():
-            raise RecordError(f"{spec}: no such file. Name a .csv, .tsv or .parquet file")
-        read = _read_parquet if self.path.suffix == ".parquet" else _read_csv
-        paths, texts = read(self.path, images, captions)
-        self._paths = _Texts(paths)
-        self._captions = _Texts(text for row in texts for text in row)
-        self._ends = np.cumsum([len(row) for row in texts], dtype=np.int64)
+        opener = functools.partial(_Table, images=images, captions=captions, on_error=on_error, outside=allow_outside)
+        if len(paths) == 1:
+            self._tables, self.faults = [opener(paths[0])], ()
+        else:
+            self._tables, self.faults = open_files(spec.place, paths, opener, (), on_error, self.left_out)
+        for table in self._tables:
+            self.left_out.update(table.left_out)
+        self._ends = list(itertools.accumulate(len(table) for table in self._tables))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of a row. See `Reader`."""
+        table, row = self._locate(index)
+        return table.sample(row)
+
+    def where(self, index: int) -> str:
+        table, row = self._locate(index)
+        return table.where(row)
+
+    def shards(self) -> list[Shard]:
+        starts = [0, *self._ends]
+        return [
+            Shard(str(table.path), range(start, end))
+            for table, start, end in zip(self._tables, starts, self._ends, strict=False)
+        ]
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for table in self._tables:
+            table.update(digest)
+        return digest.hexdigest()[:16]
+
+    def _locate(self, index: int) -> "tuple[_Table, int]":
+        number = bisect.bisect_right(self._ends, index)
+        return self._tables[number], index - (self._ends[number - 1] if number else 0)
+
+
+def _tables(spec: SourceSpec, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The tables of a folder: those of Parquet if there are any, else those of CSV."""
+    for kind in ("parquet", "csv"):
+        paths = [path for path in sorted(folder.iterdir()) if table_kind(path.name) == kind and path.is_file()]
+        if paths := [path for path in paths if not path.name.startswith(".")]:
+            return paths
+    raise RecordError(f"{spec}: no .parquet, .csv or .tsv file in this folder. Name a folder that holds some")
+
+
+class _Table:
+    """The rows of one file that can be trained on."""
+
+    def __init__(
+        self, path: pathlib.Path, images: Sequence[str], captions: Sequence[str], on_error: str, outside: bool
+    ):
+        self.path, self._lenient, self._outside = path, on_error == "skip", outside
+        self._folder = os.path.abspath(path.parent)
+        self._real_folder = os.path.realpath(path.parent)
+        self.left_out = LeftOut()
+        self._paths, self._captions = _Texts(), _Texts()
+        self._ends = array.array("q")  # of the captions of each row
+        self._rows = array.array("q")  # the number of each row in the file
+        for number, (place, row) in enumerate(read_rows(path, images, captions)):
+            name = f"{path.name}: {place}"
+            if cause := row.cause or self._problem(row.path):
+                self.left_out.add(
+                    cause, f"{name}: {row.path[:200]}" if isinstance(row.path, str) and row.path else name
+                )
+                continue
+            try:
+                texts, causes = usable(row.captions, name, self._lenient)
+            except CaptionError as error:
+                self.left_out.add(error.cause, name)
+                continue
+            for cause in causes:
+                self.left_out.add(f"{cause}, of several", name, unit="captions")
+            self._paths.append(row.path)
+            for text in texts:
+                self._captions.append(text)
+            self._ends.append(len(self._captions))
+            self._rows.append(number)
+        if self.left_out and not self._lenient:
+            raise RecordError(_report(path, self.left_out))
+        if not self.left_out:
+            self._rows = array.array("q")  # each row has its own number
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> Sample:
-        """The sample of a row. See `Reader`."""
-        path = self.path.parent / self._paths[index]
+    def where(self, row: int) -> str:
+        return f"{self.path}: row {self._rows[row] if self._rows else row}"
+
+    def sample(self, row: int) -> Sample:
+        path = os.path.join(self._folder, self._paths[row])
+        if not self._outside and not self._inside(path):
+            raise RecordError(f"{self.where(row)}: {path}: a link leads out of the folder. {_REMEDIES[OUTSIDE]}")
         try:
-            image = path.read_bytes()
+            image = text_files.read_bytes(path, MAX_IMAGE)
+        except text_files.TextFileError as error:
+            raise RecordError(f"{self.where(row)}: {error}") from None
         except OSError as error:
-            raise RecordError(f"{self.where(index)}: {path}: {error.strerror}. Copy the picture there") from None
-        first, last = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
-        texts = (self._captions[caption] for caption in range(first, last))
-        return Sample(image, *usable(texts, self.where(index), self._lenient))
+            hint = ". Paths have / between folders, not \\" if "\\" in path else ""
+            raise RecordError(
+                f"{self.where(row)}: {printable(path[-300:])}: {error.strerror}{hint}. Copy the image there"
+            ) from None
+        first, last = self._ends[row - 1] if row else 0, self._ends[row]
+        return Sample(image, tuple(self._captions[caption] for caption in range(first, last)))
 
-    def where(self, index: int) -> str:
-        return f"{self.path}: row {index}"
-
-    def shards(self) -> list[Shard]:
-        return [Shard(str(self.path), range(len(self)))]
-
-    def digest(self) -> str:
-        digest = hashlib.sha256(self._ends.tobytes())
+    def update(self, digest: "hashlib._Hash") -> None:
+        digest.update(self._ends.tobytes())
         for texts in (self._paths, self._captions):
             digest.update(texts.text)
-        return digest.hexdigest()[:16]
+
+    def _problem(self, path: object) -> str:
+        """Why a path cannot be read from, before any file is looked at."""
+        if isinstance(path, bytes):
+            return NOT_UTF8
+        if not isinstance(path, str) or not path.strip():
+            return NO_PATH
+        if "\0" in path:
+            return NUL_IN_PATH
+        if "\n" in path or "\r" in path:
+            return LINE_IN_PATH
+        if is_url(path):
+            return URL
+        if not self._outside and (path[0] == "/" or ".." in path):
+            place = os.path.normpath(os.path.join(self._folder, path)) + os.sep
+            if not place.startswith((self._folder.rstrip(os.sep) + os.sep, self._real_folder.rstrip(os.sep) + os.sep)):
+                return OUTSIDE
+        return ""
+
+    def _inside(self, path: str) -> bool:
+        """Whether a path lies in the table's folder, all links followed."""
+        folder = os.path.dirname(path)
+        return _folder_inside(folder, self._real_folder) and (
+            not os.path.islink(path) or is_inside(path, self._real_folder)
+        )
+
+
+@functools.lru_cache(maxsize=65_536)
+def _folder_inside(folder: str, outer: str) -> bool:
+    return is_inside(folder, outer)
+
+
+def _report(path: pathlib.Path, left_out: LeftOut) -> str:
+    """The error about rows that cannot be trained on, by cause."""
+    lines = [
+        line.replace(" left out:", ":", 1) + (f". {_REMEDIES[cause]}" if cause in _REMEDIES else "")
+        for cause, line in zip(left_out.causes, left_out.lines(), strict=True)
+    ]
+    hint = "Mend them, or set config.data.on_error=skip to go on without"
+    return f"{path}: rows that cannot be trained on:\n  " + "\n  ".join(lines) + f"\n{hint}"
 
     def content_digest(self) -> str:
         return self.digest()  # which is of all paths and captions
@@ -75,71 +217,18 @@ class TableReader:
 class _Texts:
     """Many short texts in one block of bytes: a fifth of the memory of as many `str`, and quick to pickle."""
 
-    def __init__(self, texts: Iterable[str]):
-        encoded = [text.encode("utf-8", errors="surrogateescape") for text in texts]
-        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        self.text = b"".join(encoded)
+    def __init__(self, texts: Iterable[str] = ()):
+        self.text, self._ends = bytearray(), array.array("q")
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        self.text += text.encode("utf-8", errors="surrogateescape")
+        self._ends.append(len(self.text))
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> str:
-        start = int(self._ends[index - 1]) if index else 0
-        return self.text[start : int(self._ends[index])].decode("utf-8", errors="surrogateescape")
-
-
-Columns = tuple[Sequence[str], Sequence[Sequence[str]]]
-
-
-def _read_csv(path: pathlib.Path, images: Sequence[str], captions: Sequence[str]) -> Columns:
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        head = file.readline()
-        delimiter = "\t" if path.suffix == ".tsv" or head.count("\t") > head.count(",") else ","
-        file.seek(0)
-        rows = csv.reader(file, delimiter=delimiter)
-        try:
-            names = next(rows, [])
-            image, caption = _column(path, names, images), _column(path, names, captions)
-            paths, texts = [], []
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) <= max(image, caption):
-                    raise RecordError(
-                        f"{path}: line {rows.line_num}: {len(row)} of {len(names)} columns. Mend the line"
-                    )
-                paths.append(row[image])
-                texts.append((row[caption],))
-        except csv.Error as error:
-            raise RecordError(f"{path}: line {rows.line_num}: {error}. Mend the line") from None
-    return paths, texts
-
-
-def _read_parquet(path: pathlib.Path, images: Sequence[str], captions: Sequence[str]) -> Columns:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise RecordError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
-    try:
-        names = pq.read_schema(path).names
-        image, caption = names[_column(path, names, images)], names[_column(path, names, captions)]
-        table = pq.read_table(path, columns=[image, caption])
-    except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{path}: not a Parquet file that can be read ({error}). Copy it again") from None
-    paths, texts = table[image].to_pylist(), table[caption].to_pylist()
-    for column, values, allowed in ((image, paths, str), (caption, texts, str | list | None)):
-        wrong = next((row for row, value in enumerate(values) if not isinstance(value, allowed)), None)
-        if wrong is not None:
-            kind = type(values[wrong]).__name__
-            raise RecordError(f"{path}: row {wrong}: column {column!r} holds {kind}, expected text. Set another column")
-    return paths, [
-        () if text is None else (text,) if isinstance(text, str) else tuple(filter(None, text)) for text in texts
-    ]
-
-
-def _column(path: str | os.PathLike, names: Sequence[str], wanted: Sequence[str]) -> int:
-    for name in wanted:
-        if name in names:
-            return list(names).index(name)
-    raise missing_key(str(path), wanted, names)
+        start = self._ends[index - 1] if index else 0
+        return self.text[start : self._ends[index]].decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,366 @@
+"""The rows of CSV, TSV and Parquet files: the two columns that are read, and what is wrong with a row.
+
+CSV is read strictly, as Python's `csv` with `strict=True`: fields beyond the header's, text behind a closing quote and
+an end inside quotes are found. So is a quote that swallows the rows behind it, where a line within a field looks like a
+row. In a TSV, whose writers seldom quote, such quotes are taken as they are.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from synthclip_jax import text_files
+from synthclip_jax.left_out import printable
+from synthclip_jax.picture_headers import IMAGE_EXTENSIONS
+from synthclip_jax.readers import missing_key
+from synthclip_jax.records import RecordError
+
+PARQUET = (".parquet", ".pq")
+CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+DELIMITERS = (",", "\t", ";", "|")
+MAX_LINE = 2**20  # characters: a row is a path and some captions
+MAX_HEADER = 20  # lines
+MAX_RATIO, MIN_EXPANDED = 200, 2**28  # bytes of text for one of the file, where it is more than so many in all
+BATCH = 4096  # rows of a Parquet file that are looked at together
+GZIP = b"\x1f\x8b"
+
+# Causes for which a row is none, beside those of its path and its caption.
+FEWER, MORE, HEADER_AGAIN = "fewer fields than the header", "more fields than the header", "the header again"
+
+DOWNLOAD = "Download the images first (img2dataset --output_format=webdataset), and train on its tars: wds:FOLDER"
+EMBEDDED = (
+    "tables name image files, and images inside a table are not read yet. Write them as webdataset tars (wds:FOLDER),"
+    " or as files with a column of their paths"
+)
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class Row(NamedTuple):
+    """One row: the path of an image, its captions as they are, and why it is no row; empty if it is one."""
+
+    path: Any
+    captions: Sequence[Any] = ()
+    cause: str = ""
+
+
+def table_kind(name: str) -> str:
+    """`parquet`, `csv` or nothing, by the end of a file's name, in letters of any case."""
+    return "parquet" if name.lower().endswith(PARQUET) else "csv" if name.lower().endswith(CSV) else ""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL."""
+    return _URL.match(path) is not None
+
+
+def read_rows(path: pathlib.Path, images: Sequence[str], captions: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """All rows of a table in its order, each with what it is called: `line 7`, `row 5`.
+
+    Args:
+      images, captions: names of the two columns, the first that is there counts.
+
+    Raises:
+      RecordError: it is no table that can be read; the text names the line where there is one.
+      MissingKey: it lacks a column.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    parquet = magic == b"PAR1" or table_kind(path.name) == "parquet"
+    rows = _parquet_rows(path, images, captions) if parquet else _csv_rows(path, images, captions, magic[:2] == GZIP)
+    most, taken = max(MIN_EXPANDED, MAX_RATIO * os.path.getsize(path)), 0
+    for place, row in rows:
+        taken += 64 + sum(len(text) for text in (row.path, *row.captions) if isinstance(text, str))
+        if taken > most:
+            raise RecordError(f"{path}: {place}: it expands to over {MAX_RATIO} times the file's size. Is it whole?")
+        yield place, row
+
+
+def _column(path: str | os.PathLike, names: Sequence[str], wanted: Sequence[str]) -> int | None:
+    """Where the first of the wanted names is; spaces around a name do not count. None: nowhere."""
+    for name in wanted:
+        for found in (
+            [number for number, other in enumerate(names) if other == name],
+            [number for number, other in enumerate(names) if other.strip() == name.strip()],
+        ):
+            if len(found) > 1:
+                raise RecordError(f"{path}: {len(found)} columns are called {name!r}. Rename all but one")
+            if found:
+                return found[0]
+    return None
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+class _Form(NamedTuple):
+    """How the fields of a table are told apart, and where the two columns are."""
+
+    delimiter: str
+    spaced: bool  # there is a space behind each delimiter
+    names: list[str]
+    image: int
+    caption: int
+
+    def reader(self, lines: Iterable[str]) -> Any:
+        return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.spaced, strict=True)
+
+    def swallowed(self, row: Sequence[str]) -> bool:
+        """Whether a line within a field looks like a row."""
+        inner = [line for field in row for line in field.splitlines()[1:]]
+        for fields in csv.reader(inner, delimiter=self.delimiter, skipinitialspace=self.spaced):
+            if len(fields) == len(self.names) and _is_image_name(fields[self.image]):
+                return True
+        return False
+
+
+class _Lines:
+    """The lines of a text file, counted, each of a bounded length; a lone carriage return ends one, too."""
+
+    def __init__(self, path: pathlib.Path, file: io.TextIOBase):
+        self.number, self._path, self._file = 0, path, file
+        self._ahead: list[str] = []  # read too early, the next one last
+
+    def __iter__(self) -> "Iterator[str]":
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.pop() if self._ahead else self._file.readline(MAX_LINE)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) == MAX_LINE:
+            raise RecordError(f"{self._path}: line {self.number}: over {MAX_LINE:,} characters. Mend the line")
+        return line
+
+    def back(self, lines: Sequence[str]) -> None:
+        """Puts lines back that were read too early."""
+        self._ahead += reversed(lines)
+        self.number -= len(lines)
+
+
+def _csv_rows(
+    path: pathlib.Path, images: Sequence[str], captions: Sequence[str], packed: bool
+) -> Iterator[tuple[str, Row]]:
+    line = 0
+    try:
+        with _opened(path, packed) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            head = list(itertools.islice(_Lines(path, file), MAX_HEADER))
+            if head and "\0" in head[0]:
+                raise RecordError(f"{path}: line 1: a NUL, so it is no text in UTF-8. Save it as UTF-8")
+            form = _form(path, head, images, captions)
+            file.seek(0)
+            lines = _Lines(path, file)
+            for line, row in _tsv(lines, form) if form.delimiter == "\t" else _csv(path, lines, form):
+                if not "".join(row).strip():
+                    continue  # an empty line
+                if len(row) != len(form.names):
+                    yield f"line {line}", Row("", cause=FEWER if len(row) < len(form.names) else MORE)
+                elif row == form.names:
+                    yield f"line {line}", Row("", cause=HEADER_AGAIN)
+                else:
+                    yield f"line {line}", Row(row[form.image], (row[form.caption],))
+    except UnicodeDecodeError:
+        raise RecordError(_undecodable(path, packed)) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RecordError(f"{path}: a damaged gzip file ({error}). Copy it again") from None
+
+
+def _opened(path: pathlib.Path, packed: bool) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if packed else open(path, "rb"))
+
+
+def _undecodable(path: pathlib.Path, packed: bool) -> str:
+    """The text about the first line that is not UTF-8."""
+    with _opened(path, packed) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+            try:
+                text_files.decode(line.replace(b"\0", b""), path, number)
+            except text_files.TextFileError as error:
+                return str(error)
+    return f"{path}: not UTF-8. Save it as UTF-8"
+
+
+def _form(path: pathlib.Path, head: Sequence[str], images: Sequence[str], captions: Sequence[str]) -> _Form:
+    """Finds the delimiter by which the header has both columns."""
+    tab_first = ".tsv" in (suffix.lower() for suffix in path.suffixes)
+    best: list[str] = []
+    for delimiter in sorted(DELIMITERS, key=lambda delimiter: (delimiter == "\t") != tab_first):
+        try:
+            names = next((row for row in csv.reader(head, delimiter=delimiter, strict=True) if row), [])
+        except csv.Error:
+            continue
+        image, caption = _column(path, names, images), _column(path, names, captions)
+        if image is not None and caption is not None:
+            spaced = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
+            return _Form(delimiter, spaced, [name.lstrip() if spaced else name for name in names], image, caption)
+        best = max(best, names, key=len)
+    if any(is_url(name.strip()) for name in best):
+        raise RecordError(f"{path}: line 1 is no header; it holds a URL. {DOWNLOAD}")
+    if any(_is_image_name(name) for name in best):
+        raise RecordError(
+            f"{path}: line 1 is no header; it holds the name of an image. Write the names of the columns above it:"
+            " filepath,title"
+        )
+    wanted, what = (images, "image") if _column(path, best, images) is None else (captions, "caption")
+    error = missing_key(str(path), wanted, (printable(name)[:100] for name in best))
+    if what == "image" and any(name.strip().lower() in ("url", "image_url") for name in best):
+        raise type(error)(f"{error}. If there are only URLs: {DOWNLOAD[0].lower()}{DOWNLOAD[1:]}")
+    raise error
+
+
+def _is_image_name(name: str) -> bool:
+    return name.strip().lower().rpartition(".")[2] in IMAGE_EXTENSIONS and "." in name
+
+
+def _csv(path: pathlib.Path, lines: _Lines, form: _Form) -> Iterator[tuple[int, list[str]]]:
+    """The records behind the header, each with its first line."""
+    reader, first, header = form.reader(lines), 1, True
+    try:
+        for row in reader:
+            if lines.number > first and form.swallowed(row):
+                raise RecordError(
+                    f"{path}: line {first}: a quote that closes only in line {lines.number}, behind other rows. Double"
+                    " the quotes inside a field, or close it"
+                )
+            if row and not header:
+                yield first, row
+            header = header and not row
+            first = lines.number + 1
+    except csv.Error as error:
+        remedy = "Quotes inside a quoted field are doubled in CSV, and backslashes do not help"
+        raise RecordError(f"{path}: line {first}: {error}. Mend the line. {remedy}") from None
+
+
+def _tsv(lines: _Lines, form: _Form) -> Iterator[tuple[int, list[str]]]:
+    """The records behind the header, each with its first line. Quotes that quote no field are taken as they are."""
+    header = True
+    for line in lines:
+        first = lines.number
+        row = _quoted(line, lines, form) if '"' in line else None
+        if row is None:
+            text = line.rstrip("\r\n")
+            row = text.split("\t") if text else []
+            row = [field.lstrip(" ") for field in row] if form.spaced else row
+        if row and not header:
+            yield first, row
+        header = header and not row
+
+
+def _quoted(line: str, lines: _Lines, form: _Form) -> list[str] | None:
+    """The record that begins with this line, if its quotes are those of CSV; else None, and no line is used up."""
+    used: list[str] = []
+
+    def feed() -> Iterator[str]:
+        yield line
+        for further in lines:
+            used.append(further)
+            yield further
+
+    try:
+        row = next(form.reader(feed()), [])
+        if not (used and form.swallowed(row)):
+            return row
+    except csv.Error:
+        pass
+    lines.back(used)
+    return None
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def _parquet_rows(path: pathlib.Path, images: Sequence[str], captions: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise RecordError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            image, caption = _parquet_columns(path, file.schema_arrow, images, captions)
+            _check_claims(path, file.metadata)
+            number = 0
+            for batch in file.iter_batches(BATCH, columns=[image, caption]):
+                for name, texts in zip(_values(batch.column(image)), _values(batch.column(caption)), strict=True):
+                    many = isinstance(texts, list | tuple)
+                    yield f"row {number}", Row(name, tuple(texts) if many else (texts,))
+                    number += 1
+            if number != file.metadata.num_rows:
+                raise RecordError(f"{path}: {number:,} of {file.metadata.num_rows:,} rows are there. Copy it again")
+    except RecordError:
+        raise
+    except Exception as error:  # pyarrow raises whatever its C++ part says
+        reason = " ".join(str(error).split())[:300]
+        raise RecordError(f"{path}: not a Parquet file that can be read ({reason}). Copy it again") from None
+
+
+def _parquet_columns(
+    path: pathlib.Path, schema: Any, images: Sequence[str], captions: Sequence[str]
+) -> tuple[str, str]:
+    """The names of the two columns, whose types are those that can be read."""
+    names = schema.names
+    image, caption = _column(path, names, images), _column(path, names, captions)
+    if image is None:
+        parents = [name.partition(".")[0] for name in images]
+        inside = next((field for field in schema if field.name in parents or _holds_bytes(field.type)), None)
+        if inside is not None and _holds_bytes(inside.type):
+            raise RecordError(f"{path}: column {inside.name!r} holds images: {EMBEDDED}")
+        raise missing_key(str(path), images, names)
+    if caption is None:
+        raise missing_key(str(path), captions, names)
+    if _holds_bytes(schema.field(image).type):
+        raise RecordError(f"{path}: column {names[image]!r} holds images: {EMBEDDED}")
+    for number, allowed in ((image, _is_text), (caption, lambda kind: _is_text(kind) or _is_text(_items(kind)))):
+        kind = schema.field(number).type
+        if not allowed(kind):
+            raise RecordError(f"{path}: column {names[number]!r} holds {kind}, expected text. Set another column")
+    return names[image], names[caption]
+
+
+def _items(kind: Any) -> Any:
+    """The type of a list's items; of anything else, itself."""
+    return getattr(kind, "value_type", kind) if "list" in str(kind).partition("<")[0] else kind
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in ("string", "large_string", "string_view", "null")
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return "binary" in str(kind)
+
+
+def _values(column: Any) -> Sequence[Any]:
+    """The values of a column; as bytes where a text of it is not UTF-8."""
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        kind = column.type
+        return column.cast(pa.list_(pa.binary()) if _items(kind) is not kind else pa.binary()).to_pylist()
+
+
+def _check_claims(path: pathlib.Path, metadata: Any) -> None:
+    """That the file does not claim to hold more than its size can mean."""
+    size = os.path.getsize(path)
+    claimed = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if claimed < 0 or metadata.num_rows < 0 or claimed > max(MIN_EXPANDED, MAX_RATIO * size):
+        raise RecordError(f"{path}: it claims {claimed:,} bytes of values in a file of {size:,}. Copy it again")
