@@ -191,7 +191,10 @@ def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     sources = parse_sources(data)
     specs = sources or (plain,)
     on_error = "skip" if data.verify else data.on_error
-    readers = [open_reader(spec, data.split, data.check_crc, on_error, fresh=data.verify) for spec in specs]
+    readers = [
+        open_reader(spec, data.split, data.check_crc, on_error, fresh=data.verify, allow_outside=data.allow_outside)
+        for spec in specs
+    ]
     readers = [
         recaptioned(reader, data.recaptions, data.check_crc) if spec.kind == "tfrecord" else reader
         for reader, spec in zip(readers, specs, strict=True)

@@ -307,6 +307,9 @@ DATA: Tree = {
         "a shard or a picture that cannot be read: stop, or count it and go on without it",
         choices=("raise", "skip"),
     ),
+    "allow_outside": Field(
+        False, "images that a table names may lie outside its folder: absolute paths, '..', links that lead out of it"
+    ),
     "text_buckets": Field(
         (), "text is trimmed to the shortest of these lengths that holds a batch's longest caption", item=int, low=3
     ),

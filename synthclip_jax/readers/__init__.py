@@ -80,7 +80,12 @@ class Reader(Protocol):
 
 
 def open_reader(
-    spec: SourceSpec, split: str = "train", check_crc: bool = True, on_error: str = "raise", fresh: bool = False
+    spec: SourceSpec,
+    split: str = "train",
+    check_crc: bool = True,
+    on_error: str = "raise",
+    fresh: bool = False,
+    allow_outside: bool = False,
 ) -> Reader:
     """Opens a dataset; every file's size is compared with its index here.
 
@@ -89,6 +94,7 @@ def open_reader(
       check_crc: compare each record's checksum when it is read, where there are checksums.
       on_error: `skip` leaves out files that are missing or cut off, and examples that are incomplete.
       fresh: look for the offsets of records anew, whatever is kept of them.
+      allow_outside: images that a table names may lie outside its folder.
 
     Raises:
       RecordError: nothing is there, or (`on_error="raise"`) files are missing or cut off, or examples incomplete; all
@@ -101,7 +107,7 @@ def open_reader(
     if spec.kind == "table":
         from synthclip_jax.readers.tables import TableReader
 
-        reader = TableReader(spec, on_error)
+        reader = TableReader(spec, on_error, allow_outside)
     elif spec.kind == "wds":
         from synthclip_jax.readers.tars import TarReader
 

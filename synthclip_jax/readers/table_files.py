@@ -113,10 +113,15 @@ class _Form(NamedTuple):
         return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.spaced, strict=True)
 
     def swallowed(self, row: Sequence[str]) -> bool:
-        """Whether a line within a field looks like a row."""
-        inner = [line for field in row for line in field.splitlines()[1:]]
-        for fields in csv.reader(inner, delimiter=self.delimiter, skipinitialspace=self.spaced):
-            if len(fields) == len(self.names) and _is_image_name(fields[self.image]):
+        """Whether a field of several lines begins with the rest of a row, its image's name included, or holds a row."""
+        for before, field in enumerate(row):
+            first, *others = field.splitlines() or [""]
+            if others and before <= self.image:
+                others.append(self.delimiter * before + first)
+            if others and any(
+                len(fields) == len(self.names) and _is_image_name(fields[self.image])
+                for fields in csv.reader(others, delimiter=self.delimiter, skipinitialspace=self.spaced)
+            ):
                 return True
         return False
 
@@ -283,7 +288,7 @@ def _parquet_rows(path: pathlib.Path, images: Sequence[str], captions: Sequence[
     except ImportError:
         raise RecordError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             image, caption = _parquet_columns(path, file.schema_arrow, images, captions)
             _check_claims(path, file.metadata)
             number = 0

@@ -60,11 +60,12 @@ class TableReader:
         captions = keys_of(spec.caption_key, "caption", ("text", "title"))
         opener = functools.partial(_Table, images=images, captions=captions, on_error=on_error, outside=allow_outside)
         if len(paths) == 1:
-            self._tables, self.faults = [opener(paths[0])], ()
+            self._tables, self.faults = [opener(paths[0])], []
         else:
             self._tables, self.faults = open_files(spec.place, paths, opener, (), on_error, self.left_out)
         for table in self._tables:
             self.left_out.update(table.left_out)
+            self.faults += [f"{table.path}: {line}" for line in _lines(table.left_out)]
         self._ends = list(itertools.accumulate(len(table) for table in self._tables))
 
     def __len__(self) -> int:
@@ -203,12 +204,15 @@ def _folder_inside(folder: str, outer: str) -> bool:
 
 def _report(path: pathlib.Path, left_out: LeftOut) -> str:
     """The error about rows that cannot be trained on, by cause."""
-    lines = [
+    hint = "Mend them, or set config.data.on_error=skip to go on without"
+    return f"{path}: rows that cannot be trained on:\n  " + "\n  ".join(_lines(left_out)) + f"\n{hint}"
+
+
+def _lines(left_out: LeftOut) -> list[str]:
+    return [
         line.replace(" left out:", ":", 1) + (f". {_REMEDIES[cause]}" if cause in _REMEDIES else "")
         for cause, line in zip(left_out.causes, left_out.lines(), strict=True)
     ]
-    hint = "Mend them, or set config.data.on_error=skip to go on without"
-    return f"{path}: rows that cannot be trained on:\n  " + "\n  ".join(lines) + f"\n{hint}"
 
     def content_digest(self) -> str:
         return self.digest()  # which is of all paths and captions

@@ -11,6 +11,8 @@ from toy_pictures import encode, photo
 
 from synthclip_jax.pictures import PictureError, check_picture, decode_picture, open_picture
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # PIL warns of damaged metadata
+
 Image.init()
 WAYS = [
     ("JPEG", "RGB", {}),

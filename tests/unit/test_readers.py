@@ -429,7 +429,11 @@ def test_a_picture_that_a_table_names_in_vain_is_named_with_its_row(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("image,caption\na.jpg\n", "line 2: 1 of 2 columns"), ("", "no 'image'"), ("image,caption\n", "holds no example")],
+    [
+        ("image,caption\na.jpg\n", "fewer fields than the header"),
+        ("", "no 'image'"),
+        ("image,caption\n", "holds no example"),
+    ],
 )
 def test_a_table_that_is_none_is_named(tmp_path, content, words):
     (tmp_path / "table.csv").write_text(content)
@@ -443,7 +447,7 @@ def test_a_parquet_file_of_something_else_is_named(tmp_path):
     with pytest.raises(RecordError, match="not a Parquet file"):
         read("table", tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [b"\xff\xd8"], "caption": ["a"]}), tmp_path / "b.parquet")
-    with pytest.raises(RecordError, match="column 'image' holds bytes, expected text"):
+    with pytest.raises(RecordError, match=r"column 'image' holds images: .*webdataset"):
         read("table", tmp_path / "b.parquet")
 
 
