@@ -25,7 +25,7 @@ from gen.store import PlanMismatch
 from gen.versions import open_version, start_version
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
-from synthclip_jax.generated import Version
+from synthclip_jax.generated import Version, check_inside, written_folders
 from synthclip_jax.locations import Location, is_url, place
 from synthclip_jax.metrics import duration
 
@@ -99,6 +99,7 @@ class _Run:
 
     def __call__(self, stage: str) -> dict[str, Any]:
         if self._version is None:
+            check_inside(self._workdir, ["gen/versions"])
             self._version, self._name = open_version(self._workdir, self._config.gen.version, self._new)
         if self._name and stage == "images":  # nothing else has changed: the dataset gets another name
             self._start(stage, f"gen.version: {self._version.dataset} -> {self._name}")
@@ -107,7 +108,7 @@ class _Run:
         except PlanMismatch as error:
             if not self._new or stage not in WITH_FOLDER:
                 raise
-            self._start(stage, str(error))
+            self._start(stage, str(error))  # which a damaged plan is not: that stops here
             return self._run(stage)
 
     def _run(self, stage: str) -> dict[str, Any]:
@@ -115,6 +116,7 @@ class _Run:
         # Named, so that a version which another driver starts meanwhile changes nothing here.
         config = ml_collections.ConfigDict(self._config)
         config.gen.version = self._version.dataset
+        check_inside(self._workdir, written_folders(self._version, config.name))
         module = importlib.import_module(f"gen.{stage}")
         return module.run(ml_collections.FrozenConfigDict(config), self._workdir, self._executor)
 

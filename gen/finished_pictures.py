@@ -1,10 +1,10 @@
 """The finished pictures of a workdir, for stages that look at all of them and write beside their shards."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, stage_folder
+from gen.store import DATA_PREFIX, StageStore, StoreError, stage_folder
 from synthclip_jax.generated import find_version
 from synthclip_jax.locations import Location
 from synthclip_jax.records import INDEX_SUFFIX, dataset_folder
@@ -37,7 +37,7 @@ def finished_pictures(config: Any, workdir: Location) -> Pictures:
     pictures = StageStore(stage_folder(workdir, "images", version), data)
     if not pictures.plan_path.exists():
         raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
-    plan = pictures.ensure_plan(read_json(pictures.plan_path))
+    plan = pictures.ensure_plan(pictures.read_plan())
     made = pictures.committed()
     if len(made) < plan["shards"]:
         raise StoreError(
@@ -47,8 +47,12 @@ def finished_pictures(config: Any, workdir: Location) -> Pictures:
         {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
         for index, record in made.items()
     ]
-    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
-    return Pictures(version, data, shards, digest)
+    return Pictures(version, data, shards, pictures_digest(made.values()))
+
+
+def pictures_digest(records: Iterable[Mapping[str, Any]]) -> str:
+    """What changes when any picture of the shards with these commit records does."""
+    return hashlib.sha256("".join(_data_file(record)["sha256"] for record in records).encode()).hexdigest()[:16]
 
 
 def _data_file(record: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from gen.image_batches import ImageBatches
 from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, make_engine
 from gen.isolation import check_shard
 from gen.picture_filters import UNDECODABLE, reject_reason
+from gen.picture_order import forget_order, picture_order, read_order, write_order
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
 from synthclip_jax.generated import find_version
@@ -53,16 +54,6 @@ def picture_seed(seed: int, identity: str, attempt: int) -> int:
     return draws.bits63(seed, identity, f"picture {attempt}")
 
 
-def picture_order(ids: Sequence[str], per_caption: int, seed: int) -> Int64[np.ndarray, "pictures"]:
-    """The global order of pictures: positions `caption * per_caption + picture`, sorted by a hash of their ids."""
-    keys = np.fromiter(
-        (draws.bits63(seed, f"{id_}-{picture:02d}", "order") for id_ in ids for picture in range(per_caption)),
-        dtype=np.int64,
-        count=len(ids) * per_caption,
-    )
-    return np.argsort(keys, kind="stable")
-
-
 def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
     """Resizes (bicubic, PIL's default, as in the paper) if needed and encodes; None if the result does not decode."""
     from PIL import Image
@@ -88,17 +79,19 @@ class ImageWorker:
       engine: what draws.
       selected: table of the balanced captions.
       config: the run's configuration.
+      order: of the pictures; None: it is worked out here.
     """
 
     progress: Progress | None = None
     overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
-    def __init__(self, engine: ImageEngine, selected, config: Any):
+    def __init__(self, engine: ImageEngine, selected, config: Any, order: Int64[np.ndarray, "pictures"] | None = None):
         from tensorflow_datasets.core import example_serializer
 
         self.engine, self.selected, self.config, self.images = engine, selected, config, config.gen.images
-        ids = selected.column("id").to_pylist()
-        self.order = picture_order(ids, self.images.per_caption, config.seed)
+        if order is None:
+            order = picture_order(selected.column("id").to_pylist(), self.images.per_caption, config.seed)
+        self.order = order
         self.features = dataset_features(self.images.size)
         self.serializer = example_serializer.ExampleSerializer(self.features.get_serialized_info())
         self.pool = concurrent.futures.ThreadPoolExecutor(self.images.threads, "jpeg")
@@ -245,7 +238,10 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
+    try:
+        pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
+    except (ValueError, OSError) as error:  # Arrow's errors are of these
+        raise StoreError(f"{path}: damaged ({error}). `python -m gen.verify --repair` makes it again") from error
     if not pictures:
         raise StoreError(f"{path}: balancing kept no caption, so there is nothing to draw. Raise config.gen.balance.t")
     of = -(-pictures // images.shard_size)
@@ -278,13 +274,18 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         {"index": index, "of": of, "items": min(images.shard_size, pictures - index * images.shard_size)}
         for index in range(of)
     ]
+    folder, plan = store.folder, store.plan_digest
+    if len(store.committed()) < of:  # workers may be many, and on other machines: they read the order that is left here
+        write_order(folder, plan, path, images.per_caption, config.seed)
     records = executor(
         store,
         shards,
-        lambda: ImageWorker(make_engine(images), pq.read_table(parquet_source(path)), config),
+        lambda: ImageWorker(make_engine(images), pq.read_table(parquet_source(path)), config, read_order(folder, plan)),
         label="images",
         unit="pictures",
     )
+    if len(records) == of:
+        forget_order(folder)
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     return {
         "pictures": sum(record["count"] for record in records.values()),

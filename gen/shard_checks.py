@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from gen.store import DATA_PREFIX, StageStore, StoreError, read_json, sha256
+from gen.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
+from synthclip_jax import array_files
+from synthclip_jax.errors import UserError
 from synthclip_jax.locations import Location, location
 from synthclip_jax.pictures import PictureError, check_picture
+from synthclip_jax.readers import recaptions
 from synthclip_jax.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
 
+OTHER_PLAN = "belongs to another plan"
 NAMED = 5  # ids named in one fault
 
 
@@ -40,20 +44,27 @@ class ShardCheck:
 
     Attributes:
       stage, folder, data_folder, shard: which one; folders as text.
+      plan: digest of the stage's plan.
       items: how many items it plans.
       ids: what it plans, in order; empty: nothing is known of what is in it.
       captions: of pictures, the caption of each id.
       size: of pictures, their side in pixels.
+      expected: the commit record that provenance holds; None: it holds none.
+      source: of a dataset without the pairs of low agreement: folder and name of the whole one, its own name, the
+        lowest score, the number of shards.
     """
 
     stage: str
     folder: str
     data_folder: str
+    plan: str
     shard: int
     items: int
     ids: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     size: int = 0
+    expected: Mapping[str, Any] | None = None
+    source: tuple[str, str, str, float, int] | None = None
 
 
 def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
@@ -70,6 +81,8 @@ def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
     texts: list[str] = []
     contents: dict[str, bytes] = {}
     store = StageStore(check.folder, check.data_folder)
+    if differs := _not_expected(record, check.expected):
+        texts.append(f"{path}: {differs} not as in provenance.json")
     for name, meta in record["files"].items():
         file = store.path(name)
         try:
@@ -89,6 +102,10 @@ def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
         texts += _images(check, store, record, contents)
     elif check.stage == "agreement":
         texts += _scores(store, record, contents)
+    elif check.stage == "recaption":
+        texts += _recaptions(store, record, contents)
+    elif check.stage == "filtered":
+        texts += _kept(check, store, contents)
     size = sum(map(len, contents.values()))
     return [Fault(check.stage, check.shard, text) for text in texts], record["count"], size
 
@@ -99,17 +116,25 @@ def _record(check: ShardCheck, path: Location) -> dict[str, Any]:
     Raises:
       StoreError: it is not.
     """
-    store = StageStore(check.folder, check.data_folder)
-    store.plan_digest = sha256((location(check.folder) / "plan.json").read_bytes())[:16]
     if not path.exists():
         raise StoreError(f"{path}: missing: the shard is not made")
-    record = store._checked(path.name, path.read_bytes())
-    if record is not None:
-        return record
-    there = read_json(path)
-    if isinstance(there, dict) and there.get("plan") not in (None, store.plan_digest):
-        raise StoreError(f"{path}: belongs to another plan")
-    raise StoreError(f"{path}: damaged: it is not the record that was written")
+    record = read_record(path.name, path.read_bytes())
+    if record is None:
+        raise StoreError(f"{path}: damaged: it is not the record that was written")
+    if record["plan"] != check.plan:
+        raise StoreError(f"{path}: {OTHER_PLAN}")
+    return record
+
+
+def _not_expected(record: Mapping[str, Any], expected: Mapping[str, Any] | None) -> str:
+    """Which of the parts of a record that matter differ from those in provenance."""
+    if expected is None:
+        return ""
+    files = {name: (meta["bytes"], meta["sha256"]) for name, meta in record["files"].items()}
+    known = {name: (meta["bytes"], meta["sha256"]) for name, meta in expected["files"].items()}
+    parts = {"its files": files != known}
+    parts |= {f"its {key}": record[key] != expected[key] for key in ("count", "rejects")}
+    return " and ".join(part for part, differs in parts.items() if differs)
 
 
 def _captions(
@@ -215,12 +240,56 @@ def _scores(store: StageStore, record: Mapping[str, Any], contents: Mapping[str,
     for name, data in contents.items():
         if name.endswith(".npy"):
             try:
-                scores = np.load(io.BytesIO(data), allow_pickle=False)
+                scores = array_files.parse(data, name, "f", 1)
             except ValueError as error:
                 yield f"{store.path(name)}: no scores ({error})"
                 continue
             if scores.dtype != np.float32 or scores.shape != (record["count"],):
                 yield f"{store.path(name)}: {scores.shape} {scores.dtype}, {record['count']} float32 are to be there"
+
+
+def _kept(check: ShardCheck, store: StageStore, contents: Mapping[str, bytes]) -> Iterator[str]:
+    """The pairs are those of the whole dataset that score high enough, and no others."""
+    from gen.filtered import FilterWorker
+
+    if check.source is None:
+        return
+    source, whole, name, min_score, shards = check.source
+    try:
+        output = FilterWorker(location(source), whole, name, min_score)({"index": check.shard, "of": shards})
+    except (UserError, OSError, ValueError):
+        return  # the whole dataset or its scores are damaged, which is said there
+    for file, data in output.files.items():
+        if contents.get(file) != data:
+            yield f"{store.path(file)}: not the pairs of {whole} that score at least {min_score:g}"
+
+
+def _recaptions(store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]) -> Iterator[str]:
+    """One text for each picture, as many as the record counts that are not empty."""
+    for name, data in contents.items():
+        if not name.endswith(recaptions.SUFFIX):
+            continue
+        path, texts, ends, position = store.path(name), [], [], 0
+        for payload in unframe_shard(data, path):
+            if isinstance(payload, RecordError):
+                yield str(payload)
+                continue
+            position += len(payload) + 16
+            ends.append(position)
+            try:
+                texts.append(payload.decode())
+            except UnicodeDecodeError:
+                yield f"{path}: record {len(ends) - 1}: not UTF-8"
+        if len(list(filter(None, texts))) != record["count"] or len(texts) != record["count"] + sum(
+            record["rejects"].values()
+        ):
+            yield f"{path}: {len(list(filter(None, texts))):,} captions, the commit record counts {record['count']:,}"
+        index = contents.get(f"{name}{INDEX_SUFFIX}")
+        try:
+            if index is not None and parse_index(index, path).sum(axis=1).tolist() != ends:
+                yield f"{path}{INDEX_SUFFIX}: not the places of the records"
+        except RecordError as error:
+            yield str(error)
 
 
 def _columns(data: bytes, names: list[str]) -> dict[str, list]:

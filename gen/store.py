@@ -12,6 +12,7 @@ names the files by the store's own tag of their bytes, so that a record beside f
 
 import base64
 import contextlib
+import contextvars
 import dataclasses
 import datetime
 import hashlib
@@ -21,9 +22,10 @@ import random
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from synthclip_jax import state_files
 from synthclip_jax.generated import stage_folder as stage_folder  # where a stage lies, for all who read or write it
 from synthclip_jax.locations import Location, is_url, location
 from synthclip_jax.storage import (
@@ -39,13 +41,60 @@ from synthclip_jax.storage import (
 )
 from synthclip_jax.storage import StoreError as StoreError
 
+REMEDY = "Restore it, or let `python -m gen.verify --repair` say what can be done"
 DATA_PREFIX = "data:"  # a file name with this prefix goes to the data folder instead of the stage folder
 _ATTEMPTS = 8  # at one shard that another driver commits at the same moment, in an object store
-_RECORD_NAME = re.compile(r"(\d{5,})\.json")
+_RECORD_NAME = re.compile(r"(\d{5,9})\.json")
+# What every commit record says; a stage adds more.
+_RECORD = {"shard": int, "plan": str, "count": int, "rejects": dict, "files": dict, "seconds": float, "finished": str}
+_NUMBERS = re.compile(r"[0-9a-f]{64}")
 
 
 class PlanMismatch(StoreError):
-    """The workdir was made with another configuration."""
+    """The workdir was made with another configuration.
+
+    Attributes:
+      lines: `key: there -> now` for each difference.
+    """
+
+    def __init__(self, text: str, lines: Sequence[str] = ()):
+        super().__init__(text)
+        self.lines = list(lines)
+
+
+class Compared(Exception):
+    """In place of a stage's work, where only its plan is asked for; see `planned_by`."""
+
+    def __init__(self, plan: dict[str, Any]):
+        super().__init__("the plan was only to be compared")
+        self.plan = plan
+
+
+_compared: contextvars.ContextVar[str] = contextvars.ContextVar("compared", default="")
+
+
+def planned_by(run: Callable[[], object], folder: Location) -> dict[str, Any] | None:
+    """The plan that a stage would follow, compared with the one in its folder if that is whole; nothing is written.
+
+    Args:
+      run: runs the stage.
+      folder: of the stage.
+
+    Returns:
+      None if the stage does nothing at all.
+
+    Raises:
+      PlanMismatch: the one that is there is another one.
+      UserError: what the stage needs before it can plan is not there.
+    """
+    token = _compared.set(str(folder))
+    try:
+        run()
+    except Compared as compared:
+        return compared.plan
+    finally:
+        _compared.reset(token)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +112,18 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_json(path: str | os.PathLike | Location) -> Any:
-    """Reads a JSON file.
+def read_json(path: str | os.PathLike | Location, shape: state_files.Shape = dict, remedy: str = REMEDY) -> Any:
+    """Reads a JSON file of a stage: an object, whole, with the right `check` if it has one.
+
+    Args:
+      shape: what has to be in it, see `state_files`.
+      remedy: what to do where it is damaged.
 
     Raises:
-      StoreError: the file is missing, cannot be read or is not JSON.
+      StoreError: the file is missing, cannot be read, or is damaged.
     """
     with explained(path):
-        data = location(path).read_bytes()
-    return _parse(data, path)
-
-
-def _parse(data: bytes, path: str | os.PathLike | Location) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: not valid JSON ({error}). Delete it and run the stage again") from error
+        return state_files.read(path, remedy, shape, error=StoreError)
 
 
 def to_json(value: Any) -> bytes:
@@ -99,6 +144,13 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
                 lines += differences(old[key], new[key], f"{prefix}{key}.")
         return lines
     return [] if old == new else [f"{prefix[:-1]}: {_short(old)} -> {_short(new)}"]
+
+
+def there_and_expected(line: str) -> str:
+    """A line of `differences`, there -> expected, in words."""
+    key, _, values = line.partition(": ")
+    there, _, expected = values.partition(" -> ")
+    return f"{key} is {there}, expected {expected}"
 
 
 def _short(value: Any) -> str:
@@ -129,34 +181,92 @@ class StageStore:
 
         Raises:
           PlanMismatch: names each key that differs, with both values.
-          StoreError: the plan there is damaged, or the storage cannot be used.
+          StoreError: the plan there is damaged, is gone though shards of another one are committed, or the storage
+            cannot be used.
         """
-        plan = json.loads(to_json(dict(plan)))  # tuples become lists, as they will be when read back
+        plan = unsealed(json.loads(to_json(dict(plan))))  # tuples become lists, as they will be when read back
+        compare_only = _compared.get() == str(self.folder)
         with explained(self.plan_path):
             planned = self.plan_path.exists()
+        if not planned and compare_only:
+            raise Compared(plan)
         if not planned:
-            create_if_absent(self.plan_path, to_json(plan))
-        existing = read_json(self.plan_path)
-        if not isinstance(existing, dict):
-            raise StoreError(f"{self.plan_path}: damaged: it is no plan. Restore it, or use another --workdir")
+            self._refuse_orphans(plan)
+            create_if_absent(self.plan_path, to_json(state_files.seal(plan)))
+        try:
+            existing = self.read_plan(expected=plan)
+        except StoreError:
+            if compare_only:
+                raise Compared(plan) from None
+            raise
         lines = differences(existing, plan)
         if lines:
             shown = "\n  ".join(lines[:20])
             raise PlanMismatch(
                 f"{self.plan_path}: this workdir was made with another configuration (there -> now):\n  {shown}\n"
                 "Use the configuration it was made with, start another version beside it with --new-version, or use"
-                " another --workdir"
+                " another --workdir",
+                lines,
             )
-        self.plan_digest = sha256(to_json(existing))[:16]
-        for folder in {self.folder, self.data_folder}:
+        if compare_only:
+            raise Compared(plan)
+        self.plan_digest = plan_digest(existing)
+        for folder in {self.folder, self.folder / "commits", self.data_folder}:
             remove_leftovers(folder)
         return existing
 
+    def read_plan(self, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The plan that is there, without its `check`.
+
+        Args:
+          expected: what it should be; if it is damaged, the error names what differs.
+
+        Raises:
+          StoreError: it is missing or damaged. That is no other configuration: no version is started for it.
+        """
+        try:
+            return unsealed(read_json(self.plan_path))
+        except StoreError as error:
+            there = self.read_damaged_plan()
+            if expected is None or there is None or not (lines := differences(there, expected)):
+                raise
+            raise StoreError(
+                f"{self.plan_path}: damaged: {there_and_expected(lines[0])}. Restore it, or delete"
+                " it: it is then written again"
+            ) from error
+
+    def read_damaged_plan(self) -> dict[str, Any] | None:
+        """The plan, even if its `check` says that it is not as it was written; None if it cannot be read at all."""
+        with contextlib.suppress(OSError, state_files.StateError):
+            return unsealed(state_files.read(self.plan_path, "", sealed=False))
+        return None
+
+    def plans_of_records(self) -> dict[str, list[int]]:
+        """The digests of the plans that whole commit records name, each with the shards of which they are."""
+        commits = self.folder / "commits"
+        names = sorted(name for name in list_files(commits) if _RECORD_NAME.fullmatch(name))
+        plans: dict[str, list[int]] = {}
+        for name, content in zip(names, read_files([commits / name for name in names]), strict=True):
+            if record := read_record(name, content):
+                plans.setdefault(record["plan"], []).append(record["shard"])
+        return plans
+
+    def _refuse_orphans(self, plan: Mapping[str, Any]) -> None:
+        """Without a plan, shards of another one would be taken for not made, and written over."""
+        others = {digest: shards for digest, shards in self.plans_of_records().items() if digest != plan_digest(plan)}
+        if others:
+            raise StoreError(
+                f"{self.plan_path}: missing, though {sum(map(len, others.values())):,} shards are committed that were"
+                " made with another configuration than this. Restore it, give the configuration they were made with, or"
+                f" use another --workdir; if they are of no use, delete {self.folder}"
+            )
+
     def path(self, name: str) -> Location:
         """Where a file of a shard's output lies."""
-        if name.startswith(DATA_PREFIX):
-            return self.data_folder / name.removeprefix(DATA_PREFIX)
-        return self.folder / name
+        place = name.removeprefix(DATA_PREFIX)
+        if not is_safe(place):
+            raise StoreError(f"{self.folder}: a file is called {name!r}, which does not lie in its folder: refused")
+        return (self.data_folder if name.startswith(DATA_PREFIX) else self.folder) / place
 
     def commit(self, shard: int, output: ShardOutput, seconds: float = 0.0) -> dict[str, Any]:
         """Writes a shard's files, then its record, unless another driver has committed the shard meanwhile.
@@ -248,13 +358,31 @@ class StageStore:
 
     def _checked(self, name: str, content: bytes | None) -> dict[str, Any] | None:
         """The record that a file holds, if it is whole, of this plan and in its place."""
-        try:
-            record = _parse(content, name) if content else None
-        except StoreError:
-            return None
-        if not isinstance(record, dict) or record.get("check") != _checksum(record):
-            return None
-        return record if record["plan"] == self.plan_digest and f"{record['shard']:05d}.json" == name else None
+        record = read_record(name, content)
+        return record if record and record["plan"] == self.plan_digest else None
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Writes a commit record again that is lost or damaged, and whose files are there (`has_files`)."""
+        files = {}
+        for name, meta in record["files"].items():
+            files[name] = {"bytes": meta["bytes"], "sha256": meta["sha256"]}
+            if is_url(path := self.path(name)):
+                files[name]["etag"] = _etag(path, path.read_bytes())
+        whole = {"host": "", **record, "files": files, "plan": self.plan_digest}
+        whole["check"] = _checksum(whole)
+        write_atomic(self._record_path(record["shard"]), to_json(whole))
+
+    def has_files(self, record: Mapping[str, Any]) -> bool:
+        """Whether the files are there that a commit record names, to the last byte."""
+        for name, meta in record["files"].items():
+            path = self.path(name)
+            with explained(path):
+                if not path.exists():
+                    return False
+                data = path.read_bytes()
+            if len(data) != meta["bytes"] or sha256(data) != meta["sha256"]:
+                return False
+        return True
 
     def _write(self, name: str, data: bytes) -> dict[str, Any]:
         """Writes a file of a shard.
@@ -271,6 +399,41 @@ class StageStore:
 
     def _record_path(self, shard: int) -> Location:
         return self.folder / "commits" / f"{shard:05d}.json"
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without its `check`."""
+    return {key: value for key, value in record.items() if key != state_files.CHECK}
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """What commit records call a plan by."""
+    return sha256(to_json(unsealed(plan)))[:16]
+
+
+def is_safe(name: str) -> bool:
+    """Whether a file of this name lies in its folder: a relative path of plain components."""
+    parts = name.split("/")
+    return all(part not in ("", ".", "..") for part in parts) and not set(name) & {"\\", "\0", ":"}
+
+
+def read_record(name: str, content: bytes | None) -> dict[str, Any] | None:
+    """The commit record that a file holds; None if it is damaged or not in its place."""
+    try:
+        record = state_files.parse(content or b"", name, "", _RECORD, sealed=False)
+    except state_files.StateError:
+        return None
+    if record.get("check") != _checksum(record) or f"{record['shard']:05d}.json" != name:
+        return None
+    counts = [record["count"], *record["rejects"].values()]
+    if any(not isinstance(count, int) or count < 0 for count in counts) or record["seconds"] < 0:
+        return None
+    for file, meta in record["files"].items():
+        if state_files.mismatch(meta, {"bytes": int, "sha256": str}) or not _NUMBERS.fullmatch(meta["sha256"]):
+            return None
+        if meta["bytes"] < 0 or not is_safe(file.removeprefix(DATA_PREFIX)):
+            return None
+    return record
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

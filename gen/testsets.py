@@ -34,6 +34,7 @@ from gen.images import selected_path
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
 from gen.store import ShardOutput, StageStore, StoreError, sha256
+from gen.testset_checks import note_testsets
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.locations import Location, location, parquet_source, place
@@ -327,6 +328,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         make_worker = functools.partial(_make_worker, name, nouns, make)
         records = executor(store, [shard], make_worker, label=name, unit="pictures")
         summary[name] = records[0]["count"]
+    note_testsets(workdir)
     return summary
 
 

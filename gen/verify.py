@@ -1,14 +1,18 @@
-"""Reads everything again that generation has written, and names what is wrong with it.
+"""Reads everything again that generation has written, and names what is wrong or missing.
 
     python -m gen.verify --workdir=runs/quickstart [--repair]
 
 Of each planned shard: its commit record, sizes and sha256 of its files. Of captions and pictures also that made and
 rejected ids are together exactly the planned ones, each once; of pictures every record's checksum, the index, that the
-fields are those of the id's caption, and that the picture decodes. Then that balance, metadata and provenance agree
-with it all. Exit status 1 if anything is wrong.
+fields are those of the id's caption, and that the picture decodes; of NAME_filtered that it holds exactly the pairs
+that score high enough. Then plans, bank, balance, metadata, card, test sets and the records of versions, against each
+other and against provenance.json, which says what must be there: what is missing is a fault. Of a workdir that is not
+at its end, what is not made yet is none. Exit status 1 if anything is wrong.
 
-`--repair` makes again exactly what is wrong, and verifies once more. The configuration is the one that provenance.json
-holds; where a workdir has none yet, give it with --config.
+`--repair` makes again what is wrong, and verifies once more. Nothing is touched before all plans are compared with the
+configuration and with provenance.json, and nothing is deleted that cannot be made again to the last byte: it is set
+aside in W/gen/set_aside. The configuration is the one that provenance.json holds; where a workdir has none yet, or the
+run's models lie in folders of this machine, give it with --config.
 """
 
 import argparse
@@ -17,20 +21,22 @@ import dataclasses
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from gen.contents import Contents, contents
+from gen.dataset_checks import dataset_faults
+from gen.planned import COMMITTING, file_faults, missing_shards, shard_checks
 from gen.progress import Progress
-from gen.repair import repair
 from gen.shard_checks import Fault, ShardCheck, check_shard
-from gen.store import StageStore, StoreError, read_json, sha256, stage_folder
+from gen.store import StoreError
+from gen.testset_checks import testset_checks
+from gen.version_checks import version_faults
 from synthclip_jax.errors import command
-from synthclip_jax.generated import find_version
-from synthclip_jax.locations import Location, parquet_source, place
-from synthclip_jax.records import dataset_folder
+from synthclip_jax.generated import VersionError, find_version, list_versions
+from synthclip_jax.left_out import printable
+from synthclip_jax.locations import Location, place
 
-# Stages that commit shards, in the order in which they depend on each other. `concepts` and `finalize` commit none.
-COMMITTING = ("captions", "balance", "images", "recaption", "agreement")
+ORDER = ("versions", "concepts", *COMMITTING, "finalize", "testsets")
 SHOWN = 200  # faults printed
 
 
@@ -41,12 +47,14 @@ class Result:
     Attributes:
       faults: everything that is wrong, stage by stage.
       shards, items, bytes: how much was read.
+      unfinished: a line for each stage that is not at its end and need not be.
     """
 
     faults: list[Fault]
     shards: int
     items: int
     bytes: int
+    unfinished: list[str] = dataclasses.field(default_factory=list)
 
 
 def verify(workdir: Location, version: str = "", processes: int = 0) -> Result:
@@ -58,50 +66,87 @@ def verify(workdir: Location, version: str = "", processes: int = 0) -> Result:
 
     Raises:
       StoreError: nothing has been generated in this workdir.
+      VersionError: there is no such version.
     """
-    version = find_version(workdir, version).dataset
-    stages = {stage: stage_folder(workdir, stage, version) for stage in ("concepts", *COMMITTING)}
-    stages = {stage: folder for stage, folder in stages.items() if (folder / "plan.json").exists()}
-    if not stages:
-        raise StoreError(f"{workdir}: nothing has been generated here: python -m gen --config=... --workdir=...")
-    faults: list[Fault] = []
+    try:
+        versions = list_versions(workdir)
+    except VersionError as error:
+        return Result([Fault("versions", None, str(error))], 0, 0, 0)
+    found = contents(workdir, of := find_version(workdir, version))
+    faults = [*version_faults(workdir, versions, of, found.provenance), *found.faults]
+    sets = list(testset_checks(workdir, faults))
     checks: list[ShardCheck] = []
-    plans: dict[str, Mapping[str, Any]] = {}
-    for stage, folder in stages.items():
+    unfinished: list[str] = []
+    if not (found.stages or faults or sets or found.provenance):
+        raise StoreError(f"{workdir}: nothing has been generated here: python -m gen --config=... --workdir=...")
+    for stage, this in found.stages.items():
+        faults += file_faults(this)
+        if stage not in COMMITTING or this.plan is None:
+            continue
         try:
-            plans[stage] = _plan(folder)
-        except StoreError as error:
-            faults.append(Fault(stage, None, str(error)))
-    if "concepts" in plans:
-        faults += _named_files("concepts", stages["concepts"] / "bank.json", "bank.jsonl")
-    if "balance" in plans:
-        faults += _named_files("balance", stages["balance"] / "balance.json", "files")
-    for stage in COMMITTING:
-        if stage in plans:
-            try:
-                checks += _shards(workdir, stage, version, plans)
-            except (StoreError, ValueError, KeyError, OSError) as error:
-                faults.append(Fault(stage, None, f"{stages[stage]}: what is planned cannot be told: {error}"))
+            of_stage = list(shard_checks(found.stages, stage))
+        except (StoreError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            faults.append(Fault(stage, None, f"{this.folder}: what is planned cannot be told: {_said(error)}"))
+            continue
+        if not this.required and (missing := set(missing_shards(this, len(of_stage)))):
+            unfinished.append(f"{stage}: {len(missing):,} of {len(of_stage):,} shards are not made yet")
+            of_stage = [check for check in of_stage if check.shard not in missing]
+        if stage == "filtered":
+            of_stage = [_with_source(check, found) for check in of_stage]
+        checks += of_stage
+    checks += sets
     results = list(_run(checks, processes))
-    for found, _, _ in results:
-        faults += found
-    if "images" in plans:
-        faults += _dataset_faults(workdir, version, stages["images"], plans["images"])
-    order = ("concepts", *COMMITTING, "finalize")
-    faults.sort(key=lambda fault: (order.index(fault.stage), -1 if fault.shard is None else fault.shard))
-    return Result(faults, len(checks), sum(count for _, count, _ in results), sum(size for _, _, size in results))
+    for wrong, _, _ in results:
+        faults += wrong
+    faults += _ends(found)
+    faults.sort(
+        key=lambda fault: (ORDER.index(fault.stage.partition("/")[0]), fault.shard is not None, fault.shard or 0)
+    )
+    items, size = sum(count for _, count, _ in results), sum(size for _, _, size in results)
+    return Result(list(dict.fromkeys(faults)), len(checks), items, size, unfinished)
 
 
-def _plan(folder: Location) -> Mapping[str, Any]:
-    plan = read_json(folder / "plan.json")
-    if not isinstance(plan, dict):
-        raise StoreError(f"{folder / 'plan.json'}: damaged: it is no plan. Restore it, or use another --workdir")
-    return plan
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, StoreError) else repr(error)
+
+
+def _with_source(check: ShardCheck, found: Contents) -> ShardCheck:
+    """With what the pairs were taken from."""
+    plan = found.stages["filtered"].plan or {}
+    shards = (found.stages["images"].plan or {}).get("shards", 0)
+    source = (str(found.data), found.name, found.kept_name, float(plan.get("min_score", -1)), shards)
+    return dataclasses.replace(check, source=source)
+
+
+def _ends(found: Contents) -> Iterator[Fault]:
+    """Whether stages agree with those that they were made from, and each dataset with its shards."""
+    images = found.stages.get("images")
+    if images is None or images.plan is None or found.data is None:
+        if found.data is not None:
+            yield from dataset_faults(found.data, found.provenance, {})
+        return
+    records = images.store.committed()
+    yield from dataset_faults(found.data, found.provenance, records, images.plan.get("shards", 0))
+    if found.kept is not None and "filtered" in found.stages:
+        kept = found.stages["filtered"].store.committed()
+        yield from dataset_faults(found.kept, found.kept_provenance, kept, images.plan.get("shards", 0))
+        if found.kept_provenance is None and found.provenance is not None:
+            yield Fault(
+                "finalize", None, f"{found.kept / 'provenance.json'}: missing, though {found.kept_name} is planned"
+            )
+    from gen.finished_pictures import pictures_digest
+
+    if len(records) == images.plan.get("shards"):
+        digest = pictures_digest(records.values())
+        for stage in ("recaption", "agreement"):
+            this = found.stages.get(stage)
+            if this and this.plan and this.plan.get("pictures", digest) != digest:
+                yield Fault(stage, None, f"{this.folder}: made from other pictures than those that are there")
 
 
 def _run(checks: Sequence[ShardCheck], processes: int) -> Iterator[tuple[list[Fault], int, int]]:
     """Checks all shards, in processes of their own: most of the time goes into Python."""
-    processes = min(processes or len(os.sched_getaffinity(0)), len(checks))
+    processes = min(processes or _cores(), len(checks))
     progress = Progress(sum(check.items for check in checks), "items", "verify")
     if processes < 2:
         for check in checks:
@@ -125,141 +170,16 @@ def _run(checks: Sequence[ShardCheck], processes: int) -> Iterator[tuple[list[Fa
         progress.close()
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _take(checks: Iterator[ShardCheck], count: int) -> Iterator[ShardCheck]:
     for _ in range(count):
         check = next(checks, None)
         if check is None:
             return
         yield check
-
-
-def _shards(
-    workdir: Location, stage: str, version: str, plans: Mapping[str, Mapping[str, Any]]
-) -> Iterator[ShardCheck]:
-    """What is to be checked of each planned shard of a stage."""
-    folder, plan = stage_folder(workdir, stage, version), plans[stage]
-    data = dataset_folder(workdir, plans["images"]["dataset"], version) if "images" in plans else None
-    if stage == "captions":
-        yield from _caption_shards(folder, plan)
-    elif stage == "images":
-        yield from _image_shards(workdir, version, folder, data, plan)
-    else:
-        # One shard for each of the captions, or of the pictures.
-        of = plan.get("shards", plans["captions" if stage == "balance" else "images"]["shards"])
-        yield from (ShardCheck(stage, str(folder), str(data or folder), index, 1) for index in range(of))
-
-
-def _caption_shards(folder: Location, plan: Mapping[str, Any]) -> Iterator[ShardCheck]:
-    for index in range(plan["shards"]):
-        start = index * plan["shard_size"]
-        numbers = range(start, min(start + plan["shard_size"], plan["captions"]))
-        ids = tuple("{:06d}-{:04d}".format(*divmod(number, plan["per_concept"])) for number in numbers)
-        yield ShardCheck("captions", str(folder), str(folder), index, len(ids), ids)
-
-
-def _image_shards(
-    workdir: Location, version: str, folder: Location, data: Location, plan: Mapping[str, Any]
-) -> Iterator[ShardCheck]:
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from gen.images import picture_order, selected_path
-
-    path = selected_path(workdir, version)
-    with path.open("rb") as file:
-        changed = _digest(file) != plan["selected"]
-    if changed:
-        raise StoreError(f"{path}: not the captions that the pictures were planned from")
-    selected = pq.read_table(parquet_source(path), columns=["id", "caption"])
-    if len(selected) * plan["per_caption"] != plan["pictures"]:
-        raise StoreError(f"{path}: {len(selected)} captions, and {plan['pictures']} pictures are planned")
-    order = picture_order(selected.column("id").to_pylist(), plan["per_caption"], plan["seed"])
-    for index in range(plan["shards"]):
-        start = index * plan["shard_size"]
-        captions, pictures = np.divmod(order[start : start + plan["shard_size"]], plan["per_caption"])
-        rows = selected.take(captions)
-        ids = zip(rows.column("id").to_pylist(), pictures.tolist(), strict=True)
-        yield ShardCheck(
-            "images",
-            str(folder),
-            str(data),
-            index,
-            len(captions),
-            tuple(f"{identity}-{picture:02d}" for identity, picture in ids),
-            tuple(rows.column("caption").to_pylist()),
-            plan["size"],
-        )
-
-
-def _digest(file: Any) -> str:
-    import hashlib
-
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _named_files(stage: str, path: Location, key: str) -> list[Fault]:
-    """Faults of files whose sizes and digests a JSON file names, under one key or by name."""
-    if not path.exists():
-        return [Fault(stage, None, f"{path}: missing: the stage has not finished")]
-    try:
-        meta = read_json(path)
-        files = meta[key] if key == "files" else {key: meta[key]}
-    except (StoreError, KeyError, TypeError) as error:
-        return [Fault(stage, None, f"{path}: damaged ({error})")]
-    faults = []
-    for name, expected in files.items():
-        file = path.parent / name
-        if not file.exists():
-            faults.append(Fault(stage, None, f"{file}: missing"))
-        elif sha256(file.read_bytes()) != expected["sha256"]:
-            faults.append(Fault(stage, None, f"{file}: not the bytes that {path.name} names"))
-    return faults
-
-
-def _dataset_faults(workdir: Location, version: str, folder: Location, plan: Mapping[str, Any]) -> list[Fault]:
-    """Whether metadata and provenance are those of the shards, where the dataset is finalized."""
-    data = dataset_folder(workdir, plan["dataset"], version)
-    path = data / "provenance.json"
-    if not path.exists():
-        return []  # not at its end: no fault
-    faults = []
-
-    def fault(text: str) -> None:
-        faults.append(Fault("finalize", None, text))
-
-    store = StageStore(folder, data)
-    store.ensure_plan(plan)
-    made = store.committed()
-    expected = []
-    for record in made.values():
-        for name, meta in record["files"].items():
-            if name.startswith("data:") and not name.endswith(".index"):
-                expected.append((name.removeprefix("data:"), record["count"], meta["bytes"], meta["sha256"]))
-    try:
-        provenance = read_json(path)
-        named = [(shard["file"], shard["records"], shard["bytes"], shard["sha256"]) for shard in provenance["shards"]]
-        if sorted(named) != sorted(expected):
-            missing = sorted({name for name, *_ in named} ^ {name for name, *_ in expected})
-            differs = [a[0] for a in named if a not in expected and a[0] not in missing]
-            fault(f"{path}: does not agree with the commit records about {', '.join([*missing, *differs][:5])}")
-        if provenance["records"] != sum(count for _, count, _, _ in named):
-            fault(f"{path}: says {provenance['records']:,} records, its shards add up to another number")
-    except (StoreError, KeyError, TypeError) as error:
-        fault(f"{path}: damaged ({error!r})")
-    info_path = data / "dataset_info.json"
-    try:
-        info = read_json(info_path)
-        lengths = [int(length) for length in info["splits"][0]["shardLengths"]]
-        if lengths != [made[index]["count"] for index in sorted(made)]:
-            fault(f"{info_path}: its shard lengths are not those of the shards")
-        read_json(data / "features.json")
-    except (StoreError, KeyError, TypeError, ValueError, OSError, IndexError) as error:
-        fault(f"{info_path.parent}: TFDS's metadata are missing or damaged ({error})")
-    names = {name for name, *_ in expected}
-    for found in data.glob("*.tfrecord-?????-of-?????"):
-        if found.name not in names:
-            fault(f"{found}: a shard that is not planned")
-    return faults
 
 
 @command("verify")
@@ -279,7 +199,12 @@ def main() -> None:
     overrides = [argument.removeprefix("--config.") for argument in rest]
     result = verify(arguments.workdir, arguments.version, arguments.processes)
     _print(result)
-    if result.faults and arguments.repair:
+    # Once more where the records of versions were wrong: only then it can be said what else is.
+    for _ in range(2 if any(fault.stage == "versions" for fault in result.faults) else 1):
+        if not (result.faults and arguments.repair):
+            break
+        from gen.repair import repair
+
         repair(arguments.workdir, arguments.version, result.faults, arguments.config, overrides)
         result = verify(arguments.workdir, arguments.version, arguments.processes)
         _print(result)
@@ -287,8 +212,10 @@ def main() -> None:
 
 
 def _print(result: Result) -> None:
+    for line in result.unfinished:
+        print(f"verify: {line}")
     for fault in result.faults[:SHOWN]:
-        print(f"fault  {fault}")
+        print(f"fault  {printable(str(fault))}")
     if len(result.faults) > SHOWN:
         print(f"fault  ... and {len(result.faults) - SHOWN:,} more")
     size = f"{result.bytes / 1e6:,.1f} MB"

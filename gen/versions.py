@@ -6,10 +6,10 @@ own, and the dataset the next version. The stages before it are used as they are
 
 import datetime
 import os
-from typing import Any
 
 from gen.store import StoreError, create_if_absent, to_json
-from synthclip_jax.generated import Version, find_version, list_versions, record_checksum, record_path
+from synthclip_jax import state_files
+from synthclip_jax.generated import Version, find_version, list_versions, record_path
 from synthclip_jax.locations import Location
 
 
@@ -32,7 +32,7 @@ def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) 
     else:
         version = find_version(workdir, wanted)
     if version.number == 1:
-        _write(workdir, version, "")
+        write_record(workdir, version, "")
     return version, pending
 
 
@@ -51,7 +51,7 @@ def start_version(
     """
     newest = list_versions(workdir)[-1]
     version = base.next(order, changed, newest, name)
-    if not _write(workdir, version, why):
+    if not write_record(workdir, version, why):
         raise StoreError(
             f"{record_path(workdir, version.number)}: another driver has just started this version. Run the same"
             " command without --new-version to work on it, or again to start one more"
@@ -59,14 +59,14 @@ def start_version(
     return version
 
 
-def _write(workdir: str | os.PathLike | Location, version: Version, why: str) -> bool:
-    record: dict[str, Any] = {
+def write_record(workdir: str | os.PathLike | Location, version: Version, why: str) -> bool:
+    """Writes the record of a version unless there is one; says whether this call has written it."""
+    record = {
         "number": version.number,
         "dataset": version.dataset,
         "stages": dict(version.stages),
         "why": why,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    record["check"] = record_checksum(record)
     path = record_path(workdir, version.number)
-    return not path.exists() and create_if_absent(path, to_json(record))
+    return not path.exists() and create_if_absent(path, to_json(state_files.seal(record)))

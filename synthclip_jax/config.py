@@ -90,6 +90,19 @@ def _run(path: pathlib.Path, arguments: Sequence[str], named: Mapping[str, str])
     return config
 
 
+def with_overrides(config: Any, overrides: Sequence[str]) -> ml_collections.FrozenConfigDict:
+    """A config with overrides `section.key=value`, checked.
+
+    Raises:
+      ConfigError: an override or a value is wrong.
+    """
+    changed = ml_collections.ConfigDict(config)
+    for override in overrides:
+        _override(changed, override)
+    check(changed)
+    return ml_collections.FrozenConfigDict(changed)
+
+
 def _split(text: str) -> tuple[pathlib.Path, list[str], dict[str, str]]:
     """A config file, and what stands behind its colon: values, and key=value pairs."""
     file, colon, rest = text.rpartition(":")

@@ -10,18 +10,20 @@
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.locations import Location, location
+from synthclip_jax.folders import is_inside
+from synthclip_jax.locations import Location, is_url, location
 
 FIRST = "1.0.0"
 _NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
+_RECORD = re.compile(r"\d{5}\.json")
+# A dataset's name, as the configuration allows it; that without the pairs of low agreement is called so too.
+DATASET_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class VersionError(UserError, ValueError):
@@ -73,11 +75,11 @@ def list_versions(workdir: str | os.PathLike | Location) -> list[Version]:
     """All versions of a workdir, oldest first: at least one, which may not have begun.
 
     Raises:
-      VersionError: a record is damaged.
+      VersionError: a record is damaged, or names a folder outside the workdir.
     """
     folder = versions_folder(workdir)
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found = [_read(folder / name) for name in names if re.fullmatch(r"\d{5}\.json", name)]
+    found = [read_record(folder / name) for name in names if _RECORD.fullmatch(name)]
     return found if found and found[0].number == 1 else [Version(1, _first(workdir), {}), *found]
 
 
@@ -114,34 +116,75 @@ def stage_folder(workdir: str | os.PathLike | Location, stage: str, version: str
     return location(workdir) / "gen" / find_version(workdir, version).folder_name(stage)
 
 
-def record_checksum(record: Mapping[str, Any]) -> str:
-    """What the `check` of a record must be: a digest of all else in it."""
-    text = json.dumps({key: value for key, value in record.items() if key != "check"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def read_record(path: Location) -> Version:
+    """The version that a record describes.
 
-
-def _read(path: Location) -> Version:
-    try:
-        record = json.loads(path.read_bytes())
-        number, dataset, stages = record["number"], record["dataset"], record["stages"]
-        if record.get("check") != record_checksum(record) or f"{number:05d}.json" != path.name:
-            raise ValueError("it is not as it was written")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise VersionError(
-            f"{path}: damaged ({error}). It says which folders of gen/ belong to a version: restore it, or delete it"
-            " and start the version again with python -m gen --new-version"
-        ) from error
+    Raises:
+      VersionError: it is damaged, or would lead elsewhere than to folders of its own stages in the workdir.
+    """
+    remedy = (
+        "It says which folders of gen/ belong to a version: restore it, or let `python -m gen.verify --repair` make it"
+        " from the dataset's provenance.json"
+    )
+    shape = {"number": int, "dataset": str, "stages": dict}
+    record = state_files.read(path, remedy, shape, sealed=True, error=VersionError)
+    number, dataset, stages = record["number"], record["dataset"], record["stages"]
+    problem = ""
+    if f"{number:05d}.json" != path.name:
+        problem = f"it is that of version {number}"
+    elif not _NAME.fullmatch(dataset):
+        problem = f"the dataset's version is {dataset!r}, allowed: MAJOR.MINOR.PATCH"
+    for stage, name in stages.items():
+        if not re.fullmatch(r"[a-z]+", stage) or not re.fullmatch(rf"{re.escape(stage)}(@\d{{1,9}})?", str(name)):
+            problem = f"the folder of {stage!r} is {name!r}, allowed: {stage} or {stage}@NUMBER"
+    if problem:
+        raise VersionError(f"{path}: refused: {problem}. {remedy}")
     return Version(number, dataset, dict(stages))
+
+
+def written_folders(version: Version, *names: str) -> list[str]:
+    """The folders of a workdir that are written for a version, relative to the workdir.
+
+    Args:
+      names: of its dataset.
+    """
+    folders = ["gen/versions", "gen/set_aside", "testsets"]
+    for stage in ("concepts", "captions", "balance", "images", "recaption", "agreement", "filtered"):
+        folders += [f"gen/{version.folder_name(stage)}/{inner}" for inner in ("commits", "failures")]
+    return folders + [f"dataset/{name}{suffix}/{version.dataset}" for name in names for suffix in ("", "_filtered")]
+
+
+def check_inside(workdir: str | os.PathLike | Location, folders: Sequence[str]) -> None:
+    """Checks that what is written lies in the workdir: no link in it leads elsewhere.
+
+    Args:
+      folders: relative to the workdir, such as `gen/captions`.
+
+    Raises:
+      VersionError: names the link.
+    """
+    base = location(workdir)
+    if is_url(base) or not base.exists():
+        return
+    for folder in folders:
+        place = base
+        for part in folder.split("/"):
+            place = place / part
+            if place.is_symlink() and not is_inside(place, base):
+                raise VersionError(
+                    f"{place}: a link to {os.path.realpath(place)}, outside the workdir, where nothing is written."
+                    " Mount that folder here (mount --bind), or name a --workdir that holds all of it"
+                )
 
 
 def _planned(workdir: str | os.PathLike | Location) -> str:
     """The version in the plan of the first pictures; empty if there is none."""
     path = location(workdir) / "gen" / "images" / "plan.json"
     try:
-        version = json.loads(path.read_bytes()).get("version", "")
-    except (OSError, ValueError, AttributeError):
+        version = state_files.read(path, "", {"version": str}, sealed=False)["version"]
+    except (OSError, state_files.StateError):
         return ""
-    return version if isinstance(version, str) and _NAME.fullmatch(version) else ""
+    return version if _NAME.fullmatch(version) else ""
 
 
 def _first(workdir: str | os.PathLike | Location) -> str:

@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.generated import find_version
+from synthclip_jax.generated import DATASET_NAME, find_version
 from synthclip_jax.locations import Location, is_unreachable, is_url, location, size_of
 
 HEADER_BYTES = 12  # length + its crc
@@ -374,7 +374,13 @@ class ShardName:
 
 
 def dataset_folder(workdir: str | os.PathLike | Location, name: str, version: str = "") -> Location:
-    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`; without a version the newest (`generated`)."""
+    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`; without a version the newest (`generated`).
+
+    Raises:
+      RecordError: a file of the workdir gives a name that is none.
+    """
+    if not DATASET_NAME.fullmatch(name):
+        raise RecordError(f"{workdir}: a dataset called {name!r}: allowed: lower-case letters, digits, underscores")
     return location(workdir) / "dataset" / name / (version or find_version(workdir).dataset)
 
 

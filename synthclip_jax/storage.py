@@ -179,7 +179,7 @@ def locked(path: Location) -> Iterator[None]:
 
 def _lock(lock: pathlib.Path) -> int:
     while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if os.stat(lock).st_ino == os.fstat(handle).st_ino:

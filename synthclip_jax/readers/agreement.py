@@ -1,10 +1,9 @@
 """Agreement scores beside the shards of a generated dataset: training without the pairs that score too low."""
 
-import io
-
 import numpy as np
 from jaxtyping import Float32, Int
 
+from synthclip_jax import array_files
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import location
 from synthclip_jax.readers import Reader
@@ -27,9 +26,9 @@ def load_scores(shard: str, records: int) -> Float32[np.ndarray, "records"]:
             " --config.gen.agreement.checkpoint=...), or leave config.data.min_agreement at -1"
         )
     try:
-        scores = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        scores = array_files.parse(path.read_bytes(), path.name, "f", 1)
     except ValueError as error:
-        raise RecordError(f"{path}: damaged ({error}). Delete it and run --stages=agreement again") from error
+        raise RecordError(f"{path}: damaged ({error}). `python -m gen.verify --repair` makes it again") from error
     if scores.shape != (records,):
         raise RecordError(f"{path}: {scores.size} scores for {records} records. Run --stages=agreement again")
     return scores

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,16 @@ import textwrap
 import pytest
 
 from gen.executor import run_local
-from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError, create_if_absent, write_atomic
+from gen.store import (
+    PlanMismatch,
+    ShardOutput,
+    StageStore,
+    StoreError,
+    _checksum,
+    create_if_absent,
+    to_json,
+    write_atomic,
+)
 
 
 def make_store(folder, plan=None):
@@ -61,10 +71,63 @@ def test_a_commit_counts_only_with_its_files(tmp_path):
 
 
 def test_a_commit_of_another_plan_does_not_count(tmp_path):
+    first = make_store(tmp_path)
+    first.commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
+    other = make_store(tmp_path / "other", {"shards": 4})
+    other.commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
+    shutil.copy(tmp_path / "other" / "commits" / "00000.json", tmp_path / "commits" / "00000.json")
+    assert first.committed() == {}
+
+
+def test_shards_of_another_plan_are_not_written_over_when_the_plan_is_lost(tmp_path):
+    """Without plan.json they would count as not made."""
+    make_store(tmp_path).commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(StoreError, match=r"missing, though 1 shards are committed .* another configuration"):
+        make_store(tmp_path, {"shards": 4})
+    assert not (tmp_path / "plan.json").exists()
+    assert list(make_store(tmp_path).committed()) == [0]  # with the right one they go on
+
+
+def test_a_damaged_plan_is_told_from_another_configuration(tmp_path):
+    plan = make_store(tmp_path).plan_path
+    plan.write_text(plan.read_text().replace("10.0", "70.0"))
+    with pytest.raises(StoreError, match=r"damaged: config\.t is 70\.0, expected 10\.0") as raised:
+        make_store(tmp_path)
+    assert not isinstance(raised.value, PlanMismatch)  # for which --new-version would start a version
+
+
+def test_plans_of_older_versions_without_a_checksum_are_read(tmp_path):
     store = make_store(tmp_path)
     store.commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
-    (tmp_path / "plan.json").unlink()
-    assert make_store(tmp_path, {"shards": 4}).committed() == {}
+    plan = json.loads(store.plan_path.read_bytes())
+    del plan["check"]
+    store.plan_path.write_bytes(to_json(plan))
+    assert list(make_store(tmp_path).committed()) == [0]
+
+
+@pytest.mark.parametrize("name", ["../a.bin", "data:../../a.bin", "/a.bin", "a//b", "data:/etc/a", "a\0b", "c:\\a"])
+def test_no_record_leads_out_of_its_folder(tmp_path, name):
+    store = make_store(tmp_path / "stage")
+    with pytest.raises(StoreError, match="refused"):
+        store.commit(0, ShardOutput({name: b"abc"}, count=3))
+    record = store.commit(1, ShardOutput({"a.bin": b"abc"}, count=3))
+    record["files"] = {name: record["files"]["a.bin"]}
+    record["check"] = _checksum(record)
+    (store.folder / "commits" / "00001.json").write_bytes(to_json(record))
+    assert store.committed() == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]
+
+
+def test_temporary_files_of_killed_processes_go_from_the_records_too(tmp_path):
+    store = make_store(tmp_path)
+    store.commit(0, ShardOutput({"a.bin": b"abc"}, count=3))
+    left = [tmp_path / ".a.bin.x.tmp", tmp_path / "commits" / ".00000.json.x.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    make_store(tmp_path)
+    assert not any(path.exists() for path in left)
 
 
 def test_data_files_go_to_the_data_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import ml_collections
@@ -11,6 +12,7 @@ from gen import __main__ as command
 from gen import captions, images, versions
 from gen.store import PlanMismatch, StoreError, read_json
 from gen.versions import open_version, start_version
+from synthclip_jax import state_files
 from synthclip_jax.config import load_config
 from synthclip_jax.generated import Version, VersionError, find_version, list_versions, record_path, stage_folder
 from synthclip_jax.records import dataset_folder, find_shards
@@ -121,7 +123,7 @@ def planned(module, config, workdir):
 )
 def test_another_model_is_refused_by_name(workdir, module, first, second, difference):
     name = module.__name__.removeprefix("gen.")
-    (stage_folder(workdir, name) / "plan.json").unlink()
+    shutil.rmtree(stage_folder(workdir, name))
     configs = [load_config("configs/quickstart.py", [*FLAGS, *flags]) for flags in (first, second)]
     planned(module, configs[0], workdir)
     with pytest.raises(PlanMismatch, match=difference):
@@ -196,3 +198,51 @@ def test_a_copied_dataset_is_found_by_its_highest_version(tmp_path):
 
 def test_the_config_takes_a_version_or_none():
     assert ml_collections.ConfigDict(load_config("configs/quickstart.py")).gen.version == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stages": {"concepts": "../../outside"}},
+        {"stages": {"concepts": "/tmp/outside"}},
+        {"stages": {"concepts": "captions"}},
+        {"stages": {"concepts": ".."}},
+        {"stages": {"concepts": "concepts@2/.."}},
+        {"stages": {"concepts": 7}},
+        {"stages": {"../x": "../x"}},
+        {"stages": ["concepts"]},
+        {"dataset": "../../outside"},
+        {"dataset": "1.0.0\n"},
+        {"number": 2},
+        {"number": True},
+    ],
+)
+def test_a_strangers_record_leads_nowhere_and_nothing_is_written(tmp_path, monkeypatch, wrong):
+    record = {"number": 1, "dataset": "1.0.0", "stages": {}, "why": "", "started": ""} | wrong
+    path = record_path(tmp_path / "w", 1)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(state_files.seal(record)))
+    with pytest.raises(SystemExit) as raised:
+        generate(monkeypatch, tmp_path / "w")
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+
+
+@pytest.mark.parametrize("link", ["gen", "gen/captions", "gen/images/commits", "dataset", "dataset/quickstart/1.0.0"])
+def test_a_link_that_leads_out_of_the_workdir_is_not_written_through(tmp_path, monkeypatch, link):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    place = tmp_path / "w" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(outside)
+    with pytest.raises(SystemExit, match=r"a link to .*outside the workdir"):
+        generate(monkeypatch, tmp_path / "w")
+    assert not list(outside.iterdir())
+
+
+def test_a_workdir_may_itself_be_a_link(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    generate(monkeypatch, tmp_path / "here", stages="concepts")
+    assert (tmp_path / "there" / "gen" / "concepts" / "bank.json").exists()

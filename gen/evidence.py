@@ -1,0 +1,122 @@
+"""What a dataset's provenance.json holds of all that it was made from, so that anything missing is noticed.
+
+    "format": 2
+    "generation": {"number": 1, "stages": {"captions": {"folder": "captions", "plan": DIGEST, "records": [...],
+                                                        "files": {"bank.json": {"bytes": ..., "sha256": ...}}}, ...}}
+    "files": {"README.md": {"bytes": ..., "sha256": ...}, ...}   beside provenance.json
+    "check": a digest of all else
+
+Of each stage: its folder, its plan's digest, all its commit records (which name every file by size and sha256), and the
+files that it writes beside its shards. What is published names no folder and no host of the machines it was made on.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gen.store import StageStore, StoreError, plan_digest, read_json, unsealed
+from synthclip_jax import state_files
+from synthclip_jax.generated import Version, record_path
+from synthclip_jax.locations import Location, location
+from synthclip_jax.storage import explained
+
+FORMAT = 2
+# Files that a stage writes beside its shards; without the last one it does its own work again.
+FILES = {
+    "concepts": ("bank.jsonl", "bank.json"),
+    "balance": ("counts_before.npy", "counts_after.npy", "selected.parquet", "balance.json"),
+}
+METADATA = ("features.json", "dataset_info.json", "README.md")
+# What says where something lies on the machine of who made the data, in configurations and plans.
+_PLACES = ("wordnet_path", "metaclip_path", "lists", "block_list", "model", "checkpoint")
+_PRIVATE = ("check", "host", "plan")  # of a commit record: made anew when it is restored, or nobody's business
+
+PROVENANCE = {"name": str, "version": str, "seed": int, "config": dict, "plans": dict, "records": int, "shards": list}
+_SINCE_2 = {"format": int, "generation": {"number": int, "recorded": bool, "stages": dict}, "files": dict, "check": str}
+_STAGE = {"folder": str, "plan": str, "records": list, "files": dict}
+REMEDY = "Restore it, or let `python -m gen.verify --repair` make it again"
+
+
+def read_provenance(path: Location) -> dict[str, Any]:
+    """The provenance of a dataset, without its `check`.
+
+    Raises:
+      StoreError: it is missing or damaged.
+    """
+    provenance = read_json(path, PROVENANCE, REMEDY)
+    problem = state_files.mismatch(provenance, _SINCE_2) if "format" in provenance else ""
+    for name, stage in {} if problem else stages_of(provenance).items():
+        problem = problem or state_files.mismatch(stage, _STAGE, f"generation.stages.{name}")
+    if problem:
+        raise StoreError(f"{path}: damaged ({problem}). {REMEDY}")
+    return unsealed(provenance)
+
+
+def stages_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What provenance holds of each stage; nothing if an older version of this program has written it."""
+    generation = provenance.get("generation")
+    stages = generation.get("stages") if isinstance(generation, dict) else None
+    return stages if isinstance(stages, dict) else {}
+
+
+def of_stage(workdir: Location, version: Version, stage: str, data: Location) -> dict[str, Any] | None:
+    """What provenance is to hold of a stage; None if the stage was never begun or is not at its end.
+
+    Args:
+      data: the folder of the dataset.
+    """
+    folder = location(workdir) / "gen" / version.folder_name(stage)
+    store = StageStore(folder, data)
+    if not store.plan_path.exists():
+        return None
+    plan = store.read_plan()
+    store.plan_digest = plan_digest(plan)
+    records = store.committed()
+    if len(records) < plan.get("shards", 0):
+        return None
+    return {
+        "folder": folder.name,
+        "plan": store.plan_digest,
+        "records": [published_record(record) for record in records.values()],
+        "files": {name: measured(folder / name) for name in FILES.get(stage, ()) if (folder / name).exists()},
+    }
+
+
+def generation(workdir: Location, version: Version, stages: Sequence[str], data: Location) -> dict[str, Any]:
+    """What provenance is to hold of the stages, and which version's they are."""
+    found = {stage: of_stage(workdir, version, stage, data) for stage in stages}
+    return {
+        "number": version.number,
+        "recorded": record_path(workdir, version.number).exists(),
+        "stages": {stage: what for stage, what in found.items() if what is not None},
+    }
+
+
+def measured(path: Location) -> dict[str, Any]:
+    """Size and digest of a file."""
+    with explained(path), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def published_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A commit record without what only its own machines and stores know."""
+    files = {name: {key: meta[key] for key in ("bytes", "sha256")} for name, meta in record["files"].items()}
+    return {key: value for key, value in record.items() if key not in _PRIVATE} | {"files": files}
+
+
+def published(value: Any, key: str = "") -> Any:
+    """A configuration or a plan with the names of files and folders in place of where they lie."""
+    if isinstance(value, Mapping):
+        return {name: published(inner, name) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [published(inner, key) for inner in value]
+    return _name(value) if key in _PLACES and isinstance(value, str) else value
+
+
+def _name(place: str) -> str:
+    """The last part of a path that is absolute, of a home folder, or leads upwards; else the text itself."""
+    path = pathlib.PurePath(place)
+    private = path.is_absolute() or place.startswith("~") or ".." in path.parts or place.startswith("file:")
+    return (path.name or "folder") if private or pathlib.PureWindowsPath(place).drive else place

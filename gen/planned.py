@@ -1,0 +1,245 @@
+"""What must be there of each stage, by its plan, by provenance, and by what later stages have made of it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gen.evidence import FILES, published, stages_of
+from gen.shard_checks import Fault, ShardCheck
+from gen.store import StageStore, StoreError, differences, plan_digest, there_and_expected, unsealed
+from synthclip_jax.generated import Version
+from synthclip_jax.locations import Location, location, parquet_source
+from synthclip_jax.storage import list_files
+
+# Stages that commit shards, in the order in which they depend on each other. `concepts` and `finalize` commit none.
+COMMITTING = ("captions", "balance", "images", "recaption", "agreement", "filtered")
+STAGES = ("concepts", *COMMITTING)
+# What has to be at its end before a stage can begin.
+_BEFORE = {
+    "captions": ("concepts",),
+    "balance": ("concepts", "captions"),
+    "images": ("concepts", "captions", "balance"),
+    "recaption": ("images",),
+    "agreement": ("images",),
+    "filtered": ("images", "agreement"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A stage that was begun, or that must be there.
+
+    Attributes:
+      stage: its name.
+      folder, data: of the stage, and of the dataset whose files it writes; None: it writes none.
+      plan: what it makes; None: that cannot be told.
+      evidence: what provenance holds of it; None: nothing.
+      required: it must be at its end.
+      problem: what is wrong with its plan.json; empty: nothing.
+      other_plan: a plan can be read there, and it is another one.
+    """
+
+    stage: str
+    folder: Location
+    data: Location | None
+    plan: dict[str, Any] | None
+    evidence: Mapping[str, Any] | None
+    required: bool
+    problem: str = ""
+    other_plan: bool = False
+
+    @property
+    def store(self) -> StageStore:
+        """The stage's folder, for reading what the plan has made."""
+        store = StageStore(self.folder, self.data)
+        store.plan_digest = plan_digest(self.plan) if self.plan is not None else ""
+        return store
+
+
+def planned_stages(
+    workdir: Location, version: Version, folders: Mapping[str, Location | None], provenance: Mapping[str, Any] | None
+) -> tuple[dict[str, Planned], list[Fault]]:
+    """All stages that were begun or must be there, and what is wrong with their plans.
+
+    Args:
+      folders: of each stage, the dataset whose files it writes.
+      provenance: of the dataset; empty: it has one that cannot be read; None: it is not finalized.
+    """
+    gen = location(workdir) / "gen"
+    begun = {stage for stage in STAGES if _begun(gen / version.folder_name(stage))}
+    required = {before for stage in begun for before in _BEFORE.get(stage, ())}
+    if provenance is not None:
+        required |= {*_BEFORE["images"], "images", *stages_of(provenance)}
+    found, faults = {}, []
+    for stage in STAGES:
+        if stage not in begun | required:
+            continue
+        folder = gen / version.folder_name(stage)
+        evidence = stages_of(provenance or {}).get(stage) or None
+        plan, problem, other = _plan(StageStore(folder), evidence, (provenance or {}).get("plans", {}).get(stage))
+        if problem:
+            faults.append(Fault(stage, None, problem))
+        if evidence and evidence["folder"] != folder.name:
+            faults.append(Fault("versions", None, f"{folder}: provenance.json names {evidence['folder']} in its place"))
+        found[stage] = Planned(stage, folder, folders.get(stage), plan, evidence, stage in required, problem, other)
+    return found, faults
+
+
+def before(stage: str) -> set[str]:
+    """All stages that a stage is made from."""
+    found = set(_BEFORE.get(stage, ()))
+    return found.union(*(before(other) for other in found)) if found else found
+
+
+def _begun(folder: Location) -> bool:
+    names = {**list_files(folder), **list_files(folder / "commits")}
+    return any(not name.startswith(".") for name in names)
+
+
+def _plan(
+    store: StageStore, evidence: Mapping[str, Any] | None, said: Mapping[str, Any] | None
+) -> tuple[dict[str, Any] | None, str, bool]:
+    """The plan to check by, what is wrong with the one that is there, and whether that is another one.
+
+    Args:
+      said: the plan in provenance, without the places of files.
+    """
+    whole = dict(said) if said is not None and (evidence is None or plan_digest(said) == evidence["plan"]) else None
+    if not store.plan_path.exists():
+        return whole, f"{store.plan_path}: missing", False
+    try:
+        plan = store.read_plan(expected=whole)
+    except StoreError as error:
+        there = store.read_damaged_plan()
+        return whole, str(error), there is not None and there != whole
+    if said is not None and (lines := differences(published(plan), unsealed(said))):
+        return whole, f"{store.plan_path}: {there_and_expected(lines[0])} (provenance.json)", True
+    if evidence and plan_digest(plan) != evidence["plan"]:
+        return None, f"{store.plan_path}: not the plan that provenance.json names", True
+    return plan, "", False
+
+
+def shard_checks(planned: Mapping[str, Planned], stage: str) -> Iterator[ShardCheck]:
+    """What is to be checked of each planned shard of a stage.
+
+    Raises:
+      StoreError: the captions that the pictures were planned from are not those that are there.
+      KeyError, TypeError, ValueError: the plan does not say what it must.
+    """
+    this = planned[stage]
+    assert this.plan is not None
+    records = {record["shard"]: record for record in (this.evidence or {}).get("records", ())}
+    base = ShardCheck(stage, str(this.folder), str(this.data or this.folder), this.store.plan_digest, 0, 1)
+    if stage == "captions":
+        checks = _caption_shards(base, this.plan)
+    elif stage == "images":
+        checks = _image_shards(base, this.plan, planned["balance"].folder / "selected.parquet")
+    else:
+        # One shard for each of the captions, or of the pictures.
+        others = planned["captions" if stage == "balance" else "images"].plan or {}
+        count = this.plan.get("shards", others.get("shards"))
+        if count is None:
+            raise KeyError("shards")
+        checks = (dataclasses.replace(base, shard=index) for index in range(bounded(count)))
+    for check in checks:
+        yield dataclasses.replace(check, expected=records.get(check.shard))
+
+
+def bounded(shards: int) -> int:
+    """A number of shards as a plan says it.
+
+    Raises:
+      ValueError: there cannot be as many.
+    """
+    if not 0 <= shards < 10**7:
+        raise ValueError(f"{shards} shards")
+    return shards
+
+
+def _caption_shards(base: ShardCheck, plan: Mapping[str, Any]) -> Iterator[ShardCheck]:
+    for index in range(bounded(plan["shards"])):
+        start = index * plan["shard_size"]
+        numbers = range(start, min(start + plan["shard_size"], plan["captions"]))
+        if len(numbers) > 10**8:
+            raise ValueError(f"{len(numbers)} captions in a shard")
+        ids = tuple("{:06d}-{:04d}".format(*divmod(number, plan["per_concept"])) for number in numbers)
+        yield dataclasses.replace(base, shard=index, items=len(ids), ids=ids)
+
+
+def _image_shards(base: ShardCheck, plan: Mapping[str, Any], path: Location) -> Iterator[ShardCheck]:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from gen.evidence import measured
+    from gen.picture_order import picture_order
+
+    if not path.exists():
+        raise StoreError(f"{path}: missing")
+    if measured(path)["sha256"] != plan["selected"]:
+        raise StoreError(f"{path}: not the captions that the pictures were planned from")
+    selected = pq.read_table(parquet_source(path), columns=["id", "caption"])
+    if len(selected) * plan["per_caption"] != plan["pictures"]:
+        raise StoreError(f"{path}: {len(selected)} captions, and {plan['pictures']} pictures are planned")
+    order = picture_order(selected.column("id").to_pylist(), plan["per_caption"], plan["seed"])
+    for index in range(bounded(plan["shards"])):
+        start = index * plan["shard_size"]
+        captions, pictures = np.divmod(order[start : start + plan["shard_size"]], plan["per_caption"])
+        rows = selected.take(captions)
+        ids = zip(rows.column("id").to_pylist(), pictures.tolist(), strict=True)
+        yield dataclasses.replace(
+            base,
+            shard=index,
+            items=len(captions),
+            ids=tuple(f"{identity}-{picture:02d}" for identity, picture in ids),
+            captions=tuple(rows.column("caption").to_pylist()),
+            size=plan["size"],
+        )
+
+
+def missing_shards(this: Planned, shards: int) -> list[int]:
+    """Shards that have no commit record at all."""
+    names = list_files(this.folder / "commits")
+    return [index for index in range(shards) if f"{index:05d}.json" not in names]
+
+
+def file_faults(this: Planned) -> Iterator[Fault]:
+    """Faults of the files that a stage writes beside its shards."""
+    from gen.evidence import measured
+
+    names = FILES.get(this.stage, ())
+    if not names:
+        return
+    expected = dict((this.evidence or {}).get("files", {}))
+    last = this.folder / names[-1]
+    if not last.exists():
+        if this.required or names[-1] in expected:
+            yield Fault(this.stage, None, f"{last}: missing")
+    elif not expected:
+        try:
+            expected = named_files(this)
+        except (StoreError, KeyError, TypeError) as error:
+            yield Fault(this.stage, None, f"{last}: damaged ({error})")
+    for name, meta in expected.items():
+        path = this.folder / name
+        if path == last and not path.exists():
+            continue
+        if not path.exists():
+            yield Fault(this.stage, None, f"{path}: missing")
+        elif measured(path)["sha256"] != meta["sha256"]:
+            yield Fault(this.stage, None, f"{path}: not the bytes that were written (sha256)")
+
+
+def named_files(this: Planned) -> dict[str, Any]:
+    """What the last file of a stage says of the others.
+
+    Raises:
+      StoreError, KeyError, TypeError: it is damaged.
+    """
+    from gen.store import read_json
+
+    meta = read_json(this.folder / FILES[this.stage][-1])
+    files = {"bank.jsonl": meta["bank.jsonl"]} if this.stage == "concepts" else meta["files"]
+    for name, one in files.items():
+        if name not in FILES[this.stage] or not isinstance(one["sha256"], str):
+            raise KeyError(name)
+    return files

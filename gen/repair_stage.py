@@ -1,0 +1,245 @@
+"""Repairs one stage: plan and records from provenance, the rest by running the stage for what is damaged alone."""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gen.contents import Contents
+from gen.evidence import FILES, measured
+from gen.executor import run_local
+from gen.planned import file_faults, named_files
+from gen.set_aside import SetAside
+from gen.shard_checks import Fault
+from gen.store import (
+    DATA_PREFIX,
+    ShardOutput,
+    StageStore,
+    StoreError,
+    plan_digest,
+    read_record,
+    sha256,
+    to_json,
+    write_atomic,
+)
+from synthclip_jax import state_files
+from synthclip_jax.errors import UserError
+from synthclip_jax.locations import Location
+from synthclip_jax.readers.agreement import SUFFIX as SCORES
+from synthclip_jax.readers.recaptions import SUFFIX as RECAPTIONS
+from synthclip_jax.records import INDEX_SUFFIX
+from synthclip_jax.storage import list_files
+
+OTHERWISE = (
+    "comes out otherwise than what the dataset was made from, so it is left as it is. Restore it from a copy, or start"
+    " another version: python -m gen --new-version ..."
+)
+_EXACT = ("bank.jsonl", "selected.parquet")  # what others were made from, to the last byte
+
+
+class RepairError(UserError, ValueError):
+    """Not to be repaired from here; the text says what to do."""
+
+
+def say(text: str) -> None:
+    """Says what was done, or was not."""
+    print(f"repair: {text}", flush=True)
+
+
+def module_of(stage: str) -> Any:
+    """The module that runs a stage."""
+    return importlib.import_module(f"gen.{stage}")
+
+
+class _Guard(StageStore):
+    """A store that takes a shard only if it is what was there, where others were made from it."""
+
+    def __init__(self, store: StageStore, expected: Mapping[int, Mapping[str, Any]], exact: bool):
+        super().__init__(store.folder, store.data_folder)
+        self.plan_digest, self._expected, self._exact = store.plan_digest, expected, exact
+        self.refused: list[int] = []
+
+    def commit(self, shard: int, output: ShardOutput, seconds: float = 0.0) -> dict[str, Any]:
+        """See `StageStore.commit`."""
+        known = self._expected.get(shard)
+        if self._exact and known is not None:
+            made = {name: sha256(data) for name, data in output.files.items()}
+            if made != {name: meta["sha256"] for name, meta in known["files"].items()}:
+                self.refused.append(shard)
+                if "count" not in known:
+                    raise RepairError(f"{self.folder}: shard {shard} {OTHERWISE}")
+                return {**known, "host": "", "plan": self.plan_digest}
+        return super().commit(shard, output, seconds)
+
+
+class StageRepair:
+    """Repairs one stage."""
+
+    def __init__(self, workdir: Location, found: Contents, stage: str, faults: Sequence[Fault]):
+        """Looks at what there is; changes nothing.
+
+        Args:
+          faults: of this stage.
+        """
+        self._workdir, self._found, self._stage = workdir, found, stage
+        self._this = this = found.stages[stage]
+        store = this.store
+        shards = sorted({fault.shard for fault in faults if fault.shard is not None})
+        self._expected = self._known(store, shards)
+        self._records = [shard for shard in shards if self._only_record(store, shard)]
+        self._shards = [shard for shard in shards if shard not in self._records]
+        wrong = any(True for _ in file_faults(this))
+        self._files = [this.folder / name for name in FILES.get(stage, ())] if wrong else []
+
+    @property
+    def runs(self) -> bool:
+        """Whether the stage has to run: not all that is wrong can be written again from provenance."""
+        return bool(self._shards or self._files or (self._this.problem and self._this.plan is None))
+
+    def repair(self, config: Any, aside: SetAside, compare: Callable[[], dict[str, Any] | None]) -> bool:
+        """Makes again what is wrong.
+
+        Args:
+          compare: compares the plan with the configuration once more, now that what the stage is made from is whole.
+
+        Returns:
+          Whether something came out otherwise than it was.
+        """
+        if self._this.problem and self._this.plan is not None:
+            self._restore_plan(self._this.plan, aside)
+        plan = compare() if self.runs else None
+        if self._this.problem and self._this.plan is None:
+            self._restore_plan(plan, aside)
+        store = StageStore(self._this.folder, self._this.data)
+        store.plan_digest = plan_digest(store.read_plan())
+        for shard in self._records:
+            store.restore(self._expected[shard])
+            say(f"{self._stage}: the commit record of shard {shard} written again, its files are whole")
+        if not (self._shards or self._files):
+            return False
+        taken = [path for shard in self._shards for path in self._paths(store, shard)]
+        there = {shard: {"files": self._measured(store, shard)} for shard in self._shards}
+        before = self._digests()
+        for path in (*taken, *self._files):
+            aside.take(path)
+        exact = self._stage == "captions" and "balance" in self._found.stages
+        guard = _Guard(store, {shard: one for shard, one in there.items() if one["files"]} | self._expected, exact)
+
+        def executor(_: StageStore, shards: Sequence[Any], *arguments: Any, **keywords: Any) -> dict[int, Any]:
+            if self._stage != "balance":  # which selects from all of them; else what is not made yet is left alone
+                shards = [shard for shard in shards if shard["index"] in self._shards]
+            return run_local(guard, shards, *arguments, **keywords)
+
+        try:
+            self._run(config, executor)
+        except BaseException:
+            aside.put_back(*taken, *self._files)
+            raise
+        changed = [self._said(store, shard, guard, aside) for shard in self._shards]
+        return any([*changed, *[self._compared(path, before.get(path), aside) for path in self._files]])
+
+    def _digests(self) -> dict[Location, str]:
+        """What is known of the files beside the shards: by the last of them, by later stages, by provenance."""
+        files: dict[str, Any] = {}
+        with contextlib.suppress(StoreError, KeyError, TypeError):
+            files |= named_files(self._this) if self._files else {}
+        images = self._found.stages.get("images")
+        if self._stage == "balance" and images and images.plan:
+            files["selected.parquet"] = {"sha256": images.plan.get("selected")}
+        files |= (self._this.evidence or {}).get("files", {})
+        return {self._this.folder / name: meta["sha256"] for name, meta in files.items()}
+
+    def _run(self, config: Any, executor: Any) -> None:
+        if self._stage == "filtered":
+            module_of("finalize").run(config, self._workdir, run_local)
+        elif self._stage == "balance" and not self._files:
+            module_of("balance").match(config, self._workdir, executor)
+        else:
+            module_of(self._stage).run(config, self._workdir, executor)
+
+    @property
+    def _others_begun(self) -> bool:
+        """Whether something was made from what this stage makes."""
+        return {"concepts": "captions", "balance": "images"}.get(self._stage) in self._found.stages
+
+    def _restore_plan(self, plan: Mapping[str, Any] | None, aside: SetAside) -> None:
+        if plan is None:
+            raise RepairError(f"{self._this.problem}: no plan is known to put in its place. Give --config=FILE")
+        path = self._this.folder / "plan.json"
+        aside.take(path)
+        write_atomic(path, to_json(state_files.seal(plan)))
+        aside.drop(path)  # it was no plan at all, or the same one with a damaged checksum
+        say(f"{self._stage}: plan.json written again")
+
+    def _known(self, store: StageStore, shards: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """What is known of shards: from provenance, or from their own records if those are whole."""
+        known = {record["shard"]: record for record in (self._this.evidence or {}).get("records", ())}
+        for shard in shards:
+            path = store.folder / "commits" / f"{shard:05d}.json"
+            if shard not in known and path.exists() and (record := read_record(path.name, path.read_bytes())):
+                known[shard] = record
+        return {shard: known[shard] for shard in shards if shard in known}
+
+    def _only_record(self, store: StageStore, shard: int) -> bool:
+        """Whether only the record is wrong: the files are those that it named."""
+        expected, path = self._expected.get(shard), store.folder / "commits" / f"{shard:05d}.json"
+        whole = path.exists() and read_record(path.name, path.read_bytes()) == expected
+        return expected is not None and not whole and store.has_files(expected)
+
+    def _paths(self, store: StageStore, shard: int) -> list[Location]:
+        """The files of a shard and its record."""
+        expected = self._expected.get(shard)
+        names = list(expected["files"]) if expected else self._listed(store, shard)
+        return [*(store.path(name) for name in names), store.folder / "commits" / f"{shard:05d}.json"]
+
+    def _listed(self, store: StageStore, shard: int) -> list[str]:
+        """The files that look like a shard's, where no record tells."""
+        mark, suffixes = (
+            f"-{shard:05d}-of-",
+            {"recaption": (RECAPTIONS, RECAPTIONS + INDEX_SUFFIX), "agreement": (SCORES,)},
+        )
+        names = [name for name in list_files(store.folder) if mark in name and not name.startswith(".")]
+        if self._this.data is not None:
+            ends = suffixes.get(self._stage, (INDEX_SUFFIX, *"0123456789"))
+            data = [name for name in list_files(self._this.data) if mark in name and name.endswith(ends)]
+            if self._stage not in suffixes:
+                data = [name for name in data if not any(end in name for end in (RECAPTIONS, SCORES))]
+            names += [f"{DATA_PREFIX}{name}" for name in data if not name.startswith(".")]
+        return names
+
+    def _measured(self, store: StageStore, shard: int) -> dict[str, dict[str, Any]]:
+        return {name: measured(store.path(name)) for name in self._listed(store, shard)}
+
+    def _said(self, store: StageStore, shard: int, guard: _Guard, aside: SetAside) -> bool:
+        """Says how a shard came out; what was set aside of it is deleted if it is the same, or put back if refused."""
+        paths, expected = self._paths(store, shard), self._expected.get(shard)
+        if shard in guard.refused:
+            aside.put_back(*paths)
+            say(f"{self._stage}: shard {shard} {OTHERWISE}")
+            return False
+        now = store.record(shard)
+        if now is None:
+            raise StoreError(f"{store.folder}: shard {shard} was not made again")
+        known = expected["files"] if expected else {}
+        changed = sorted(
+            name for name, meta in now["files"].items() if meta["sha256"] != known.get(name, {}).get("sha256")
+        )
+        what = f"other bytes than before: {', '.join(changed)}" if changed else "the same bytes as before"
+        say(f"{self._stage}: shard {shard} made again, {what}")
+        for path in paths if not changed else paths[-1:]:
+            aside.drop(path)
+        return bool(changed)
+
+    def _compared(self, path: Location, before: str | None, aside: SetAside) -> bool:
+        """Whether a file came out otherwise than it was."""
+        same = before is None or (path.exists() and measured(path)["sha256"] == before)
+        if not same and path.name in _EXACT and self._others_begun:
+            aside.restore(path)
+            say(f"{self._stage}: {path.name} {OTHERWISE}")
+            return False
+        if same:
+            aside.drop(path)
+            say(f"{self._stage}: {path.name} made again")
+        else:
+            say(f"{self._stage}: {path.name} made again, other bytes than before")
+        return not same

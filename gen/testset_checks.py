@@ -1,0 +1,66 @@
+"""Checks the test sets in W/testsets that `gen.testsets` has made: those that its record names are there and whole."""
+
+from collections.abc import Iterator
+
+from gen.shard_checks import Fault, ShardCheck
+from gen.store import StageStore, StoreError, plan_digest, read_json, to_json, write_atomic
+from synthclip_jax import state_files
+from synthclip_jax.locations import Location, location
+from synthclip_jax.storage import list_files
+
+RECORD = "testsets.json"  # in W/gen: which sets there are, each with the digest of its plan
+STAGE = "testsets"
+
+
+def note_testsets(workdir: Location) -> None:
+    """Writes down which sets are there, so that one that is lost is missed."""
+    folder = location(workdir) / "testsets"
+    sets = {name: plan_digest(StageStore(folder / name).read_plan()) for name in _made(folder)}
+    data = to_json(state_files.seal({"sets": sets}))
+    path = location(workdir) / "gen" / RECORD
+    if not path.exists() or path.read_bytes() != data:
+        write_atomic(path, data)
+
+
+def _made(folder: Location) -> list[str]:
+    """Folders that look as if `gen.testsets` had made them; others hold sets that people brought."""
+    if not folder.is_dir():
+        return []
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [name for name in names if (folder / name / "plan.json").exists() or (folder / name / "commits").is_dir()]
+
+
+def testset_checks(workdir: Location, faults: list[Fault]) -> Iterator[ShardCheck]:
+    """What to check of each set, after noting what is wrong with records and plans."""
+    folder, record = location(workdir) / "testsets", location(workdir) / "gen" / RECORD
+    made, sets = _made(folder), {}
+    if record.exists():
+        try:
+            sets = read_json(record, {"sets": dict})["sets"]
+        except StoreError as error:
+            faults.append(Fault(STAGE, None, str(error)))
+    elif made:
+        others = [name for name in made if "check" in _raw(folder / name / "plan.json")]
+        if others:  # made by a version of this program that keeps the record
+            faults.append(Fault(STAGE, None, f"{record}: missing"))
+    for name in sorted({*made, *sets}):
+        store = StageStore(folder / name)
+        if not store.plan_path.exists():
+            faults.append(Fault(f"{STAGE}/{name}", None, f"{store.plan_path}: missing"))
+            continue
+        try:
+            digest = plan_digest(store.read_plan())
+        except StoreError as error:
+            faults.append(Fault(f"{STAGE}/{name}", None, str(error)))
+            continue
+        if sets.get(name, digest) != digest:
+            faults.append(Fault(f"{STAGE}/{name}", None, f"{store.plan_path}: not the plan that {RECORD} names"))
+        if name in sets or "00000.json" in list_files(store.folder / "commits"):
+            yield ShardCheck(f"{STAGE}/{name}", str(store.folder), str(store.folder), digest, 0, 1)
+
+
+def _raw(path: Location) -> dict:
+    try:
+        return state_files.read(path, "", sealed=False)
+    except (OSError, state_files.StateError):
+        return {}
