@@ -17,7 +17,7 @@ from typing import Any
 from gen.concept_contents import check_contents, contents_of
 from gen.concept_sources import SOURCES, BankError, Brought
 from gen.executor import Executor, run_local
-from gen.store import StageStore, differences, read_json, sha256, stage_folder, to_json, write_atomic
+from gen.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
 from synthclip_jax import state_files, text_files
 from synthclip_jax.config import plain
 from synthclip_jax.left_out import LeftOut
@@ -142,7 +142,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     if config.gen.balance.fold_case:
         plan["fold_case"] = True
     if store.plan_path.exists():
-        plan = store.ensure_plan(_as_planned(read_json(store.plan_path), plan))
+        plan = store.ensure_plan(_as_planned(store.read_plan(), plan))
     meta_path = store.folder / "bank.json"
     if meta_path.exists():
         meta = _read_meta(meta_path, {"count": int, "sources": dict})

@@ -321,6 +321,7 @@ def as_an_older_release_left_it(folder, lists, text):
     """Turns a workdir's bank into one whose plan holds places and whose record holds digests of files' bytes."""
     plan = json.loads((folder / "plan.json").read_bytes())
     plan.pop("fold_case", None)
+    plan.pop("check")
     plan["concepts"] |= {"lists": list(lists), "block_list": [], "wordnet_path": "", "metaclip_path": ""}
     (folder / "plan.json").write_text(json.dumps(plan))
     meta = json.loads((folder / "bank.json").read_bytes())
