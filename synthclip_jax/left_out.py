@@ -54,13 +54,16 @@ class LeftOut:
     def __bool__(self) -> bool:
         return bool(self.causes)
 
-    def lines(self) -> Iterator[str]:
-        """One line for each cause: `12 examples left out: no caption (a, b, c, ...)`."""
+    def __str__(self) -> str:
+        return "; ".join(self.lines()) or "nothing"
+
+    def lines(self, verb: str = "left out") -> Iterator[str]:
+        """One line for each cause: `12 examples left out: no caption (a, b, c, ...)`; `verb`: what happened to them."""
         for cause, noted in self.causes.items():
             more = ", ..." if noted.count > len(noted.names) else ""
             unit = noted.unit or self.unit
             unit = unit.removesuffix("s") if noted.count == 1 else unit
-            yield f"{noted.count:,} {unit} left out: {cause} ({', '.join(map(printable, noted.names))}{more})"
+            yield f"{noted.count:,} {unit} {verb}: {cause} ({', '.join(map(printable, noted.names))}{more})"
 
     def as_dict(self) -> dict[str, dict]:
         """For JSON: count and first names of each cause."""

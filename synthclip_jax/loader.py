@@ -8,9 +8,9 @@ memory is that of `prefetch` batches beside the one in use, however many threads
 import collections
 import functools
 import os
-import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -62,6 +62,13 @@ class Batch(NamedTuple):
     skipped: int
 
 
+class _Lease:
+    """Memory that is lent: it lives as long as any array that uses it."""
+
+    def __init__(self, memory: np.ndarray):
+        self.__array_interface__ = memory.__array_interface__
+
+
 class Fill:
     """Puts examples into the rows of a batch. Captions are tokenised many at once, which is cheaper than one by one.
 
@@ -72,26 +79,26 @@ class Fill:
         self.tokenize, self.image_size = tokenize, image_size
         self.context_length = tokenize([""]).shape[1]
         self._cache: dict[str, np.ndarray] | None = {} if cache else None
-        self._images: list[np.ndarray] = []  # of all batches, made or in use
+        self._free: list[np.ndarray] = []  # memory of batches that nobody uses any more
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_images": []}  # a worker process has arrays of its own
+        return {**self.__dict__, "_free": []}  # a worker process has memory of its own
 
     def empty(self, rows: int) -> Batch:
         """A batch whose rows are still to be filled."""
         return Batch(self._empty_images(rows), np.empty((rows, self.context_length), np.int32), 0)
 
     def _empty_images(self, rows: int) -> UInt8[np.ndarray, "rows size size 3"]:
-        # Fresh memory costs a tenth of the loader's time: the system clears every page. Whoever still uses the array of
-        # an earlier batch, JAX too, holds a reference to it or to a view of it, which holds one. An array with no
-        # references but two, the list's and that of the argument here, may be filled again.
-        free = [number for number in range(len(self._images)) if sys.getrefcount(self._images[number]) == 2]
-        if not free:
-            self._images.append(np.empty((rows, self.image_size, self.image_size, 3), np.uint8))
-            return self._images[-1]
-        for number in reversed(free[1:]):
-            del self._images[number]
-        return self._images[free[0]]
+        # Fresh memory costs a tenth of the loader's time: the system clears every page. So that of a batch is lent:
+        # the array holds a lease, every view of it too (JAX may keep one on a CPU), and the memory comes back to the
+        # list of what is free when the last of them is gone.
+        free, self._free[:] = self._free[:], []  # what else has come back is given back to the system
+        memory = next((one for one in free if len(one) == rows), None)
+        if memory is None:
+            memory = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
+        lease = _Lease(memory)
+        weakref.finalize(lease, self._free.append, memory)
+        return np.asarray(lease)
 
     def rows(self, batch: Batch, first: int, examples: Iterator[Example] | Sequence[Example]) -> int:
         """Fills rows from `first` on; returns the number of records skipped."""

@@ -25,6 +25,7 @@ from synthclip_jax.locations import Location, is_unreachable, is_url, location, 
 HEADER_BYTES = 12  # length + its crc
 FOOTER_BYTES = 4  # crc of the payload
 INDEX_SUFFIX = ".index"
+GZIP = b"\x1f\x8b"
 INDEX_LINE = 42  # bytes that a line of an index has at most: two numbers of 64 bits
 PROBES = 8  # records of a shard that are looked at to see whether its index is its own
 MAX_MISSING = 10_000  # shards of a set that are named as missing; more is a damaged name
@@ -125,6 +126,8 @@ def scan_index(path: str | os.PathLike | Location) -> np.ndarray:
                 raise RecordError(f"{where}: the file ends inside the record's header. {_REMEDY}")
             length, crc = struct.unpack("<QI", header)
             if crc != _masked_crc(header[:8]):
+                if offset == 0 and header.startswith(GZIP):
+                    raise RecordError(f"{path}: compressed by gzip; records are read in any order. Unpack it (gunzip)")
                 raise RecordError(f"{where}: the checksum of the record's length is wrong. {_REMEDY}")
             total = HEADER_BYTES + length + FOOTER_BYTES
             if offset + total > size:
@@ -419,7 +422,7 @@ def list_shards(folder: str | os.PathLike | Location, split: str) -> tuple[list[
         raise
     if not is_folder:
         raise RecordError(f"{folder}: no such dataset folder. Generate it (python -m gen) or set config.data.path")
-    named = re.compile(rf"(.+)-{re.escape(split)}\.(?:tfrecord|array_record)-(\d+)-of-(\d+)")
+    named = re.compile(rf"([^.].*)-{re.escape(split)}\.(?:tfrecord|array_record)-(\d+)-of-(\d+)")
     found = sorted((path for path in folder.iterdir() if named.fullmatch(path.name)), key=lambda path: path.name)
     if not found:
         raise RecordError(f"{folder}: no shard of split {split!r} (files named NAME-{split}.tfrecord-00000-of-00001)")

@@ -90,7 +90,7 @@ def _train_alone(
 ) -> None:
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
-    run = describe_run(config, len(pairs), pairs.digest())
+    run = describe_run(config, len(pairs), pairs.digest(), pairs.content_digest())
     checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
     record = checkpoints.newest_record()
     saved = distributed.of_first(saved_steps(folder))

@@ -30,13 +30,23 @@ class WorkdirMismatch(UserError, ValueError):
     """The workdir holds a run with another config or dataset; the text names the differences."""
 
 
-def describe_run(config: Any, examples: int, dataset_digest: str) -> dict[str, Any]:
-    """What is saved with every checkpoint: enough to use the weights, and to tell this run from another."""
+def describe_run(config: Any, examples: int, dataset_digest: str, content_digest: str = "") -> dict[str, Any]:
+    """What is saved with every checkpoint: enough to use the weights, and to tell this run from another.
+
+    Args:
+      examples: how many the dataset has.
+      dataset_digest: `Pairs.digest`, of names and sizes.
+      content_digest: `Pairs.content_digest`, of contents; records of older versions have none.
+    """
     return {
         "config": config_lib.plain(config),
         "preprocess": dataclasses.asdict(Preprocess.from_config(config.data)),
         "tokenizer": {"name": "clip_bpe", "context_length": config.model.text.context_length},
-        "dataset": {"examples": examples, "digest": dataset_digest},
+        "dataset": {
+            "examples": examples,
+            "digest": dataset_digest,
+            **({"content": content_digest} if content_digest else {}),
+        },
         "versions": versions(),
     }
 

@@ -200,7 +200,7 @@ def damage_report(place: str | os.PathLike, problems: Sequence[str], of: str) ->
     """The text of an error about one or several damaged files or records, every one of them named."""
     hint = "To go on without what is damaged, set config.data.on_error=skip"
     if len(problems) == 1:
-        return f"{problems[0]} {hint}"
+        return f"{problems[0].removesuffix('.')}. {hint}"
     return f"{place}: {len(problems)} {of} cannot be read:\n  " + "\n  ".join(problems) + f"\n{hint}"
 
 

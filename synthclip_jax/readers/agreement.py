@@ -5,11 +5,12 @@ from jaxtyping import Float32, Int
 
 from synthclip_jax import array_files
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.locations import location
+from synthclip_jax.locations import location, size_of
 from synthclip_jax.readers import Reader
 from synthclip_jax.readers.subset import Subset
 from synthclip_jax.records import RecordError
 
+MAX_HEADER = 2**16  # bytes that NumPy writes ahead of an array, at most
 SUFFIX = ".agreement.npy"  # after the name of a shard; written by gen.agreement
 
 
@@ -26,6 +27,9 @@ def load_scores(shard: str, records: int) -> Float32[np.ndarray, "records"]:
             " --config.gen.agreement.checkpoint=...), or leave config.data.min_agreement at -1"
         )
     try:
+        size = size_of(path)
+        if size > MAX_HEADER + 8 * records:
+            raise ValueError(f"{size:,} bytes are too many for {records:,} scores")
         scores = array_files.parse(path.read_bytes(), path.name, "f", 1)
     except ValueError as error:
         raise RecordError(f"{path}: damaged ({error}). `python -m gen.verify --repair` makes it again") from error

@@ -1,18 +1,19 @@
 """What a caption has to be to train on it: one rule for the captions of all readers.
 
-It is text in UTF-8, without NUL, not endless, and something is left of it once the tokenizer has cleaned it. A record
-whose caption is none is damaged: an error, or skipped and counted, as `config.data.on_error` says. Of several captions
-of one image, those that are none are left out and counted where damage is skipped.
+It is text in UTF-8, without NUL, not endless, and something to be seen is left of it once the tokenizer has cleaned it.
+A record whose caption is none is damaged: an error, or skipped and counted, as `config.data.on_error` says. Of several
+captions of one image, those that are none are left out and counted where damage is skipped.
 """
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from synthclip_jax import text_files
 from synthclip_jax.records import RecordError
-from synthclip_jax.tokenizer import encode
+from synthclip_jax.tokenizer import clean, encode
 
 MAX_CHARACTERS = 100_000  # a model reads some 300 of them; more is a file put into the wrong place
 MAX_BYTES = 16 * 2**20  # of the text or JSON file that holds a caption
@@ -37,6 +38,7 @@ _REMEDIES = {
 
 # What surely leaves tokens: a letter or digit that no cleaning takes away. Entities and escapes may vanish whole.
 _SURE = re.compile("[0-9A-Za-z\u3040-\ud7ff]")
+_INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # zero-width spaces, marks of direction, ...
 _DOUBTFUL = re.compile("[&\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -68,7 +70,8 @@ def problem(text: str) -> str:
             return NOT_UTF8  # half a surrogate pair, as JSON can spell one
     if _SURE.search(text) and not _DOUBTFUL.search(text):
         return ""
-    return "" if encode([text])[0] else EMPTY
+    visible = any(unicodedata.category(letter) not in _INVISIBLE for letter in clean(text))
+    return "" if visible and encode([text])[0] else EMPTY
 
 
 def decode(data: bytes) -> str | None:

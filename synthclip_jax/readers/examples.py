@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from synthclip_jax import state_files
+from synthclip_jax.folders import cause_of_name
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import Location, is_url, location, size_of
 from synthclip_jax.readers import IMAGE_KEYS, Sample, Shard, captions, keys_of, missing_key, open_files
@@ -164,6 +165,10 @@ def open_img2dataset(
     if not folder.is_dir():
         raise RecordError(f"{spec}: no such folder. Name the folder that img2dataset wrote")
     paths = sorted(path for path in folder.iterdir() if path.name.endswith(".tfrecord"))
+    left_out = LeftOut()
+    for path in [path for path in paths if cause_of_name(path.name)]:
+        left_out.add(cause_of_name(path.name), str(path), unit="files")
+        paths.remove(path)
     if not paths:
         tars = next(folder.glob("*.tar"), None)
         hint = (
@@ -171,7 +176,7 @@ def open_img2dataset(
         )
         raise RecordError(f"{spec}: no 00000.tfrecord, 00001.tfrecord, ... in this folder. {hint}")
     counts = {path.name: count for path in paths if (count := _successes(path)) is not None}
-    return _open(spec, paths, gaps(paths, "shard"), check_crc, on_error, fresh, counts)
+    return _open(spec, paths, gaps(paths, "shard"), check_crc, on_error, fresh, counts, left_out)
 
 
 def _counts(place: str, split: str) -> dict[str, int]:
@@ -206,8 +211,9 @@ def _open(
     on_error: str,
     fresh: bool,
     counts: Mapping[str, int],
+    left_out: LeftOut | None = None,
 ) -> ExampleReader:
-    left_out = LeftOut()
+    left_out = left_out or LeftOut()
 
     def open_shard(path: str | os.PathLike) -> Payloads:
         shard = _open_shard(check_crc, path, fresh)

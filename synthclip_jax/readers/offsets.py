@@ -8,11 +8,13 @@ nothing is wrong with the file.
 import hashlib
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from synthclip_jax import text_files
 from synthclip_jax.locations import Location, is_url, location, size_of
+from synthclip_jax.records import RecordError
 from synthclip_jax.storage import StoreError, write_atomic
 
 SUFFIX = ".offsets"
@@ -56,6 +58,8 @@ def cached_offsets(
 def ends_digest(path: str | os.PathLike | Location) -> str:
     """Hash of the size, the first and the last 64 KiB of a file: cheap, and the same wherever a copy of it lies."""
     path = location(path)
+    if not is_url(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise RecordError(f"{path}: not a regular file. Name a file")  # reading a pipe would wait for ever
     size = size_of(path)
     digest = hashlib.sha256(b"%d\n" % size)
     with path.open("rb") as file:

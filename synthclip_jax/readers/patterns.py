@@ -158,7 +158,7 @@ def gaps(paths: Sequence[Location], what: str) -> list[str]:
         return []
     consecutive = len(runs) == 1 and runs[0][0] == 0
     pattern = f"{{{there[0]:0{width}d}..{there[-1]:0{width}d}}}{suffix}" if consecutive else f"*{suffix}"
-    advice = f"Download or copy it again; if none is missing, name {folder / pattern}"
+    advice = f"Download or copy it again; if none is missing, name {folder / pattern} instead."
     texts = []
     for first, last in runs[:SHOWN]:
         if first == last:

@@ -86,6 +86,9 @@ def group(members: Sequence[Member], image_keys: Sequence[str], caption_keys: Se
             grouping.passed.add(META if _META.fullmatch(key) else NO_EXAMPLE, name, len(example.parts))
             continue
         images, texts = images + (image is not None), texts + (caption is not None)
+        if len(example.parts) > 2:
+            for other in [extension for extension in image_keys if extension in example.parts][1:]:
+                grouping.passed.add(NOT_ASKED_FOR, grouping.prefix + example.parts[other].name)
         chosen = [
             None if number is None else grouping.resolve(example.parts[extensions[number]])
             for number, extensions in ((image, image_keys), (caption, caption_extensions))

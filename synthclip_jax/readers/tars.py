@@ -53,13 +53,15 @@ class TarReader:
             if not there and any(tar.images or tar.captions for tar in found):
                 extensions = {extension for tar in found for extension in tar.extensions}
                 raise missing_key(spec.place, keys, extensions, what)
-        incomplete = [f"{tar.path}: {line}" for tar in self._tars for line in tar.found.faults.lines()]
+        incomplete = [f"{tar.path}: {line}" for tar in self._tars for line in tar.found.faults.lines("incomplete")]
         if incomplete and on_error == "raise":
             raise RecordError(damage_report(spec.place, incomplete, f"faults in {len(self._tars)} tars"))
         self.faults = [*faults, *incomplete]
         for tar in self._tars:
             for account in (tar.found.faults, tar.found.passed):
                 self.left_out.update(account)
+            if not len(tar) and not tar.found.faults:
+                self.left_out.add("tar without an example", tar.path, unit="files")
             tar.found = tar.found._replace(faults=LeftOut(), passed=LeftOut())
 
     def __len__(self) -> int:

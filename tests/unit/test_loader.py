@@ -105,13 +105,49 @@ def test_a_batch_that_somebody_still_uses_is_not_written_over():
             np.testing.assert_array_equal(found[:, 0, 0, 0], expected)
 
 
-def test_memory_that_is_held_for_a_while_is_given_back():
-    fill = Fill(tokenize, SIZE, cache=False)
+def memory_of(monkeypatch):
+    """References to all memory that is taken for pictures from here on."""
+    taken, made = [], np.empty
+
+    def note(shape, dtype):
+        array = made(shape, dtype)
+        if len(shape) == 4:
+            taken.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(np, "empty", note)
+    return taken
+
+
+def test_memory_that_is_held_for_a_while_is_given_back(monkeypatch):
+    fill, taken = Fill(tokenize, SIZE, cache=False), memory_of(monkeypatch)
     many = [fill.empty(4).images for _ in range(10)]
-    references = [weakref.ref(images) for images in many]
+    assert len(taken) == 10
     del many
+    kept = fill.empty(4)
+    assert len(taken) == 10
+    assert sum(reference() is not None for reference in taken) == 1
+    assert len(kept.images) == 4
+
+
+def test_memory_of_another_size_is_not_lent(monkeypatch):
+    fill, taken = Fill(tokenize, SIZE, cache=False), memory_of(monkeypatch)
     fill.empty(4)
-    assert sum(reference() is not None for reference in references) == 1
+    assert fill.empty(8).images.shape == (8, SIZE, SIZE, 3)
+    assert len(taken) == 2
+
+
+def test_memory_is_lent_again_only_when_the_last_view_of_it_is_gone():
+    fill = Fill(tokenize, SIZE, cache=False)
+    images = fill.empty(4).images
+    images[:] = 7
+    address, part = images.ctypes.data, images[1:, ::2, 3]
+    del images
+    other = fill.empty(4).images
+    assert other.ctypes.data != address
+    assert (part == 7).all()
+    del part
+    assert fill.empty(4).images.ctypes.data == address
 
 
 def test_batches_are_made_ahead_of_need():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from toy_dataset import caption, jpeg, picture, write_dataset
 
 from synthclip_jax.readers import MissingKey, Sample, examples, offsets, open_reader, tar_scan, tars
-from synthclip_jax.records import INDEX_SUFFIX, RecordError, frame_shard, serialize_example
+from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard, serialize_example
 from synthclip_jax.sources import SourceSpec
 
 EXAMPLES = 10
@@ -283,6 +283,62 @@ def test_offsets_go_to_the_users_cache_where_the_folder_cannot_be_written(tmp_pa
     assert list(read("wds", tmp_path)) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "write", "name"), [("wds", write_tars, "00000.tar"), ("img2dataset", write_img2dataset, "00000.tfrecord")]
+)
+def test_a_file_replaced_by_one_of_the_same_size_is_read_anew(tmp_path, kind, write, name):
+    """A tar is padded to 10,240 bytes, so that others often have its size; and copying keeps a file's time."""
+    write(tmp_path, shards=1)
+    path = tmp_path / name
+    found, before = os.stat(path), list(read(kind, tmp_path))
+    size, digest = found.st_size, read(kind, tmp_path).content_digest()
+    # The same examples in another order: of the same size, with other offsets.
+    other = tmp_path / "other"
+    if kind == "wds":
+        write_tars(other, SAMPLES[::-1], shards=1)
+    else:
+        payloads = list(IndexedShard(path))
+        other.mkdir()
+        (other / name).write_bytes(frame_shard(payloads[::-1])[0])
+    os.replace(other / name, path)
+    assert os.path.getsize(path) == size
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert [sample.image for sample in read(kind, tmp_path)] == [sample.image for sample in before[::-1]]
+    assert read(kind, tmp_path).content_digest() != digest
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert read(kind, tmp_path / "copy").content_digest() == read(kind, tmp_path).content_digest()
+
+
+def test_an_index_of_another_shard_of_the_same_size_is_not_believed(tmp_path):
+    payloads = [serialize_example({"image": [b"x" * (9 + 5 * i)], "caption": [b"c%d" % i]}) for i in range(9)]
+    path = tmp_path / "toy-train.tfrecord-00000-of-00001"
+    path.write_bytes(frame_shard(payloads[::-1])[0])
+    (tmp_path / f"{path.name}{INDEX_SUFFIX}").write_bytes(frame_shard(payloads)[1])
+    assert [sample.captions for sample in read("tfrecord", tmp_path)] == [(f"c{i}",) for i in range(9)][::-1]
+
+
+def test_a_shard_cut_off_between_two_records_is_noticed_by_the_counts_beside_it(tmp_path):
+    write_img2dataset(tmp_path / "i", shards=1)
+    (tmp_path / "i" / "00000_stats.json").write_text(json.dumps({"successes": EXAMPLES, "count": 12}))
+    assert len(read("img2dataset", tmp_path / "i")) == EXAMPLES
+    write_tfds(tmp_path / "t")
+    for kind, path in (
+        ("img2dataset", tmp_path / "i" / "00000.tfrecord"),
+        ("tfds", tmp_path / "t" / "toy-train.tfrecord-00000-of-00001"),
+    ):
+        path.write_bytes(frame_shard(list(IndexedShard(path))[:-1])[0])
+        with pytest.raises(RecordError, match=rf"{path.name}: 9 records, but 10 were written to it"):
+            read(kind, path.parent)
+
+
+def test_a_shard_that_is_a_pipe_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "00000.tfrecord")
+    os.mkfifo(tmp_path / "00000.tar")
+    for kind in ("img2dataset", "wds"):
+        with pytest.raises(RecordError, match="not a regular file"):
+            read(kind, tmp_path)
+
+
 # ---- What is wrong -------------------------------------------------------------------------------------------------
 
 
@@ -395,7 +451,7 @@ def test_a_dataset_of_which_nothing_is_left_is_no_dataset(tmp_path):
 
 def test_an_example_that_lacks_something_is_named_at_opening_or_left_out(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.txt", b"A"), ("b.jpg", b"2"), ("c.jpg", b"3"), ("c.txt", b"C")])
-    with pytest.raises(RecordError, match=r"a.tar: 1 example left out: no caption \(a.tar: b \(jpg\)\).*on_error=skip"):
+    with pytest.raises(RecordError, match=r"1 example incomplete: no caption \(a.tar: b \(jpg\)\).*on_error=skip"):
         read("wds", tmp_path)
     reader = read("wds", tmp_path, on_error="skip")
     assert [sample.captions for sample in reader] == [("A",), ("C",)]

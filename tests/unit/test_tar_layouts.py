@@ -115,6 +115,9 @@ LAYOUTS = {
     "a further picture of one": Layout(
         [*FOUR, ("3.thumb.jpg", 0)], ALL, {"further image or caption of an example, which no key names": 1}
     ),
+    "two pictures of one": Layout(
+        [*FOUR, ("0.png", 3)], ALL, {"further image or caption of an example, which no key names": 1}
+    ),
     "no such key at all": Layout(FOUR, [], damage="MissingKey", keys=("seg.png", "txt")),
     # What systems and people lay beside them
     "._ files of a Mac": Layout(
