@@ -240,12 +240,24 @@ def _parse(key: str, text: str, field: Field) -> Any:
             if not text:
                 return ()
             if field.item in (str, object) and not text.lstrip().startswith(("(", "[")):
-                return tuple(text.split(","))
+                return _items(text)
             value = ast.literal_eval(text)
             return _tuples(list(value)) if isinstance(value, tuple | list) else (value,)
         return kind(text) if kind is float else ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
         raise ConfigError(f"--config.{key}: given {text!r}, allowed: {_allowed(field)}") from error
+
+
+def _items(text: str) -> tuple[str, ...]:
+    """A list as it is written on the command line: parted at commas, but for those in braces, as in wds:{a,b}.tar."""
+    items, depth = [""], 0
+    for letter in text:
+        depth = max(0, depth + (letter == "{") - (letter == "}"))
+        if letter == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += letter
+    return tuple(text.split(",")) if depth else tuple(items)  # a brace that nothing closes is a letter like others
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[str]:

@@ -22,6 +22,7 @@ from synthclip_jax.locations import Location, is_url
 from synthclip_jax.records import RecordError
 
 MAX_FILES = 1_000_000  # of one pattern
+SEARCHED = 1000  # folders in which tars are looked for, to say where they lie
 SHOWN = 20  # missing files that are named one by one
 
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,9}))?")
@@ -137,9 +138,11 @@ def _why_none(place: str, names: Sequence[str]) -> str:
             return (
                 f"no plain tar there, {len(packed)} compressed ones ({packed[0]}). Unpack them (gunzip, unxz, unzstd)"
             )
-        below = sorted(path.parent.name for path in folder.glob("*/*") if path.name.lower().endswith(".tar"))
+        walk = itertools.islice(os.walk(folder), SEARCHED)
+        below = next((place for place, _, files in walk if any(name.lower().endswith(".tar") for name in files)), "")
         if below:
-            return f"no tar there, but in folders below it ({below[0]}). Name them: wds:{folder}/*"
+            depth = len(pathlib.Path(below).relative_to(folder).parts)
+            return f"no tar there, but in folders below it ({below}). Name them: wds:{folder}{'/*' * depth}"
     if "," in place and "wds:" in place:
         return "no tar there. Separate several places by ::, or list them in config.data.sources"
     return f"no tar there. {allowed}"

@@ -93,6 +93,9 @@ class TableReader:
             table.update(digest)
         return digest.hexdigest()[:16]
 
+    def content_digest(self) -> str:
+        return self.digest()  # which is of all paths and captions
+
     def _locate(self, index: int) -> "tuple[_Table, int]":
         number = bisect.bisect_right(self._ends, index)
         return self._tables[number], index - (self._ends[number - 1] if number else 0)
@@ -213,9 +216,6 @@ def _lines(left_out: LeftOut) -> list[str]:
         line.replace(" left out:", ":", 1) + (f". {_REMEDIES[cause]}" if cause in _REMEDIES else "")
         for cause, line in zip(left_out.causes, left_out.lines(), strict=True)
     ]
-
-    def content_digest(self) -> str:
-        return self.digest()  # which is of all paths and captions
 
 
 class _Texts:

@@ -123,10 +123,10 @@ class _Scan:
     def _parse(self, block: bytes, offset: int) -> _Header:
         """A header. Raises RecordError if it is none."""
         if offset == 0:
-            for magic, (name, tool) in _COMPRESSED.items():
+            for magic, (packer, tool) in _COMPRESSED.items():
                 if block.startswith(magic):
                     raise RecordError(
-                        f"{self.path}: compressed by {name}. Examples are read in any order, which needs a plain tar:"
+                        f"{self.path}: compressed by {packer}. Examples are read in any order, which needs a plain tar:"
                         f" unpack it ({tool})"
                     )
         try:

@@ -166,6 +166,7 @@ def test_every_kind_of_dataset_gives_its_pictures_and_captions(tmp_path, kind, w
     sent = pickle.loads(pickle.dumps(reader))  # as worker processes get it
     assert sent[EXAMPLES - 1] == expected[-1]
     assert read(kind, reader.place).digest() == sent.digest()
+    assert read(kind, reader.place).content_digest() == sent.content_digest()
 
 
 def test_a_tfds_name_is_found_where_tfds_keeps_it(tmp_path):

@@ -82,3 +82,38 @@ def test_sources_survive_the_json_that_is_saved_with_a_checkpoint():
 def test_the_config_is_checked_before_any_work(file, overrides, words):
     with pytest.raises(ConfigError, match=words):
         load_config(file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("wds:/a/{b,c}/{0..3}.tar", ["/a/{b,c}/{0..3}.tar"]),
+        ("wds:/{a/{0..3},b/{0..2}}.tar,wds:/c", ["/{a/{0..3},b/{0..2}}.tar", "/c"]),
+        ("wds:/a,table:/b.csv", ["/a", "/b.csv"]),
+        ("wds:/a{b,table:/b.csv", ["/a{b", "/b.csv"]),
+    ],
+)
+def test_commas_in_braces_part_no_sources_on_the_command_line(tmp_path, text, places):
+    (tmp_path / "c.py").write_text("from synthclip_jax.config import default_config as get_config\n")
+    config = load_config(tmp_path / "c.py", [f"data.sources={text}"])
+    assert [spec.place for spec in parse_sources(config.data)] == places
+
+
+def test_a_home_folder_is_meant_by_a_tilde_and_a_nul_is_refused(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = default_config().data
+    config.sources = ("wds:~/cc3m", "table:~/a.csv")
+    assert [spec.place for spec in parse_sources(config)] == ["/home/me/cc3m", "/home/me/a.csv"]
+    config.sources = ("wds:/a\0b",)
+    with pytest.raises(ValueError, match="without a NUL"):
+        parse_sources(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("webdataset:/a", "wds:PLACE"), ("WDS:/a", "wds:PLACE"), ("csv:/a", "table")]
+)
+def test_kinds_that_have_another_name_are_told_theirs(text, words):
+    config = default_config().data
+    config.sources = (text,)
+    with pytest.raises(ValueError, match=words):
+        parse_sources(config)
