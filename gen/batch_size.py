@@ -4,12 +4,12 @@
 precision. It is a matter of speed alone: a wrong entry costs time, a deleted one is found again.
 """
 
-import json
 import sys
 from collections.abc import Callable
 
 from gen.smollm2 import cache_folder
-from gen.store import StoreError, to_json, write_atomic
+from gen.store import StoreError, unsealed
+from synthclip_jax import state_files
 
 WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second
 LARGEST = 256
@@ -36,21 +36,20 @@ def find_batch_size(seconds: Callable[[int], float | None], largest: int = LARGE
 def recall(key: str) -> int:
     """The batch size remembered under a key; 0 if there is none."""
     size = _read().get(key, 0)
-    return size if isinstance(size, int) and size > 0 else 0
+    return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= LARGEST else 0
 
 
 def remember(key: str, size: int) -> None:
     """Keeps a batch size; where the cache cannot be written it is found again next time."""
     sizes = _read() | {key: size}
     try:
-        write_atomic(cache_folder() / "batch_sizes.json", to_json(sizes))
+        state_files.write(cache_folder() / "batch_sizes.json", sizes)
     except StoreError as error:
         print(f"images: the batch size cannot be remembered ({error})", file=sys.stderr, flush=True)
 
 
 def _read() -> dict[str, int]:
     try:
-        sizes = json.loads((cache_folder() / "batch_sizes.json").read_bytes())
-    except (OSError, ValueError):
+        return unsealed(state_files.read(cache_folder() / "batch_sizes.json", "It is found again"))
+    except (OSError, state_files.StateError):
         return {}
-    return sizes if isinstance(sizes, dict) else {}

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthclip_jax import config as config_lib
+from synthclip_jax import state_files
 from synthclip_jax.checkpoint import LoadedModel
 from synthclip_jax.evals import results
 from synthclip_jax.export_check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
+from synthclip_jax.records import dataset_name
 from synthclip_jax.sources import parse_sources
 
 # Licences of the models that the configs name.
@@ -134,21 +136,42 @@ def _data(model: LoadedModel, provenance: Mapping[str, Any] | None, imported: Ma
         return "\n".join([*lines, unknown])
     captions, images = provenance["config"]["captions"], provenance["config"]["images"]
     sources = ", ".join(provenance["config"]["concepts"]["sources"])
-    bank = provenance["plans"].get("concepts", {}).get("digest")
+    plans = provenance["plans"]
+    bank = plans.get("captions", {}).get("bank")
     artist = SPRITES
     if images["engine"] != "sprites":
-        sampler = f"{images['scheduler']}, {images['steps']} steps, guidance {images['guidance']:g}"
-        artist = f"{_licensed(images['model'])}, {sampler}"
+        artist = f"{_licensed(images['model'])}, {_sampler(images, plans.get('images', {}).get('source', {}))}"
+    author = f"{_licensed(captions['model'])} (engine {captions['engine']})"
+    if captions["engine"] == "templates":
+        author = f"{len(captions['templates'])} sentence templates; no language model"
     lines += [
         f"- dataset {provenance['name']} {provenance['version']}, {provenance['records']:,} pairs, made"
         f" {provenance['created']}, seed {provenance['seed']}",
         f"- concepts: {sources}" + (f", digest `{bank}`" if bank else ""),
-        f"- captions by {_licensed(captions['model'])} (engine {captions['engine']})",
+        f"- captions by {author}",
         f"- pictures by {artist}",
-        "- no picture and no caption was made by a person or taken from the web; the licences of both models apply to"
-        " what is made with them",
+        *_left_out(provenance),
+        "- no picture and no caption was made by a person or taken from the web; the licences of what made them apply",
     ]
     return "\n".join(lines)
+
+
+def _sampler(images: Mapping[str, Any], source: Mapping[str, Any]) -> str:
+    """How a diffusion model drew, by the plan; a configuration may name a preset alone."""
+    if {"scheduler", "steps", "guidance"} <= source.keys():
+        return f"{source['scheduler']}, {source['steps']} steps, guidance {source['guidance']:g}"
+    return f"preset `{images.get('preset', 'unknown')}`"
+
+
+def _left_out(provenance: Mapping[str, Any]) -> list[str]:
+    """A line about the pairs of low agreement that the dataset lacks."""
+    agreement = provenance.get("agreement", {})
+    if "min_score" not in agreement:
+        return []
+    return [
+        f"- {agreement['dropped']:,} pairs with an agreement below {agreement['min_score']:g} were left out, by"
+        f" checkpoint `{agreement['checkpoint']}` at step {agreement['step']}"
+    ]
 
 
 def _licensed(model: str) -> str:
@@ -208,6 +231,11 @@ def _provenance(workdir: pathlib.Path, config: Any) -> dict[str, Any] | None:
     if config.data.path:
         files = [pathlib.Path(config.data.path) / "provenance.json"]
     else:
-        files = sorted((workdir / "dataset" / config.name).glob("*/provenance.json"), key=os.path.getmtime)
+        versions = (workdir / "dataset" / dataset_name(config)).glob("*/provenance.json")
+        files = sorted(versions, key=os.path.getmtime)
+        files = [file for file in files if file.parent.name == config.gen.version] or files
     files = [file for file in files if file.exists()]
-    return json.loads(files[-1].read_bytes()) if files else None
+    if not files:
+        return None
+    shape = {"name": str, "version": str, "records": int, "seed": int, "config": dict, "plans": dict, "created": str}
+    return state_files.read(files[-1], "`python -m gen.verify --repair` makes it again", shape)

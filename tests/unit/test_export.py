@@ -167,7 +167,7 @@ def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path)
     gen = default_config().gen  # as generation writes it
     gen.captions.update(engine="transformers", model="smollm2")
     gen.images.update(engine="sprites")
-    plans = {"concepts": {"digest": "fedcba9876543210"}}
+    plans = {"captions": {"bank": "fedcba9876543210"}}  # which the concepts' own plan does not hold
     made = json.loads(provenance.read_text()) | {"config": config_lib.plain(gen), "plans": plans}
     provenance.write_text(json.dumps(made))
     config = config_lib.from_plain(json.loads((workdir / "train" / "config.json").read_text())["config"])
@@ -348,3 +348,46 @@ def test_a_bare_state_dict_brings_its_familys_preprocessing(slip, tmp_path):
         ).config.model.quick_gelu
         is False
     )
+
+
+def card_data(workdir, gen, plans, **changes):
+    """What a card says of the data that a run was trained on."""
+    from synthclip_jax import model_card
+
+    folder = workdir / "dataset" / changes.pop("folder", "toy") / "1.0.0"
+    folder.mkdir(parents=True)
+    made = {"name": folder.parent.name, "version": "1.0.0", "created": "2026-01-02", "seed": 0, "records": 7}
+    made |= {"config": config_lib.plain(gen), "plans": plans} | changes
+    (folder / "provenance.json").write_text(json.dumps(made))
+    config = default_config()
+    config.name, config.gen = "toy", gen
+    model = types.SimpleNamespace(config=config, info={})
+    return model_card._data(model, model_card._provenance(workdir, config), None)
+
+
+def test_the_card_credits_no_language_model_for_captions_from_templates(tmp_path):
+    gen = default_config().gen
+    gen.captions.update(engine="templates", templates=("a {concept}.", "two of {concept}."))
+    text = card_data(tmp_path, gen, {})
+    assert "captions by 2 sentence templates; no language model" in text
+    assert "Mistral" not in text
+
+
+def test_the_card_says_how_a_preset_drew(tmp_path):
+    gen = default_config().gen
+    gen.images.update(engine="diffusers", preset="fast")  # scheduler, steps and guidance are the preset's
+    source = {"scheduler": "dpmsolver++", "steps": 20, "guidance": 2.0}
+    text = card_data(tmp_path, gen, {"images": {"source": source}})
+    assert "dpmsolver++, 20 steps, guidance 2" in text
+    assert "guidance -1" not in text
+    assert "preset `fast`" in card_data(tmp_path / "old", gen, {})
+
+
+def test_the_card_describes_the_filtered_dataset_where_that_was_trained_on(tmp_path):
+    gen = default_config().gen
+    card_data(tmp_path, gen, {}, records=1000)  # the whole one, beside it
+    gen.agreement.min_score = 0.25
+    agreement = {"min_score": 0.25, "dropped": 993, "checkpoint": "abc", "step": 4}
+    text = card_data(tmp_path, gen, {}, folder="toy_filtered", records=7, agreement=agreement)
+    assert "dataset toy_filtered 1.0.0, 7 pairs" in text
+    assert "993 pairs with an agreement below 0.25 were left out" in text
