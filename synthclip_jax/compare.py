@@ -11,12 +11,11 @@ Delta_MTL all five tasks (paper, appendix G): what is missing is named, never co
 import argparse
 import difflib
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from synthclip_jax.errors import UserError, command
-from synthclip_jax.evals import catalogue, paper_tables, results
+from synthclip_jax.evals import catalogue, origin, paper_tables, results
 from synthclip_jax.evals.paper_tables import TASKS, TITLES
 
 # (suite, metric) of our results for each of the paper's tasks; the metric of a classification set is the catalogue's.
@@ -39,11 +38,13 @@ class Measured(NamedTuple):
     Attributes:
       datasets: by task and dataset.
       averages: of the tasks that are complete.
+      notes: what is to be said of the numbers.
     """
 
     name: str
     datasets: Mapping[str, Mapping[str, float]]
     averages: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def delta_mtl(averages: Mapping[str, float], baseline: Mapping[str, float]) -> float:
@@ -82,17 +83,16 @@ def of_run(workdir: str | pathlib.Path, step: int | None = None) -> Measured:
     Raises:
       CompareError: there are no results.
     """
-    folder = pathlib.Path(workdir) / "eval"
-    found = [
-        (int(match[1]), path) for path in folder.glob("*.json") if (match := re.match(r"(\d+)-\w+\.json$", path.name))
-    ]
-    if not found or (step is not None and step not in dict(found)):
+    found = results.result_files(workdir)
+    steps = [int(path.name.partition("-")[0]) for path in found]
+    if not found or (step is not None and step not in steps):
+        folder = pathlib.Path(workdir) / "eval"
         raise CompareError(f"{folder}: no results{'' if step is None else f' of step {step}'}. Evaluate first")
-    step = max(number for number, _ in found) if step is None else step
+    step = max(steps) if step is None else step
+    read = [results.read_result(path) for number, path in zip(steps, found, strict=True) if number == step]
     metrics: dict[str, Any] = {}
-    for number, path in found:
-        if number == step:
-            metrics |= results.read_result(path)["metrics"]
+    for result in read:
+        metrics |= result["metrics"]
     datasets: dict[str, dict[str, float]] = {}
     for task, (suite, metric) in SOURCES.items():
         for name, values in results.group(metrics, suite).items():
@@ -104,7 +104,22 @@ def of_run(workdir: str | pathlib.Path, step: int | None = None) -> Measured:
         own = datasets.get(task, {})
         if all(name in own for name in names):
             averages[task] = sum(own[name] for name in names) / len(names)
-    return Measured(f"{pathlib.Path(workdir).name or workdir}, step {step:,}", datasets, averages)
+    name = f"{pathlib.Path(workdir).name or workdir}, step {step:,}"
+    return Measured(name, datasets, averages, tuple(_notes(workdir, read)))
+
+
+def _notes(workdir: str | pathlib.Path, read: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What is to be said of numbers: of which it is not known that they are of the weights that are saved."""
+    weights = set()
+    for result in read:
+        for name in results.group(result["metrics"], result["suite"]):
+            note = origin.weights_note(workdir, result, name)
+            if note:
+                yield f"{result['suite']} of {name}: {note}"
+            else:
+                weights.add(result["datasets"][name][origin.MADE_FROM].get("checkpoint"))
+    if len(weights) > 1:
+        yield "the numbers are of different weights, saved at the same step one after the other"
 
 
 def _paper_metrics() -> dict[str, str]:
@@ -153,7 +168,9 @@ def table(ours: Measured, theirs: Measured) -> str:
         right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         text.append("  ".join([*left, *right]))
     text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([f"ours: {ours.name}; theirs: {theirs.name}; percent", "", *text, "", summary(ours, theirs)])
+    notes = [f"{who.name}: {note}" for who in (ours, theirs) for note in who.notes]
+    heading = f"ours: {ours.name}; theirs: {theirs.name}; percent"
+    return "\n".join([heading, "", *text, "", summary(ours, theirs), *notes])
 
 
 def summary(ours: Measured, theirs: Measured) -> str:

@@ -14,14 +14,14 @@ import importlib.resources
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from synthclip_jax.errors import UserError, command
-from synthclip_jax.evals import intervals, results
+from synthclip_jax.evals import intervals, origin, results
 from synthclip_jax.report import POLICY
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
@@ -126,7 +126,7 @@ def build(workdirs: Sequence[str | os.PathLike], steps: Sequence[int | None] = (
     for name in shared:
         try:
             joined = pair(name, *(run.detail(result, name) for run, result in loaded))
-            body = _test_set(joined, loaded, folders, names)
+            body = text([*_notes(name, loaded, names), _test_set(joined, loaded, folders, names)])
         except (Missing, CompareError, *UNREADABLE) as error:
             body = tag("p", str(error), class_="absent")
         sections.append(tag("section", tag("div", tag("h2", name), class_="heading"), body, id=name))
@@ -145,6 +145,16 @@ def build(workdirs: Sequence[str | os.PathLike], steps: Sequence[int | None] = (
     )
     intro = tag("header", tag("h1", "Two checkpoints, the same pictures"), key)
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', intro, sections)), lang='en')}\n"
+
+
+def _notes(name: str, loaded: list, names: Sequence[str]) -> Iterator[Html]:
+    """What is to be said of the numbers of a test set."""
+    prompts = [result["datasets"].get(name, {}).get("prompts") for _, result in loaded]
+    if prompts[0] != prompts[1]:
+        yield tag("p", "The two were evaluated with different prompts.", class_="absent")
+    for (run, result), whose in zip(loaded, names, strict=True):
+        if note := origin.weights_note(run.folder, result, name):
+            yield tag("p", f"{whose}: {note}.", class_="absent")
 
 
 def _test_set(joined: Pair, loaded: list, folders: Sequence[pathlib.Path], names: Sequence[str]) -> Html:

@@ -180,7 +180,9 @@ def embed(
                 vectors = encoder.texts([lines[index] for index in indexes])
                 parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
             if todo.get("images"):
-                _embed_pictures(encoder, files, parts, todo["images"], log)
+                lost = _embed_pictures(encoder, files, parts, todo["images"], log)
+                for line in lost.lines():
+                    log(f"{images}: {line}")
         others = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind, log)]
         if others:
             log(f"{len(others)} parts are left to the other shards: {', '.join(others[:3])}...")
@@ -207,19 +209,27 @@ def _load_encoder(workdir: str | pathlib.Path, step: int, batch_size: int) -> An
 
 def _embed_pictures(
     encoder: Any, files: Sequence[pathlib.Path], parts: Parts, todo: Sequence[tuple[int, range]], log: Any
-) -> None:
-    """One stream over all parts, so that the device need not wait between them; a thread of its own writes them."""
+) -> LeftOut:
+    """One stream over all parts, so that the device need not wait between them; a thread of its own writes them.
+
+    Returns:
+      What has no vector, by cause.
+    """
     wanted = [index for _, indexes in todo for index in indexes]
     waiting = collections.deque(todo)
     found: dict[int, np.ndarray] = {}
     lost: set[int] = set()
+    unreadable: dict[int, str] = {}
+    left_out = LeftOut("images")
     started = reported = time.monotonic()
     done = 0
     with ThreadPoolExecutor(1) as writer:
         writing: collections.deque[Future] = collections.deque()
-        for batch in encoder.pictures(_read_ahead(wanted, files)):
+        for batch in encoder.pictures(_read_ahead(wanted, files, unreadable)):
             found.update(zip(batch.keys, batch.embeddings, strict=True))
             lost.update(batch.skipped)
+            for index, cause in zip(batch.skipped, batch.causes, strict=True):
+                left_out.add(unreadable.get(index, cause), str(files[index]))
             done += len(batch.keys) + len(batch.skipped)
             while waiting and waiting[0][1][-1] <= wanted[done - 1]:
                 number, indexes = waiting.popleft()
@@ -237,16 +247,22 @@ def _embed_pictures(
                 log(f"{done:,} of {len(wanted):,} pictures, {rate:,.0f}/s, {(len(wanted) - done) / rate:,.0f} s left")
         for future in writing:
             future.result()
+    return left_out
 
 
-def _read_ahead(indexes: Iterable[int], files: Sequence[pathlib.Path]) -> Iterator[tuple[int, bytes]]:
-    """Files by their index, read by threads; one that cannot be read is empty, and does not decode."""
+def _read_ahead(
+    indexes: Iterable[int], files: Sequence[pathlib.Path], unreadable: dict[int, str]
+) -> Iterator[tuple[int, bytes]]:
+    """Files by their index, read by threads; one that cannot be read is empty, and `unreadable` says why."""
 
     def read(index: int) -> bytes:
         try:
             return text_files.read_bytes(files[index])
-        except (OSError, text_files.TextFileError):
-            return b""
+        except OSError as error:
+            unreadable[index] = f"file that cannot be read ({error.strerror})"
+        except text_files.TextFileError:
+            unreadable[index] = "no regular file, or one of more than 1 GiB"
+        return b""
 
     with ThreadPoolExecutor(READERS) as pool:
         ahead: collections.deque[tuple[int, Future]] = collections.deque()

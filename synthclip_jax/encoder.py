@@ -43,11 +43,13 @@ class Embedded:
       keys: of the pictures that decode, in the order given.
       embeddings: their unit vectors, float32.
       skipped: keys of those that do not decode.
+      causes: why, for each of them.
     """
 
     keys: list
     embeddings: Float[np.ndarray, "n embed"]
     skipped: list
+    causes: list[str]
 
 
 class Encoder:
@@ -112,9 +114,9 @@ class Encoder:
           EvaluationError: the embeddings are not finite.
         """
         waiting: collections.deque = collections.deque()
-        for keys, images, valid in self._decoded(items):
+        for keys, images, valid, causes in self._decoded(items):
             result = self._programs.pictures(self.params, self.placement.put(images), self.placement.put(valid))
-            waiting.append((keys, result))
+            waiting.append((keys, causes, result))
             if len(waiting) > 1:  # fetch one batch late: the device works while the next is decoded
                 yield _embedded(*waiting.popleft())
         while waiting:
@@ -122,7 +124,7 @@ class Encoder:
 
     def _decoded(
         self, items: Iterable[tuple[Any, bytes]]
-    ) -> Iterator[tuple[list, UInt8[np.ndarray, "batch h w 3"], Bool[np.ndarray, "batch"]]]:
+    ) -> Iterator[tuple[list, UInt8[np.ndarray, "batch h w 3"], Bool[np.ndarray, "batch"], list[str]]]:
         """Decoded batches, all of one size (the last is padded). Each process decodes the rows its devices hold."""
         items, side = iter(items), self.preprocess.image_size
         batch = list(itertools.islice(items, self.batch_size))
@@ -136,10 +138,16 @@ class Encoder:
 
         def gather(batch: list[tuple[Any, Future | None]]):
             images, valid = np.zeros((size, side, side, 3), np.uint8), np.zeros(size, bool)
+            causes = ["image that does not decode"] * len(batch)  # also of those that another process decodes
             for row, (_, future) in enumerate(batch):
-                if future is not None and (picture := future.result()) is not None:
+                if future is None:
+                    continue
+                picture = future.result()
+                if isinstance(picture, str):
+                    causes[row] = picture
+                else:
                     images[row], valid[row] = picture, True
-            return [key for key, _ in batch], images, valid
+            return [key for key, _ in batch], images, valid, causes
 
         with ThreadPoolExecutor(thread_count(self.config.data.threads)) as pool:
             ahead: collections.deque = collections.deque()
@@ -154,12 +162,13 @@ class Encoder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, data: bytes) -> UInt8[np.ndarray, "size size 3"] | None:
+    def _decode(self, data: bytes) -> UInt8[np.ndarray, "size size 3"] | str:
+        """The pixels, or why there are none."""
         try:
             # RGB first: that is how webdataset hands pictures to CLIP_benchmark.
             return self.preprocess(open_picture(data, self.max_pixels).convert("RGB"))
-        except PictureError:
-            return None
+        except PictureError as error:
+            return error.cause
 
     def _size_for(self, count: int) -> int:
         """Rows of a batch: fewer than usual, a power of two, where there are but a few items in all."""
@@ -211,12 +220,12 @@ def _compiled(graphdef: nnx.GraphDef, preprocess: Preprocess, placement: "Placem
     return _Programs(placement.jit(texts), placement.jit(pictures))
 
 
-def _embedded(keys: list, result: tuple[Array, Array]) -> Embedded:
+def _embedded(keys: list, causes: list[str], result: tuple[Array, Array]) -> Embedded:
     embeddings, valid = (np.asarray(part)[: len(keys)] for part in result)
     good, bad = (list(itertools.compress(keys, mask)) for mask in (valid, ~valid))
     embeddings = embeddings[valid]
     _check_finite(embeddings, "image")
-    return Embedded(good, embeddings, bad)
+    return Embedded(good, embeddings, bad, list(itertools.compress(causes, ~valid)))
 
 
 def _check_finite(embeddings: Float[np.ndarray, "n embed"], tower: str) -> None:

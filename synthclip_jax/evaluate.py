@@ -20,12 +20,15 @@ from typing import Any
 
 import ml_collections
 
+from synthclip_jax import state_files
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.evals import build, catalogue, origin, prompts, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, account, open_datasets
-from synthclip_jax.evals.suites import SUITES, Suite, choose
+from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
+from synthclip_jax.left_out import LeftOut
 
+LEFT_OUT = "left_out"  # the key in a result file
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
 
 
@@ -86,7 +89,7 @@ def evaluate(
             # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
             evaluator = suite.load()(_merged(model.config, config, workdir), model.graphdef, todo, log)
             found = evaluator.run(model.params)
-            described = {dataset.name: now[dataset.name] for dataset in todo}
+            described = with_account({dataset.name: now[dataset.name] for dataset in todo}, evaluator)
             results.write_result(workdir, step, suite.name, found, described, evaluator.details, log)
             log(f"step {step:,}: {', '.join(dataset.name for dataset in todo)} evaluated, written to {path}")
         else:
@@ -217,15 +220,45 @@ def describe(
     """
     described = {}
     for dataset in datasets:
-        settings = json.loads(json.dumps(suite.load().describe(config, dataset)))  # as it will be read back
+        settings = suite.load().describe(config, dataset) | {"max_pixels": config.data.max_pixels}
+        settings = json.loads(json.dumps(settings))  # as it will be read back
         described[dataset.name] = settings | {origin.MADE_FROM: origin.origin(weights, dataset, workdir, suite.learns)}
     return described
 
 
-def table(metrics: dict[str, float]) -> str:
-    """All suites' tables, one after the other."""
+def with_account(described: dict[str, dict[str, Any]], evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """The descriptions of test sets with what was left out of each."""
+    accounts: dict[str, LeftOut] = getattr(evaluator, "left_out", {})
+    return {
+        name: each | ({LEFT_OUT: accounts[name].as_dict()} if accounts.get(name) else {})
+        for name, each in described.items()
+    }
+
+
+def table(metrics: dict[str, float], workdir: str | pathlib.Path | None = None, step: int | None = None) -> str:
+    """All suites' tables, one after the other.
+
+    Args:
+      workdir, step: of the results, where their files are to tell what does not decode by cause.
+    """
     names = dict.fromkeys(key.partition("/")[0] for key in metrics)
-    return "\n\n".join(results.table(metrics, name, SUITES[name].columns) for name in names if name in SUITES)
+    tables = []
+    for name in names:
+        if name in SUITES:
+            accounts = {} if workdir is None or step is None else _accounts(workdir, step, name)
+            tables.append(results.table(metrics, name, SUITES[name].columns, accounts))
+    return "\n\n".join(tables)
+
+
+def _accounts(workdir: str | pathlib.Path, step: int, suite: str) -> dict[str, LeftOut]:
+    described = results.read_result(results.result_path(workdir, step, suite))["datasets"]
+    accounts = {}
+    for name, each in described.items():
+        causes = each.get(LEFT_OUT)
+        shape = {key: {"count": int, "names": list} for key in causes} if isinstance(causes, dict) else {}
+        if shape and not state_files.mismatch(causes, shape):
+            accounts[name] = LeftOut.from_dict(causes, "images")
+    return accounts
 
 
 def _merged(checkpoints: Any, given: Any, workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -233,7 +266,7 @@ def _merged(checkpoints: Any, given: Any, workdir: str | pathlib.Path) -> ml_col
     config = ml_collections.ConfigDict(checkpoints)
     config.eval = ml_collections.ConfigDict(given.eval)
     config.eval.features.folder = given.eval.features.folder or str(pathlib.Path(workdir) / "eval" / "features")
-    config.data.threads = given.data.threads
+    config.data.threads, config.data.max_pixels = given.data.threads, given.data.max_pixels
     return config
 
 
@@ -270,7 +303,12 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--build", action="store_true", help="write all results to eval/results.csv and results.md")
     if "--build" in sys.argv:
-        _build(parser.parse_args().workdir)
+        if any(argument.startswith("--config") for argument in sys.argv):  # not needed, and not wrong
+            add_config_argument(parser)
+            arguments, _ = parse_args(parser)
+        else:
+            arguments = parser.parse_args()
+        _build(arguments.workdir)
         return
     add_config_argument(parser)
     parser.add_argument(
@@ -297,7 +335,7 @@ def main() -> None:
     else:
         suites = arguments.suite.split(",") if arguments.suite else None
         values = evaluate(config, workdir, arguments.dataset, arguments.templates, step, redo, suites=suites)
-    print(table(values), flush=True)
+    print(table(values, workdir, newest_step(workdir) if step is None else step), flush=True)
     if missing:
         print("\nLeft out:\n" + "\n".join(missing), flush=True)
 

@@ -90,6 +90,6 @@ class LeftOut:
         return account
 
 
-def printable(name: str) -> str:
+def printable(name: object) -> str:
     """A name that does no harm to a terminal: control characters and what is no text are escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))

@@ -13,9 +13,10 @@ from typing import Any
 from synthclip_jax import config as config_lib
 from synthclip_jax import state_files
 from synthclip_jax.checkpoint import LoadedModel
-from synthclip_jax.evals import results
+from synthclip_jax.evals import origin, results
 from synthclip_jax.export_check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.records import dataset_name
 from synthclip_jax.sources import parse_sources
 
@@ -100,10 +101,26 @@ def _usage(name: str, formats: Sequence[str]) -> str:
 
 
 def _evaluation(workdir: pathlib.Path, step: int) -> str:
-    rows = []
-    for path in sorted((workdir / "eval").glob(f"{step}-*.json")):
-        result = results.read_result(path)
+    """The numbers of the weights that are exported, and of no others; how many are left out, and why."""
+    rows, left_out = [], LeftOut("results")
+    for path in results.result_files(workdir):
+        if not path.name.startswith(f"{step}-"):
+            continue
+        try:
+            result = results.read_result(path)
+        except results.ResultError:
+            left_out.add("the file is damaged", path.name)
+            continue
+        foreign = {
+            name: note
+            for name in results.group(result["metrics"], result["suite"])
+            if (note := origin.weights_note(workdir, result, name))
+        }
+        for name, note in foreign.items():
+            left_out.add(note, f"{result['suite']} of {name}")
         for key, value in result["metrics"].items():
+            if key.partition("/")[2].rpartition("/")[0] in foreign:
+                continue
             low, high = (result["metrics"].get(f"{key}_{bound}") for bound in ("low", "high"))
             if low is None or high is None:
                 continue
@@ -117,10 +134,11 @@ def _evaluation(workdir: pathlib.Path, step: int) -> str:
                 f" {'' if chance is None else f'{100 * chance:.2f}'} | {'' if count is None else f'{count:,.0f}'} |"
                 f" {templates} |"
             )
+    said = [f"{line}. Evaluate again to have them here." for line in left_out.lines()]
     if not rows:
-        return f"Step {step:,} was not evaluated."
+        return "\n\n".join([f"Step {step:,} was not evaluated.", *said])
     head = "| suite | test set | metric | % | 95% interval | chance % | examples | prompts |\n|" + "---|" * 8
-    return "\n".join([head, *rows])
+    return "\n\n".join(["\n".join([head, *rows]), *said])
 
 
 def _data(model: LoadedModel, provenance: Mapping[str, Any] | None, imported: Mapping[str, Any] | None) -> str:

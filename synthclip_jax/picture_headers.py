@@ -30,7 +30,14 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
 
 class PictureError(UserError, ValueError):
-    """Bytes that are no picture, a damaged one, or one that is larger than allowed."""
+    """Bytes that are no picture, a damaged one, or one that is larger than allowed.
+
+    `cause` says which in a short phrase, for accounts of what is left out.
+    """
+
+    def __init__(self, text: str, cause: str = "image that is cut off or damaged"):
+        super().__init__(text)
+        self.cause = cause
 
 
 class Jpeg(NamedTuple):

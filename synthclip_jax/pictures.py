@@ -100,8 +100,10 @@ def _explained(decode: Callable[[bytes, int], T], data: bytes, max_pixels: int) 
     except PictureError:
         raise
     except Exception as error:  # decoders raise anything: RuntimeError, IndexError, MemoryError, cv2.error, ...
-        reason = "they are of no kind that is read" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise PictureError(f"{len(data):,} bytes that do not decode as a picture ({reason})") from error
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "they are of no kind that is read" if unknown else error
+        cause = "no image of a kind that is read" if unknown else "image that does not decode"
+        raise PictureError(f"{len(data):,} bytes that do not decode as a picture ({reason})", cause) from error
 
 
 def _decode(data: bytes, max_pixels: int) -> Picture:
@@ -129,7 +131,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if not 0 < width * height <= max_pixels:
         raise PictureError(
             f"a picture of {width:,} x {height:,} pixels, at most {max_pixels:,} are decoded. Make it smaller, or"
-            " raise config.data.max_pixels"
+            " raise config.data.max_pixels",
+            "image of more than data.max_pixels",
         )
 
 
@@ -178,7 +181,8 @@ def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
     if slow and image.width * image.height > _SLOW_PIXELS:
         raise PictureError(
             f"a {image.format} of a rare kind that is slow to decode, with {image.width:,} x {image.height:,} pixels."
-            " Save it as PNG"
+            " Save it as PNG",
+            "large image of a kind that is slow to decode",
         )
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image, data, max_pixels)
@@ -226,6 +230,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255, 65535, 2**31 - 1)
     white = next((white for white in whites if high <= white), None)
     if white is None or not low >= 0:
-        raise PictureError(f"a picture of 32 bits with values from {low:g} to {high:g}. Save it with 8 or 16 bits")
+        raise PictureError(
+            f"a picture of 32 bits with values from {low:g} to {high:g}. Save it with 8 or 16 bits",
+            "image of 32 bits whose range is not known",
+        )
     scaled = values if white == 255 else values * np.float32(255 / white)
     return Image.fromarray(np.rint(scaled).astype(np.uint8))

@@ -234,9 +234,10 @@ class Evaluation:
             described = evaluate.describe(SUITES[name], self.config, datasets, origin.UNSAVED, self.workdir)
             metrics = evaluator.run(params)
             if distributed.is_main():
+                described = evaluate.with_account(described, evaluator)
                 results.write_result(self.workdir, step, name, metrics, described, evaluator.details, say)
             found |= metrics
-        say(evaluate.table(found))
+        say(evaluate.table(found, self.workdir, step) if distributed.is_main() else "")
         return found
 
     def saved(self, step: int) -> None:

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from synthclip_jax import state_files
 from synthclip_jax.config import default_config, digest, plain
-from synthclip_jax.evals import results
+from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import Predictions, describe, metrics
 from synthclip_jax.records import ShardName, frame_shard, serialize_example
 
 CONCEPTS = ("cat", "dog", "violin", "lighthouse", "teapot", "bicycle", "owl", "cactus")
 BANK_DIGEST = "5f0c2a9d1b7e4c33"
+WEIGHTS = "0123456789abcdef"  # of the checkpoint that was evaluated, which is gone
 
 
 def blob(caption: str, concept: str, seed: int, size: int = 32) -> np.ndarray:
@@ -213,6 +215,7 @@ def make_test_set(
     skill: float = 1.5,
     draw: Callable[..., np.ndarray] = blob,
     step: int = 600,
+    weights: str | None = None,
 ) -> None:
     """A webdataset folder and the result of evaluating a model on it."""
     folder = workdir / "testsets" / name
@@ -238,7 +241,18 @@ def make_test_set(
     best = np.take_along_axis(scores, top, 1).astype(np.float32)
     predictions = Predictions(name, dataset.class_names, tuple(keys), labels.astype(np.int32), top, best)
     values = {f"zeroshot/{name}/{key}": value for key, value in metrics(predictions).items()}
-    results.write_result(workdir, step, "zeroshot", values, {name: describe(dataset)}, {name: predictions.arrays()})
+    made_from = origin.origin(WEIGHTS if weights is None else weights, dataset, workdir)
+    described = {name: describe(dataset) | {origin.MADE_FROM: made_from}}
+    results.write_result(workdir, step, "zeroshot", values, described, {name: predictions.arrays()})
+
+
+def evaluated(workdir: pathlib.Path, weights: str, step: int = 600) -> None:
+    """Notes that it was these weights that were evaluated."""
+    path = results.result_path(workdir, step, "zeroshot")
+    result = results.read_result(path)
+    for described in result["datasets"].values():
+        described[origin.MADE_FROM]["checkpoint"] = weights
+    state_files.write(path, result)
 
 
 def make_run(workdir: pathlib.Path, **generation) -> pathlib.Path:

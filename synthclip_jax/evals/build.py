@@ -1,20 +1,22 @@
 """All results of a workdir in one CSV and one table: `python -m synthclip_jax.evaluate --workdir=W --build`.
 
-Nothing is computed, and the result files stay as they are. Needs no JAX.
+Nothing is computed, and the result files stay as they are. A number that may be of other weights than those that are
+saved at its step is there with a note. Needs no JAX.
 """
 
 import csv
 import io
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from synthclip_jax.evals import results
+from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.suites import SUITES
+from synthclip_jax.storage import write_atomic
 
-COLUMNS = ("step", "suite", "dataset", "metric", "value", "low", "high", "chance", "n", "templates", "spec", "date")
+_COLUMNS = "step suite dataset metric value low high chance n templates spec date checkpoint note"
+COLUMNS = tuple(_COLUMNS.split())
 _CHANCE = {"acc1": "chance", "acc5": "chance5", "mean_per_class_recall": "chance"}
 
 
@@ -25,7 +27,7 @@ def collect(workdir: str | os.PathLike) -> list[dict[str, Any]]:
       ResultError: there is none, or one cannot be read.
     """
     folder = pathlib.Path(workdir) / "eval"
-    paths = [path for path in folder.glob("*.json") if re.fullmatch(r"\d+-\w+\.json", path.name)]
+    paths = results.result_files(workdir)
     if not paths:
         raise results.ResultError(
             f"{folder}: no results. Evaluate first: python -m synthclip_jax.evaluate --config=..."
@@ -37,10 +39,11 @@ def collect(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     )
 
 
-def rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def rows(result: dict[str, Any], workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """One row for each metric of each dataset; bounds and chance go with their metric and are no rows of their own."""
     for name, values in results.group(result["metrics"], result["suite"]).items():
         described = result["datasets"].get(name, {})
+        note = origin.weights_note(workdir, result, name)
         for metric, value in values.items():
             owner = metric.removesuffix("_low").removesuffix("_high").removesuffix("_chance")
             if (owner != metric and owner in values) or metric in ("n", "chance", "chance5"):
@@ -58,6 +61,8 @@ def rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "templates": described.get("templates"),
                 "spec": described.get("spec"),
                 "date": result.get("date"),
+                "checkpoint": described.get(origin.MADE_FROM, {}).get("checkpoint"),
+                "note": note,
             }
 
 
@@ -74,29 +79,29 @@ def build(workdir: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path, str]:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row for result in found for row in rows(result))
-    text = _tables(found)
+    writer.writerows(row for result in found for row in rows(result, workdir))
+    text = _tables(found, workdir)
     folder = pathlib.Path(workdir) / "eval"
     paths = folder / "results.csv", folder / "results.md"
     for path, content in zip(paths, (buffer.getvalue(), f"```\n{text}\n```\n"), strict=True):
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, content.encode("utf-8", "backslashreplace"))
     return *paths, text
 
 
-def _tables(found: list[dict[str, Any]]) -> str:
-    """A table for each suite, a row for each dataset and checkpoint."""
+def _tables(found: list[dict[str, Any]], workdir: str | os.PathLike) -> str:
+    """A table for each suite, a row for each dataset and checkpoint, and below it what is to be said of them."""
     parts = []
     for suite in dict.fromkeys(result["suite"] for result in found):
         if suite not in SUITES:
             continue
         of_suite = [result for result in found if result["suite"] == suite]
         several = len(of_suite) > 1
-        metrics = {}
+        metrics, notes = {}, []
         for result in of_suite:
             for name, values in results.group(result["metrics"], suite).items():
                 row = f"{name} @ {result['step']:,}" if several else name
                 metrics |= {f"{suite}/{row}/{key}": value for key, value in values.items()}
-        parts.append(results.table(metrics, suite, SUITES[suite].columns))
+                if note := origin.weights_note(workdir, result, name):
+                    notes.append(f"{row}: {note}")
+        parts.append("\n".join([results.table(metrics, suite, SUITES[suite].columns), *notes]))
     return "\n\n".join(parts)

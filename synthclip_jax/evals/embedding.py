@@ -19,6 +19,7 @@ from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.progress import told
+from synthclip_jax.left_out import LeftOut
 
 MOST = 4096  # vectors whose pairs are looked at; a fixed draw where there are more
 
@@ -75,6 +76,7 @@ class Embedding:
     ):
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.details: dict[str, dict[str, np.ndarray]] = {}
+        self.left_out: dict[str, LeftOut] = {}
 
     @staticmethod
     def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
@@ -93,16 +95,16 @@ class Embedding:
         values: dict[str, float] = {}
         for dataset in self.datasets:
             captions: list[tuple[str, ...]] = []
-            images, skipped = [], 0
-            examples = ((example.captions, example.image) for example in dataset)
-            for batch in told(encoder.pictures(examples), dataset.name, self.log):
-                captions += batch.keys
+            images = []
+            left_out = self.left_out[dataset.name] = LeftOut("images")
+            examples = (((example.key, example.captions), example.image) for example in dataset)
+            for batch in told(encoder.pictures(examples), dataset.name, self.log, left_out):
+                captions += [own for _, own in batch.keys]
                 images.append(batch.embeddings)
-                skipped += len(batch.skipped)
             if len(captions) < 2:
                 raise EvaluationError(f"{dataset.name}: {len(captions)} of its pictures decode; two are needed")
             picture = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
             texts = encoder.texts([caption for own in captions for caption in own])
-            found = metrics(np.concatenate(images), texts, picture) | {"skipped": skipped}
+            found = metrics(np.concatenate(images), texts, picture) | {"skipped": left_out.count}
             values |= {f"embedding/{dataset.name}/{key}": value for key, value in found.items()}
         return values

@@ -3,17 +3,16 @@
 They are what the paper's evaluators take: the image tower's output before the projection, as it is (neither scaled nor
 normalised), of pictures resized bicubically (mbanani/lgssl, `configs/evaluation.yaml`); `config.eval.features` has
 other choices. Suites that run one after the other on the same parameters share them in memory; `evaluate` keeps them
-in `WORKDIR/eval/features` as well, under a digest of parameters, preparation and the dataset's files, so that none is
-ever stale.
+in `WORKDIR/eval/features` as well, under a digest of parameters, preparation and what the dataset's `identity` says, so
+that none is ever stale.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,8 +21,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from synthclip_jax import array_files
 from synthclip_jax.encoder import Encoder
-from synthclip_jax.evals import EvaluationError
+from synthclip_jax.evals import EvaluationError, origin
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
 from synthclip_jax.evals.datasets.joined import join, lacking
 from synthclip_jax.evals.progress import told
@@ -207,11 +207,11 @@ class Extractor:
 
     def __call__(self, dataset: Dataset) -> Features:
         """Features of one split: from memory, from the folder, or extracted."""
-        name = f"{self._made} {dataset.spec}"
+        name = json.dumps([self._made, dataset.identity(), origin.versions()])
         if (known := _memory.get(self.encoder.params, name)) is not None:
             return known
-        path = self._path(dataset) if self.folder else None
-        features = _read(path) if path is not None and path.exists() else None
+        path = self._path(dataset, name) if self.folder else None
+        features = _read(path, self.log) if path is not None else None
         if features is None:
             features = self._extract(dataset)
             if path is not None:
@@ -231,15 +231,10 @@ class Extractor:
             raise EvaluationError(f"{dataset.name}: none of its {skipped:,} pictures decodes")
         return Features(np.array(keys, str), np.array(labels, np.int32), np.concatenate(vectors), skipped)
 
-    def _path(self, dataset: Dataset) -> pathlib.Path:
-        digest = hashlib.blake2b(f"{self._made} {dataset.spec} {dataset.class_names}".encode(), digest_size=12)
+    def _path(self, dataset: Dataset, made_from: str) -> pathlib.Path:
+        digest = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12)
         for leaf in jax.tree.leaves(self.encoder.params):
             digest.update(np.asarray(leaf).tobytes())
-        folder = getattr(dataset, "folder", None)
-        if isinstance(folder, pathlib.Path):
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-            digest.update(json.dumps(stats).encode())
         assert self.folder is not None
         return self.folder / f"{dataset.name}-{digest.hexdigest()}.npz"
 
@@ -248,33 +243,46 @@ class _Memory:
     """Features of the parameters that were used last; gone when those are."""
 
     def __init__(self) -> None:
-        self.leaf: Any = lambda: None
+        self.leaves: list[Any] = []
         self.features: dict[str, Features] = {}
 
     def get(self, params: Any, name: str) -> Features | None:
-        return self.features.get(name) if jax.tree.leaves(params)[0] is self.leaf() else None
+        return self.features.get(name) if self._are_known(params) else None
 
     def put(self, params: Any, name: str, features: Features) -> None:
-        leaf = jax.tree.leaves(params)[0]
-        if leaf is not self.leaf():
-            self.leaf, self.features = weakref.ref(leaf, lambda _: self.features.clear()), {}
+        if not self._are_known(params):
+            self.features = features_of_these = {}
+            self.leaves = [weakref.ref(leaf, lambda _: features_of_these.clear()) for leaf in jax.tree.leaves(params)]
         self.features[name] = features
+
+    def _are_known(self, params: Any) -> bool:
+        leaves = jax.tree.leaves(params)
+        return len(leaves) == len(self.leaves) and all(
+            leaf is known() for leaf, known in zip(leaves, self.leaves, strict=True)
+        )
 
 
 _memory = _Memory()
 
 
-def _read(path: pathlib.Path) -> Features | None:
+_ARRAYS: Mapping[str, array_files.Form] = {
+    "keys": ("U", 1),
+    "labels": ("iu", 1),
+    "vectors": ("f", 2),
+    "skipped": ("iu", 0),
+}
+
+
+def _read(path: pathlib.Path, log: Callable[[str], Any]) -> Features | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Features(arrays["keys"], arrays["labels"], arrays["vectors"], int(arrays["skipped"]))
-    except (OSError, ValueError, KeyError):  # cut off: extract again
+        arrays = array_files.read(path, _ARRAYS, "Its features are extracted again.")
+    except FileNotFoundError:
         return None
+    except array_files.ArrayError as error:
+        log(str(error))
+        return None
+    return Features(arrays["keys"], arrays["labels"], arrays["vectors"], int(arrays["skipped"]))
 
 
 def _write(path: pathlib.Path, features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, **dataclasses.asdict(features))
-    os.replace(temporary, path)
+    array_files.write(path, {**dataclasses.asdict(features), "skipped": np.array(features.skipped)})

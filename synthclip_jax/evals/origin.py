@@ -9,11 +9,11 @@ in the same way.
 
 import importlib.metadata
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from synthclip_jax import __version__
+from synthclip_jax.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder
 from synthclip_jax.evals.datasets import Dataset
 
 MADE_FROM = "made_from"  # the key in a result file
@@ -110,20 +110,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def weights_changed(result: Mapping[str, Any], name: str, digest: str | None) -> str:
-    """Why a number may not be of a step's weights as they are now; empty if it is.
+def weights_note(workdir: str | os.PathLike, result: Mapping[str, Any], name: str) -> str:
+    """Why a number of a test set may not be of the weights that are now saved at its step; empty if it is.
 
-    Args:
-      digest: of the checkpoint of that step; None where there is no longer one, and so none to mistake it for.
+    Where there is no longer a checkpoint of that step there is none to mistake it for.
     """
-    made_from = result["datasets"].get(name, {}).get(MADE_FROM)
-    if not isinstance(made_from, Mapping):
+    made_from = _mapping(_mapping(result["datasets"], name), MADE_FROM)
+    if not made_from:
         return OLD_VERSION
-    if digest is not None and made_from.get("checkpoint") != digest:
-        return "of other weights than the checkpoint of this step holds now"
-    return ""
-
-
-def checkpoint_folder_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
-    """Where a step's checkpoint would lie."""
-    return pathlib.Path(workdir) / "train" / "checkpoints" / str(step)
+    folder = checkpoint_folder(workdir) / str(result["step"])
+    if not folder.is_dir():
+        return ""
+    try:
+        digest = checkpoint_digest(folder)
+    except CheckpointError:
+        return "the checkpoint is damaged, so that nothing says whether it is of these weights"
+    if made_from.get("checkpoint") == UNSAVED:
+        return "of weights that were not saved"
+    return (
+        "" if made_from.get("checkpoint") == digest else "of other weights than the checkpoint of this step holds now"
+    )

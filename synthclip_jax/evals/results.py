@@ -27,6 +27,7 @@ import numpy as np
 from synthclip_jax import array_files, state_files
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.storage import locked
 
 PACKAGES = ("synthclip_jax", "jax", "flax", "numpy", "pillow")
@@ -88,9 +89,21 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
     return result
 
 
-def read_results(workdir: str | os.PathLike, suite: str) -> list[dict[str, Any]]:
-    """All results of a suite in the order of their steps."""
-    return [read_result(path) for path in result_files(workdir, suite)]
+def read_results(workdir: str | os.PathLike, suite: str, problems: list[str] | None = None) -> list[dict[str, Any]]:
+    """All results of a suite in the order of their steps.
+
+    Args:
+      problems: takes a text for each file that cannot be read, instead of an error.
+    """
+    found = []
+    for path in result_files(workdir, suite):
+        try:
+            found.append(read_result(path))
+        except ResultError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    return found
 
 
 def read_detail(workdir: str | os.PathLike, result: Mapping[str, Any], name: str) -> dict[str, np.ndarray] | None:
@@ -264,8 +277,14 @@ class Column:
     digits: int = 1
 
 
-def table(metrics: Mapping[str, float], suite: str, columns: Sequence[Column]) -> str:
-    """Metrics of a suite as a table of text, percent, with intervals and chance."""
+def table(
+    metrics: Mapping[str, float], suite: str, columns: Sequence[Column], left_out: Mapping[str, LeftOut] = {}
+) -> str:
+    """Metrics of a suite as a table of text, percent, with intervals and chance.
+
+    Args:
+      left_out: by test set, what does not decode.
+    """
     rows = [(suite, *(column.title for column in columns))]
     for name, values in group(metrics, suite).items():
         rows.append((name, *(_cell(values, column) for column in columns)))
@@ -275,8 +294,10 @@ def table(metrics: Mapping[str, float], suite: str, columns: Sequence[Column]) -
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join([row[0].ljust(len(first)), *rest]))
     lines.insert(1, "  ".join("-" * width for width in widths))
-    skipped = {name: int(values["skipped"]) for name, values in group(metrics, suite).items() if values.get("skipped")}
-    lines += [f"{name}: {count:,} pictures do not decode and are not counted" for name, count in skipped.items()]
+    for name, values in group(metrics, suite).items():
+        if count := int(values.get("skipped", 0)):
+            lines.append(f"{name}: {count:,} pictures do not decode and are not counted")
+            lines += [f"{name}: {line}" for line in left_out.get(name, LeftOut()).lines()]
     return "\n".join(lines)
 
 

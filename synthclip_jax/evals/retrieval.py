@@ -21,6 +21,7 @@ from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.progress import told
 from synthclip_jax.evals.ranks import best_ranks
+from synthclip_jax.left_out import LeftOut
 
 KS = (1, 5, 10)
 
@@ -120,6 +121,7 @@ class Retrieval:
     ):
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.details: dict[str, dict[str, np.ndarray]] = {}
+        self.left_out: dict[str, LeftOut] = {}
 
     @staticmethod
     def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
@@ -137,14 +139,17 @@ class Retrieval:
         self.details = {}
         values: dict[str, float] = {}
         for dataset in self.datasets:
-            ranks = retrieve(encoder, dataset, self.log)
+            left_out = self.left_out[dataset.name] = LeftOut("images")
+            ranks = retrieve(encoder, dataset, self.log, left_out)
             self.details[dataset.name] = ranks.arrays()
             values |= {f"retrieval/{dataset.name}/{key}": value for key, value in metrics(ranks).items()}
         return values
 
 
-def retrieve(encoder: Encoder, dataset: Dataset, log: Callable[[str], Any] = print) -> Ranks:
-    """Embeds a test set's pictures and captions and ranks them.
+def retrieve(
+    encoder: Encoder, dataset: Dataset, log: Callable[[str], Any] = print, left_out: LeftOut | None = None
+) -> Ranks:
+    """Embeds a test set's pictures and captions and ranks them. `left_out`: see `told`.
 
     Raises:
       DatasetError: the test set turns out damaged.
@@ -153,7 +158,7 @@ def retrieve(encoder: Encoder, dataset: Dataset, log: Callable[[str], Any] = pri
     examples = (((example.key, example.captions), example.image) for example in dataset)
     kept: list[tuple[str, tuple[str, ...]]] = []
     images, skipped = [], []
-    for batch in told(encoder.pictures(examples), dataset.name, log):
+    for batch in told(encoder.pictures(examples), dataset.name, log, left_out):
         kept += batch.keys
         skipped += [key for key, _ in batch.skipped]
         images.append(batch.embeddings)

@@ -8,6 +8,7 @@ A suite is one class:
         def describe(config, dataset) -> dict: ...     # JSON: results are comparable if this is equal
         def run(self, params) -> dict[str, float]: ...   # SUITE/NAME/METRIC for every test set
         details: dict[str, dict[str, np.ndarray]]      # after run, by test set: arrays for eval/STEP-SUITE.NAME.npz
+        left_out: dict[str, LeftOut]   # after run, by test set: what does not decode; optional, what it says itself
 
 `evaluate --suite=NAME` and `config.eval.suites` (inside training) run any of them; results go to
 `WORKDIR/eval/STEP-SUITE.json`. Needs no JAX until a suite's class is asked for.

@@ -19,6 +19,7 @@ from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, intervals, prompts
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.progress import told
+from synthclip_jax.left_out import LeftOut
 
 TOP = 5  # predictions kept for each picture
 METRICS = ("acc1", "acc5", "mean_per_class_recall")  # each with _low and _high, the bounds of its 95% interval
@@ -130,6 +131,7 @@ class ZeroShot:
 
     Attributes:
       details: after `run`, arrays by test set for the files beside the results: what was said to each picture.
+      left_out: after `run`, what does not decode, by test set.
 
     Raises:
       PromptError: prompts cannot be used.
@@ -144,6 +146,7 @@ class ZeroShot:
             for dataset in self.datasets
         }
         self.details: dict[str, dict[str, np.ndarray]] = {}
+        self.left_out: dict[str, LeftOut] = {}
 
     @staticmethod
     def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
@@ -165,7 +168,8 @@ class ZeroShot:
         self.details = {}
         values: dict[str, float] = {}
         for dataset in self.datasets:
-            predictions = predict(encoder, dataset, self.templates[dataset.name], self.log)
+            left_out = self.left_out[dataset.name] = LeftOut("images")
+            predictions = predict(encoder, dataset, self.templates[dataset.name], self.log, left_out)
             self.details[dataset.name] = predictions.arrays()
             values |= {f"zeroshot/{dataset.name}/{key}": value for key, value in metrics(predictions).items()}
         return values
@@ -178,9 +182,13 @@ def describe(dataset: Dataset, templates: str = "") -> dict[str, Any]:
 
 
 def predict(
-    encoder: Encoder, dataset: Dataset, templates: Sequence[str], log: Callable[[str], Any] = print
+    encoder: Encoder,
+    dataset: Dataset,
+    templates: Sequence[str],
+    log: Callable[[str], Any] = print,
+    left_out: LeftOut | None = None,
 ) -> Predictions:
-    """What the model says to each picture of a test set.
+    """What the model says to each picture of a test set. `left_out`: see `told`.
 
     Raises:
       DatasetError: the test set turns out damaged.
@@ -190,7 +198,7 @@ def predict(
     examples = (((example.key, example.label), example.image) for example in dataset)
     keys: list[tuple[str, int]] = []
     tops, scores, skipped = [], [], []
-    for batch in told(encoder.pictures(examples), dataset.name, log):
+    for batch in told(encoder.pictures(examples), dataset.name, log, left_out):
         keys += batch.keys
         skipped += [key for key, _ in batch.skipped]
         top, best = best_classes(batch.embeddings, classifier)

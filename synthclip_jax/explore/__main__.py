@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("explore: the page needs Gradio: pip install 'synthclip_jax[explore]'", file=sys.stderr)
         return 1
-    from synthclip_jax.checkpoint import checkpoint_folder, saved_steps
+    from synthclip_jax.checkpoint_files import checkpoint_digest, checkpoint_folder, find_checkpoint, saved_steps
     from synthclip_jax.encoder import load_encoder
     from synthclip_jax.explore.collection import Collection
     from synthclip_jax.explore.page import Explorer, build_page
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained_on = config.data.path or dataset_folder(workdir, config.name, config.gen.version)
     keys = config.data.split, arguments.pictures, config.data.image_key, config.data.caption_key
     collection = Collection(arguments.data or trained_on, *keys)
-    collection.embed(encoder, workdir / "explore" / str(step))
+    collection.embed(encoder, workdir / "explore" / str(step), checkpoint_digest(find_checkpoint(workdir, step)))
     classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
     page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)
     page.launch(

@@ -2,18 +2,25 @@
 
 import collections
 import dataclasses
-import hashlib
+import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float
 
+from synthclip_jax import array_files, state_files
 from synthclip_jax.encoder import Encoder
+from synthclip_jax.errors import UserError
+from synthclip_jax.evals import origin
+from synthclip_jax.evals.datasets.identity import digest, identify
 from synthclip_jax.metrics import duration
 from synthclip_jax.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.storage import StoreError
+
+_ARRAYS: Mapping[str, array_files.Form] = {"embeddings": ("f", 2), "entries": ("iu", 1), "made_from": ("U", 0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +85,26 @@ class Collection:
         """Entries whose caption was asked for this concept."""
         return list(self._by_concept.get(concept, ()))
 
-    def digest(self) -> str:
-        """Changes when the pictures taken do."""
-        text = "\n".join(f"{entry.id} {entry.shard} {entry.record}" for entry in self.entries)
-        return hashlib.sha256(f"{self.folder.resolve()}\n{self.total}\n{text}".encode()).hexdigest()[:16]
+    def made_from(self, encoder: Encoder, weights: str) -> dict[str, str]:
+        """What embeddings of these pictures are made from; `weights`: digest of the checkpoint."""
+        entries = (f"{entry.id} {entry.shard} {entry.record}" for entry in self.entries)
+        return {
+            "checkpoint": weights,
+            "preparation": str(encoder.preprocess),
+            **identify(self.folder, (), [shard.path for shard in self._shards]),
+            "pictures taken": digest([str(self.total), *entries]),
+            **origin.versions(),
+        }
 
-    def embed(self, encoder: Encoder, cache: pathlib.Path, log: Callable[[str], None] = print) -> None:
-        """Embeds every picture, or reads what an earlier start has left in the folder `cache` for this checkpoint."""
-        path = cache / f"{self.digest()}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as arrays:
-                self.embeddings, self._embedded = arrays["embeddings"], arrays["entries"]
+    def embed(self, encoder: Encoder, cache: pathlib.Path, weights: str, log: Callable[[str], None] = print) -> None:
+        """Embeds every picture, or reads what an earlier start has left in the folder `cache` for the same ones.
+
+        Args:
+          weights: digest of the checkpoint.
+        """
+        made_from = self.made_from(encoder, weights)
+        path = cache / f"{digest([str(self.folder.resolve()), str(len(self))])}.npz"
+        if self._read(path, made_from, log):
             return
         started, reported, parts, numbers, skipped = time.monotonic(), time.monotonic(), [], [], 0
         for batch in encoder.pictures((number, self.image(number)) for number in range(len(self))):
@@ -104,10 +120,35 @@ class Collection:
             log(f"{skipped:,} pictures do not decode and are left out of the search")
         self.embeddings = np.concatenate(parts) if parts else np.zeros((0, encoder.embed_dim), np.float32)
         self._embedded = np.array(numbers, np.int64)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, embeddings=self.embeddings, entries=self._embedded)
-        os.replace(temporary, path)
+        arrays = {
+            "embeddings": self.embeddings,
+            "entries": self._embedded,
+            "made_from": np.array(json.dumps(made_from)),
+        }
+        try:
+            array_files.write(path, arrays)
+        except StoreError as error:
+            log(f"the next start embeds the pictures again: {error}")
+
+    def _read(self, path: pathlib.Path, made_from: dict[str, str], log: Callable[[str], None]) -> bool:
+        """Reads embeddings if they are of the same pictures and weights; `log` is told why not."""
+        try:
+            arrays = array_files.read(path, _ARRAYS, "The pictures are embedded again.")
+            before = state_files.parse(str(arrays["made_from"]).encode(), path, "The pictures are embedded again.")
+        except FileNotFoundError:
+            return False
+        except UserError as error:
+            log(str(error))
+            return False
+        if changed := [key for key in {**before, **made_from} if before.get(key) != made_from.get(key)]:
+            log(f"the pictures are embedded again: {', '.join(changed)} changed")
+            return False
+        embeddings, entries = arrays["embeddings"], arrays["entries"]
+        if len(embeddings) != len(entries) or (entries.size and not 0 <= entries.min() <= entries.max() < len(self)):
+            log(f"{path}: damaged (its arrays do not fit together). The pictures are embedded again.")
+            return False
+        self.embeddings, self._embedded = embeddings, entries
+        return True
 
     def nearest(self, vector: Float[np.ndarray, "embed"], count: int) -> Iterator[tuple[int, float]]:
         """The entries whose pictures lie nearest to a unit vector, with their cosine similarity, best first."""

@@ -51,7 +51,8 @@ def zeroshot(run: Run) -> Html:
         tag("tbody", (_table_row(name, values) for name, values in grouped.items())),
     )
     return Html(
-        tag(
+        text([tag("p", note, class_="absent") for note in run.result_notes("zeroshot")])
+        + tag(
             "p",
             f"After step {result['step']:,}. A picture belongs to the class whose prompts it is closest to; no"
             " classifier was trained. Solid bars are 95% intervals, red lines are chance.",
@@ -107,7 +108,7 @@ def classes(run: Run) -> Html:
     for index, name in enumerate(group(result["metrics"], "zeroshot")):
         try:
             panel = _class_panel(run, result, name)
-        except Missing as missing:
+        except (Missing, *UNREADABLE) as missing:  # the other test sets are not to blame
             panel = tag("p", str(missing), class_="absent")
         panels.append(tag("details", tag("summary", name), panel, open=index < PANEL_OPEN, class_="panel"))
     return text(panels)

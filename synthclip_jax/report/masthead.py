@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from synthclip_jax.evals import origin
 from synthclip_jax.evals.results import group
 from synthclip_jax.metrics import duration
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
@@ -37,7 +38,7 @@ def masthead(run: Run) -> Html:
         "header",
         tag("p", "Run report", class_="eyebrow"),
         tag("h1", run_name(run)),
-        tag("p", _lead(bank, balance, pictures, metrics, zeroshot), class_="lead"),
+        tag("p", _lead(run, bank, balance, pictures, metrics, zeroshot), class_="lead"),
         tag(
             "dl",
             (
@@ -61,7 +62,7 @@ def run_name(run: Run) -> str:
     return training["config"]["name"] if training else provenance["name"] if provenance else run.folder.resolve().name
 
 
-def _lead(bank: Any, balance: Any, pictures: Stage | None, metrics: Any, zeroshot: Any) -> Html:
+def _lead(run: Run, bank: Any, balance: Any, pictures: Stage | None, metrics: Any, zeroshot: Any) -> Html:
     parts: list[Any] = []
     if pictures and balance and bank:
         parts.append(
@@ -80,6 +81,7 @@ def _lead(bank: Any, balance: Any, pictures: Stage | None, metrics: Any, zerosho
             tag("b", name),
             f", it names {percent(values['acc1'])} of {values['n']:,.0f} pictures rightly at first guess",
             f" and {percent(values['acc5'])} within five" if "acc5" in values else "",
-            f", where chance would give {percent(values['chance'])}.",
+            f", where chance would give {percent(values['chance'])}",
+            f" ({note})." if (note := origin.weights_note(run.folder, zeroshot[-1], name)) else ".",
         ]
     return text(parts or "This workdir is still empty: the pages fill up as the pipeline runs.")

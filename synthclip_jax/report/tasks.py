@@ -42,7 +42,8 @@ def tasks(run: Run, step: int) -> Html:
     """Rows of bars for each suite that was evaluated at this step, and one table of all; nothing where none was."""
     parts, lines = [], []
     for suite, (title, about, measures) in SUITES.items():
-        found = [result for result in results.read_results(run.folder, suite) if result["step"] == step]
+        found = [result for result in results.read_results(run.folder, suite, []) if result["step"] == step]
+        notes = [tag("p", note, class_="absent") for note in run.result_notes(suite, step)]
         rows = []
         for name, values in results.group(found[-1]["metrics"], suite).items() if found else ():
             shown = [measure for measure in measures if measure[0] in values]
@@ -53,8 +54,8 @@ def tasks(run: Run, step: int) -> Html:
             rows.append(tag("div", who, tag("div", tracks, class_="tracks wide"), class_="forest-row"))
             for metric, chance, _, what in shown:
                 lines.append(_line(name, what, values, metric, chance, _papers(suite, metric, name)))
-        if rows:
-            parts += [tag("h4", title), tag("p", about, class_="note"), tag("div", rows, class_="forest")]
+        if rows or notes:
+            parts += [tag("h4", title), tag("p", about, class_="note"), *notes, tag("div", rows, class_="forest")]
     if not parts:
         return Html("")
     beside = any(papers is not None for _, papers in lines)
@@ -107,7 +108,8 @@ def _papers(suite: str, metric: str, name: str) -> float | None:
 
 
 def _embedding(run: Run, step: int) -> Html:
-    found = [result for result in results.read_results(run.folder, "embedding") if result["step"] == step]
+    found = [result for result in results.read_results(run.folder, "embedding", []) if result["step"] == step]
+    notes = [tag("p", note, class_="absent") for note in run.result_notes("embedding", step)]
     rows = [
         tag(
             "tr",
@@ -127,6 +129,5 @@ def _embedding(run: Run, step: int) -> Html:
         " caption from its picture, 0 is best. Uniformity: lower is more evenly spread."
     )
     table = tag("table", tag("thead", tag("tr", (tag("th", word) for word in head))), tag("tbody", rows))
-    return text(
-        [tag("h4", "The shared space"), tag("p", about, class_="note"), tag("div", table, class_="scroll", tabindex=0)]
-    )
+    heading = [tag("h4", "The shared space"), tag("p", about, class_="note"), *notes]
+    return text([*heading, tag("div", table, class_="scroll", tabindex=0)])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synthclip_jax.evals import origin
 from synthclip_jax.evals.results import group
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, percent, tag
@@ -77,7 +78,11 @@ def _accuracy_plot(run: Run) -> Html | None:
     points: dict[str, list[tuple[int, float]]] = {}
     for result in found:
         for name, values in group(result["metrics"], "zeroshot").items():
-            points.setdefault(name, []).append((result["step"], values["acc1"]))
+            # Those of other weights are named beside the numbers; a curve of this training has no place for them.
+            if "acc1" in values and origin.weights_note(run.folder, result, name) in ("", origin.OLD_VERSION):
+                points.setdefault(name, []).append((result["step"], values["acc1"]))
+    if not points:
+        return None
     x = Axis("step", 0, found[-1]["step"])
     y = Axis("top-1", 0, max(value for line in points.values() for _, value in line) * 1.1 or 1, format=_percent_tick)
     lines = [

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.evals import results
+from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import Dataset, Example, open_dataset
 from synthclip_jax.generated import list_versions, stage_folder
 from synthclip_jax.metrics import read_metrics
@@ -253,20 +253,33 @@ class Run:
 
     @functools.cached_property
     def zeroshot(self) -> list[dict[str, Any]]:
-        """Results of zero-shot evaluations, by step."""
-        found = results.read_results(self.folder, "zeroshot")
+        """Results of zero-shot evaluations, by step; those that can be read."""
+        problems: list[str] = []
+        found = results.read_results(self.folder, "zeroshot", problems)
         if not found:
-            raise Missing("No checkpoint has been evaluated in this workdir yet.")
+            raise Missing("; ".join(problems) or "No checkpoint has been evaluated in this workdir yet.")
         return found
+
+    def result_notes(self, suite: str, step: int | None = None) -> list[str]:
+        """What is to be said beside the numbers of a suite: files that cannot be read, and of which numbers it is not
+        known that they are of the weights that are saved. `step`: of this one alone."""
+        notes: list[str] = []
+        for result in results.read_results(self.folder, suite, notes):
+            if step not in (None, result["step"]):
+                continue
+            names: dict[str, list[str]] = {}
+            for name in results.group(result["metrics"], suite):
+                if note := origin.weights_note(self.folder, result, name):
+                    names.setdefault(note, []).append(name)
+            notes += [f"Step {result['step']:,}, {', '.join(them)}: {note}." for note, them in names.items()]
+        return notes
 
     def detail(self, result: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
         """Predictions for each picture of a test set."""
-        file = result.get("datasets", {}).get(name, {}).get("detail")
-        path = self.folder / "eval" / str(file)
-        if not file or not path.is_file():
+        arrays = results.read_detail(self.folder, result, name)
+        if arrays is None:
             raise Missing(f"The single predictions for {name} are not there.")
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return arrays
 
     def test_pictures(self, result: Mapping[str, Any], name: str, keys: set[str]) -> dict[str, bytes]:
         """Pictures of a test set by their keys; none if the test set is gone."""

@@ -30,7 +30,7 @@ class Colours:
         bad = [key for key, data in items if not data.startswith(b"\xff\xd8")]
         keys = [key for key, _ in items if key not in bad]
         vectors = np.array([[0.6, 0.8] for _ in keys], np.float32).reshape(-1, 2)
-        yield Embedded(keys, vectors, bad)
+        yield Embedded(keys, vectors, bad, ["no image"] * len(bad))
 
 
 def scored(workdir, monkeypatch, *overrides, encoder=Colours):

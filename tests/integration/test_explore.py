@@ -54,7 +54,7 @@ def collection(workdir):
 
 
 def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path):
-    collection.embed(encoder, tmp_path)
+    collection.embed(encoder, tmp_path, "weights")
     for number in (0, 11, len(collection) - 1):
         (batch,) = encoder.pictures([(0, collection.image(number))])
         (first, similarity), *others = collection.nearest(batch.embeddings[0], 5)
@@ -64,10 +64,10 @@ def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path
 
 
 def test_embeddings_are_computed_once(collection, encoder, workdir, tmp_path, monkeypatch):
-    collection.embed(encoder, tmp_path)
+    collection.embed(encoder, tmp_path, "weights")
     again = Collection(workdir / "dataset" / "toy" / "1.0.0")
     monkeypatch.setattr(type(encoder), "pictures", None)
-    again.embed(encoder, tmp_path)
+    again.embed(encoder, tmp_path, "weights")
     np.testing.assert_array_equal(again.embeddings, collection.embeddings)
 
 

@@ -15,6 +15,7 @@ from synthclip_jax import config as config_lib
 from synthclip_jax import export as export_lib
 from synthclip_jax import import_weights as import_lib
 from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
+from synthclip_jax.checkpoint_files import checkpoint_digest, find_checkpoint
 from synthclip_jax.config import default_config
 from synthclip_jax.export import ExportError, export, push
 from synthclip_jax.export_check import ExportMismatch
@@ -176,8 +177,10 @@ def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path)
     config.model.vision.update(width=32, layers=1, heads=2)
     config.model.text.update(width=16, layers=1, heads=2)
     save(workdir, config, step=600)
+    export(workdir, tmp_path / "other", ("open_clip",), log=quiet)
+    fake_run.evaluated(workdir, checkpoint_digest(find_checkpoint(workdir, 600)))
     export(workdir, tmp_path / "out", ("open_clip",), log=quiet)
-    card = (tmp_path / "out" / "README.md").read_text()
+    card, other = ((tmp_path / name / "README.md").read_text() for name in ("out", "other"))
     result = json.loads(next((workdir / "eval").glob("600-zeroshot.json")).read_text())["metrics"]
     key = next(key for key in result if key.endswith("/acc1"))
     low, high = result[f"{key}_low"], result[f"{key}_high"]
@@ -195,6 +198,8 @@ def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path)
     ):
         assert words in card, words
     assert str(tmp_path) not in card
+    assert f"| {100 * result[key]:.1f} |" not in other, "the number of other weights"
+    assert "2 results left out: of other weights than the checkpoint of this step holds now" in other
 
 
 def test_pushing_is_a_dry_run_unless_it_is_asked_for(openai, tmp_path, monkeypatch):
