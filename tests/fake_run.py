@@ -255,6 +255,13 @@ def evaluated(workdir: pathlib.Path, weights: str, step: int = 600) -> None:
     state_files.write(path, result)
 
 
+def set_detail(workdir: pathlib.Path, name: str, arrays: dict[str, np.ndarray], step: int = 600) -> None:
+    """Has a model say something else to each picture of a test set."""
+    result = results.read_result(results.result_path(workdir, step, "zeroshot"))
+    described = {name: result["datasets"][name]}
+    results.write_result(workdir, step, "zeroshot", result["metrics"], described, {name: arrays})
+
+
 def make_run(workdir: pathlib.Path, **generation) -> pathlib.Path:
     """All of it."""
     make_generation(workdir, **generation)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_run import make_run
+from fake_run import make_run, set_detail
 
 from synthclip_jax import compare_runs
 from synthclip_jax.evals import concepts
@@ -75,11 +75,10 @@ def two_runs(tmp_path_factory):
     texts += [text for text in texts if "cat" in text] * 20  # one class is seen far more often
     pq.write_table(pa.table({"caption": texts}), first / "gen" / "balance" / "selected.parquet")
     shutil.copytree(first, folder / "second")
-    path = folder / "second" / "eval" / "600-zeroshot.composites.npz"
-    with np.load(path) as file:
+    with np.load(folder / "second" / "eval" / "600-zeroshot.composites.npz") as file:
         arrays = dict(file)
     arrays["top"] = (arrays["labels"][:, None] + 1) % len(arrays["class_names"]) + 0 * arrays["top"]
-    np.savez_compressed(path, **arrays)
+    set_detail(folder / "second", "composites", arrays)
     return first, folder / "second", arrays
 
 

@@ -160,7 +160,8 @@ def test_the_evaluator_ranks_what_the_model_says(tmp_path, model):
 
     from synthclip_jax.encoder import Encoder
 
-    encoder = Encoder(config, graphdef, params)
+    # Batches of the same size: pictures of one colour are told apart by the last bits alone.
+    encoder = Encoder(config, graphdef, params, config.eval.batch_size)
     images = np.concatenate([b.embeddings for b in encoder.pictures((k, parts["png"]) for k, parts in members())])
     captions = [line for _, parts in members() for line in parts["txt"].decode().splitlines()]
     owner = np.array([i for i in range(9) for _ in range(1 + i % 3)])
