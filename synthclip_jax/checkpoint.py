@@ -11,8 +11,10 @@ placement): never what happens to be there.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint_files import (
+    FORMAT,
     SAVING,
     CheckpointError,
     DamagedCheckpoint,
@@ -37,6 +40,7 @@ from synthclip_jax.checkpoint_files import (
     move_aside,
     prune,
     read_checksums,
+    read_info,
     remove_unfinished,
     saved_steps,
     set_aside_steps,
@@ -48,10 +52,12 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.models import make_model
 from synthclip_jax.sharding import path_name
 
-FORMAT = 1  # of the info dict
 # What is written and read here, and where it lies.
 __all__ = ["CheckpointError", "Checkpoints", "LoadedModel", "Restored", "checkpoint_digest", "checkpoint_folder"]
 __all__ += ["find_checkpoint", "load_model", "load_parameters", "saved_steps"]
+
+# orbax's threads also log, with a traceback each, the errors that are raised here and end as one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Restored(NamedTuple):
@@ -174,7 +180,7 @@ class Checkpoints:
 
     def _not_written(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self.folder}: the checkpoint of step {step} could not be written ({_one_line(error)}). Make room;"
+            f"{self.folder}: the checkpoint of step {step} could not be written ({_cause(error)}). Make room;"
             f" the same command continues from step {max(saved_steps(self.folder), default=0)}"
         )
 
@@ -198,7 +204,7 @@ class Checkpoints:
             for step in reversed(steps):
                 with contextlib.suppress(DamagedCheckpoint):
                     check_checksums(self.folder / str(step), items=())
-                    return step, _read_info(self.folder / str(step))
+                    return step, read_info(self.folder / str(step))
             return None
 
         found = by_first(find)
@@ -240,7 +246,7 @@ class Checkpoints:
                 continue
             loaded, info, problem = None, {}, ""
             try:
-                info = _read_info(path)
+                info = read_info(path)
                 _fits(path, info, params)
                 loaded = ocp.load_checkpointables(path, wanted)
             except Exception as error:  # orbax and tensorstore raise many kinds
@@ -275,20 +281,14 @@ def _failure_of(call: Callable[[], Any]) -> Exception | None:
     return None
 
 
+def _cause(error: Exception) -> str:
+    """What the operating system says, where tensorstore has it in a text of its own."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else _one_line(error)
+
+
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _read_info(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """What was saved beside the arrays.
-
-    Raises:
-      CheckpointError: it is not what this version, or one before it, writes.
-    """
-    info = ocp.checkpointables_metadata(checkpoint).custom_metadata
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise CheckpointError(f"{checkpoint}: its metadata lacks format {FORMAT}. A later version wrote it, or none")
-    return info
 
 
 def _fits(checkpoint: pathlib.Path, info: Mapping[str, Any], wanted: Any) -> None:
@@ -359,7 +359,7 @@ def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> Loade
 
     try:
         part = by_first(check)
-        info = _read_info(path)
+        info = read_info(path)
         config = config_lib.load_saved(info.get("config"))
         graphdef, init = make_model(config.model, config.data.image_size)
         shapes = jax.eval_shape(init, jax.random.key(0))

@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import google_crc32c
 
@@ -23,7 +24,8 @@ from synthclip_jax.folders import cause_of_name
 from synthclip_jax.locations import local_path
 
 CHECKSUMS = "checksums.json"
-METADATA = "_CHECKPOINT_METADATA"
+METADATA = "_CHECKPOINT_METADATA"  # orbax's; what was saved beside the arrays is its `custom_metadata`
+FORMAT = 1  # of the info dict that is saved there
 EVALUATION = "evaluation.json"  # numbers of an evaluation, which come after the checkpoint is written
 SAVING, DELETING = ".saving", ".deleting"  # behind the step, while a folder is no checkpoint yet, or no longer
 # The third is what orbax, or an earlier version, was writing.
@@ -168,6 +170,24 @@ def _check_file(checkpoint: pathlib.Path, name: str, expected: int) -> None:
         raise DamagedCheckpoint(f"{path} is missing") from None
     if not regular or _crc(path) != expected:
         raise DamagedCheckpoint(f"{path} is damaged")
+
+
+def read_info(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What was saved beside the arrays.
+
+    Raises:
+      DamagedCheckpoint: it is missing, or damaged.
+      CheckpointError: another version wrote it, or something else.
+    """
+    try:
+        shape = {"custom_metadata": dict}
+        found = state_files.read(checkpoint / METADATA, f"{_COPY}.", shape, sealed=False, error=DamagedCheckpoint)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedCheckpoint(f"{checkpoint / METADATA} is missing. {_COPY}") from None
+    info = found["custom_metadata"]
+    if info.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint}: its metadata lacks format {FORMAT}. Another version wrote it")
+    return info
 
 
 def damage(checkpoint: pathlib.Path) -> str:

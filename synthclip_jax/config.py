@@ -499,7 +499,7 @@ def _check_training(config: Any) -> Iterator[str]:
         if train[key] > train.learning_rate:
             yield f"train.{key}: given {train[key]}, allowed: at most train.learning_rate ({train.learning_rate})"
     for item in train.learning_rate_multipliers:
-        if not (len(item) == 2 and isinstance(item[0], str) and _is(item[1], float) and item[1] > 0):
+        if not (len(item) == 2 and isinstance(item[0], str) and _is(item[1], float) and 0 < item[1] < math.inf):
             yield (
                 f"train.learning_rate_multipliers: given {_show(item)}, allowed: pairs (regular expression, factor"
                 " above 0); what is not to be trained belongs into train.frozen"

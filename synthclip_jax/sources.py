@@ -21,6 +21,7 @@ The last item is the part of the dataset to take: a share up to 1, or a number o
 """
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -83,12 +84,14 @@ def _parse(entry: Any, data: Any) -> SourceSpec:
     if kind not in KINDS or not place:
         raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}")
     weight, image_key, caption_key, part = (list(items[1:]) + [None] * 4)[:4]
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
+    if weight is not None and (
+        isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf
+    ):
         raise ValueError(f"given weight {weight!r} for {items[0]}, allowed: a number above 0, or None")
     for key in (image_key, caption_key):
         if key is not None and not (isinstance(key, str) and key):
             raise ValueError(f"given key {key!r} for {items[0]}, allowed: a text, or None")
-    if part is not None and (isinstance(part, bool) or not isinstance(part, int | float) or not part > 0):
+    if part is not None and (isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part < math.inf):
         raise ValueError(f"given part {part!r} for {items[0]}, allowed: a share up to 1, or a number of examples")
     part = data.part if part is None else part
     return SourceSpec(

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, on any mesh, and a damaged one does not end a run."""
 
 import pathlib
+import random
 import shutil
 
 import jax
@@ -21,6 +22,7 @@ from synthclip_jax.checkpoint import (
     load_parameters,
     saved_steps,
 )
+from synthclip_jax.checkpoint_files import write_checksums
 from synthclip_jax.models import make_model
 from synthclip_jax.sharding import infer_shardings, make_mesh
 
@@ -330,3 +332,73 @@ def test_the_digest_is_that_of_the_weights_wherever_the_checkpoint_lies(folder, 
     (folder / "2" / "checksums.json").unlink()
     with pytest.raises(CheckpointError, match=r"checksums\.json is missing"):
         checkpoint_digest(folder / "2")
+
+
+# ---- A flipped bit anywhere ------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen_before_it_is_used(folder):
+    config = tiny_config()
+    _, init = make_model(config.model, config.data.image_size)
+    params = jax.jit(init)(jax.random.key(0))
+    optimizer = {"state": optax.adam(1e-3).init(params), "step": jnp.int32(7)}
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(7, params, optimizer, {"config": config_lib.plain(config)})
+    checkpoints.close()
+    path, draw = folder / "7", random.Random(0)
+    files = sorted(path.rglob("*"))
+    files = [file for file in files if file.is_file()]
+    assert {file.name for file in files} >= {"_CHECKPOINT_METADATA", "checksums.json", "_METADATA", "manifest.ocdbt"}
+    for file in files:
+        content = file.read_bytes()
+        for offset in sorted(draw.sample(range(len(content)), min(len(content), 12))):
+            damaged = bytearray(content)
+            damaged[offset] ^= 1 << draw.randrange(8)
+            file.write_bytes(damaged)
+            name = f"{file.relative_to(path)} at byte {offset}"
+            assert not checkpoints.whole(7), name
+            if "optimizer" in file.parts:  # which is not read to use the weights
+                assert_equal(load_model(folder.parents[1]).params, params)
+            else:
+                with pytest.raises(CheckpointError, match=r"damaged|missing"):
+                    load_model(folder.parents[1])
+        file.write_bytes(content)
+    assert checkpoints.whole(7)
+    assert_equal(load_model(folder.parents[1]).params, params)
+
+
+def test_weights_of_a_config_that_cannot_be_are_not_loaded(folder):
+    config = config_lib.plain(tiny_config())
+    config["data"]["mean"][0] = 4.485
+    (params, optimizer), _ = make_state(mesh_of(8, 1, 1))
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(7, params, optimizer, {"config": config})
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match=r"data\.mean: given \(4\.485"):
+        load_model(folder.parents[1])
+
+
+def test_averaged_parameters_that_are_gone_are_not_replaced_by_others(folder):
+    (params, optimizer), _ = make_state(mesh_of(8, 1, 1))
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(7, params, optimizer, {"config": config_lib.plain(tiny_config())}, ema=params)
+    checkpoints.close()
+    shutil.rmtree(folder / "7" / "ema")
+    with pytest.raises(CheckpointError, match=r"ema/.* is missing"):
+        load_model(folder.parents[1])
+
+
+def test_the_best_checkpoint_of_an_earlier_version_stays_the_best(folder):
+    (params, optimizer), _ = make_state(mesh_of(8, 1, 1))
+    for step, accuracy in ((10, 0.9), (20, 0.1)):
+        checkpoints = Checkpoints(folder, keep=1, best="acc")
+        checkpoints.save(step, params, optimizer, {})
+        checkpoints.close()
+        (folder / str(step) / "metrics").mkdir()
+        (folder / str(step) / "metrics" / "metrics").write_text(f'{{"acc": {accuracy}}}')  # orbax wrote it there
+        write_checksums(folder / str(step))
+    checkpoints = Checkpoints(folder, keep=1, best="acc")
+    checkpoints.save(30, params, optimizer, {})
+    checkpoints.note(30, {"acc": 0.5})
+    checkpoints.close()
+    assert saved_steps(folder) == [10, 30]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gen.image_engines import Sampler, sampler_of
-from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, plain
+from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, load_saved, plain
 from synthclip_jax.sources import parse_sources
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
@@ -94,6 +94,16 @@ def test_a_config_says_what_it_does_not_take(argument, message):
         ("data.crop_scale", (0.5, 1.5), r"data\.crop_scale: given \(0\.5, 1\.5\), allowed: a tuple of 2 items"),
         ("data.mean", (0.5,), r"data\.mean: .*allowed: a tuple of 3 items"),
         ("gen.concepts.sources", ("wordnt",), r"Did you mean 'wordnet'\?"),
+        ("train.epochs", float("inf"), r"train\.epochs: given inf, allowed: a number of at least 0"),
+        ("train.grad_clip", float("inf"), r"train\.grad_clip: given inf"),
+        ("gen.balance.t", float("inf"), r"gen\.balance\.t: given inf"),
+        (
+            "data.mean",
+            (123.675, 116.28, 103.53),
+            r"data\.mean: .*allowed: a tuple of 3 items, each a number from 0 to 1",
+        ),
+        ("data.std", (58.395, 57.12, 57.375), r"data\.std: .*each a number from 1e-06 to 1"),
+        ("train.batch_size", 1, r"train\.batch_size: given 1, allowed: at least 2 with train\.loss='softmax'"),
     ],
 )
 def test_wrong_name_type_or_value_is_named_with_what_is_allowed(key, value, message):
@@ -240,3 +250,68 @@ def test_importing_the_packages_pulls_in_nothing_heavy():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("key", ["train.wandb", "train.init_from", "train.keep_best", "data.path", "gen.version"])
+@pytest.mark.parametrize("text", ["None", "none", "null", "False", "false", "'None'", "''"])
+def test_a_text_that_says_nothing_is_no_name_of_a_project_or_a_folder(key, text):
+    with pytest.raises(ConfigError, match=f"{key}: given .*for none leave it empty: --config.{key}="):
+        load_config("configs/quickstart.py", [f"{key}={text}"])
+    section, name = key.split(".")
+    assert load_config("configs/quickstart.py", [f"{key}="])[section][name] == ""
+
+
+def test_sigmoid_loss_takes_batches_of_one():
+    overrides = ["train.batch_size=1", "train.loss=sigmoid", "model.logit_bias=true"]
+    assert load_config("configs/quickstart.py", overrides).train.batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", r"it has no function get_config\(\)"),
+        ("def get_conf():\n    return 1", r"it has no function get_config\(\).*Did you mean to call get_conf so\?"),
+        ("get_config = 3", r"it has no function get_config\(\)"),
+        ("def get_config():\n    return None", r"get_config\(\) returns None\. It must change and return"),
+        ("def get_config():\n    return {'seed': 1}", r"get_config\(\) returns \{'seed': 1\}"),
+        ("def get_config():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ("import not_there\n", "line 1: ModuleNotFoundError: No module named 'not_there'"),
+        ("def get_config():\n    return nothing", "line 2: NameError: name 'nothing' is not defined"),
+        ("def get_config(:", "invalid syntax"),
+        ("\0", "null"),
+    ],
+)
+def test_what_is_wrong_with_a_config_file_is_said_in_a_line(tmp_path, content, message):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_config_saved_with_weights_is_checked_when_it_is_read():
+    saved = plain(load_config("configs/quickstart.py"))
+    assert plain(load_saved(saved)) == saved
+    for change in (
+        lambda config: config["data"].update(mean=[4.485, 0.456, 0.406]),
+        lambda config: config["model"].update(quick_gelv=True),
+        lambda config: config["model"]["vision"].update(heads=0),
+        lambda config: config["model"]["vision"].update(layers="many"),
+        lambda config: config["model"].update(text=[]),
+        lambda config: config.update(extra={"key": 1}),
+        lambda config: config.pop("data") and config.update(data=7),
+    ):
+        changed = plain(saved)
+        change(changed)
+        with pytest.raises(ConfigError):
+            load_saved(changed)
+    for other in (None, [], "config", 3):
+        with pytest.raises(ConfigError):
+            load_saved(other)
+
+
+def test_what_generation_was_told_does_not_keep_weights_from_being_used():
+    saved = plain(load_config("configs/quickstart.py"))
+    saved["gen"]["captions"]["language"] = "a language of tomorrow"
+    saved["train"]["batch_size"] = 1
+    load_saved(saved)

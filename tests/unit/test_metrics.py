@@ -2,12 +2,14 @@
 
 import json
 import sys
+import threading
 import types
 
 import pytest
 
 from synthclip_jax import metrics, trackers
 from synthclip_jax.config import default_config
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.metrics import Clock, Metrics, MetricsFile, duration, read_metrics
 
 
@@ -31,10 +33,38 @@ def test_a_restart_drops_later_steps_and_a_line_cut_off_by_a_crash(tmp_path):
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(5, 5.0), (10, 10.0), (15, 1.0)]
 
 
-def test_a_run_from_scratch_starts_an_empty_file(tmp_path):
-    MetricsFile(tmp_path / "metrics.jsonl").write(5, {})
-    MetricsFile(tmp_path / "metrics.jsonl")
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
+def test_a_run_from_scratch_starts_an_empty_file_and_keeps_what_was_there(tmp_path):
+    for _ in range(3):
+        file = MetricsFile(tmp_path / "metrics.jsonl")
+        assert read_metrics(tmp_path / "metrics.jsonl") == []
+        file.write(5, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics-1.jsonl", "metrics-2.jsonl", "metrics.jsonl"]
+    assert read_metrics(tmp_path / "metrics-1.jsonl") == [{"step": 5}]
+
+
+def test_lines_lost_repeated_and_moved_are_noticed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in range(1, 7):
+        file.write(step, {"loss": float(step)})
+    lines = path.read_bytes().splitlines(keepends=True)
+    for order, account, steps in (
+        ((0, 1, 2, 3, 4, 5), [], [1, 2, 3, 4, 5, 6]),
+        ((0, 1, 3, 4, 5), ["1 line left out: missing just before (line 3)"], [1, 2, 4, 5, 6]),
+        ((0, 1, 1, 2, 3, 4, 5), ["1 line left out: line that is there twice (line 3)"], [1, 2, 3, 4, 5, 6]),
+        ((1, 2, 3, 4, 5), ["1 line left out: missing just before (line 1)"], [2, 3, 4, 5, 6]),
+        ((0, 1, 2), [], [1, 2, 3]),  # a log may end at any line
+    ):
+        path.write_bytes(b"".join(lines[number] for number in order))
+        left_out = LeftOut("lines")
+        assert [line["step"] for line in read_metrics(path, left_out)] == steps
+        assert list(left_out.lines()) == account
+
+
+def test_numbers_that_are_none_are_not_written(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.write(1, {"loss": float("nan"), "epoch": 1.0, "norm": float("inf")})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "epoch": 1.0}]
 
 
 @pytest.fixture
@@ -104,16 +134,24 @@ def wandb(monkeypatch):
     class Run:
         def __init__(self, **settings):
             self.settings, self.lines, self.finished = settings, [], False
+            goes_wrong("init")
             runs.append(self)
 
         def log(self, values, step):
+            goes_wrong("log")
             self.lines.append((step, values))
 
         def finish(self):
+            goes_wrong("finish")
             self.finished = True
 
+    def goes_wrong(where):
+        if where == module.where:
+            module.reached.set()
+            module.how()
+
     module = types.ModuleType("wandb")
-    module.init = Run
+    module.init, module.where, module.how, module.reached = Run, "", None, threading.Event()
     module.__spec__ = types.SimpleNamespace(name="wandb")
     monkeypatch.setitem(sys.modules, "wandb", module)
     return runs
@@ -136,6 +174,63 @@ def test_wandb_gets_the_same_numbers_and_one_run_over_all_starts(tmp_path, wandb
     # Another run in the same place is another run there.
     Metrics(config, tmp_path, 0)
     assert wandb[2].settings["id"] != first.settings["id"]
+
+
+def no_key():
+    raise RuntimeError("No API key configured. Use `wandb login` to log in.")
+
+
+def gives_up():
+    raise SystemExit(1)
+
+
+def hangs():
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+@pytest.mark.parametrize(
+    ("how", "said"), [(no_key, "No API key configured. Use `wandb login` to log in"), (gives_up, "1"), (hangs, "")]
+)
+def test_whatever_happens_to_wandb_training_goes_on_and_says_so_once(
+    tmp_path, wandb, capsys, monkeypatch, where, how, said
+):
+    module = sys.modules["wandb"]
+    module.where, module.how = where, how
+    # What hangs hangs for ever: how long it is waited for does not matter.
+    monkeypatch.setattr(trackers, "START_SECONDS", 0.1 if (where, how) == ("init", hangs) else 300.0)
+    monkeypatch.setattr(trackers, "FINISH_SECONDS", 0.1 if how is hangs else 300.0)
+    monkeypatch.setattr(trackers, "MAX_WAITING", 3 if (where, how) == ("log", hangs) else 100)
+    config = default_config()
+    config.train.update(wandb="project", tensorboard=False)
+    file = Metrics(config, tmp_path)
+    for step in range(1, 21):
+        file.write(step, {"loss": 2.0})
+        if where == "log":
+            assert module.reached.wait(300)
+    file.close()
+    assert module.reached.wait(300)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 21))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "train.wandb" in line]
+    assert line.startswith(f"train.wandb: {said}")
+    assert line.endswith("Training goes on without it; metrics.jsonl has all numbers")
+
+
+def test_tensorboard_on_a_full_disk_does_not_stop_training(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    config = default_config()
+    file = Metrics(config, tmp_path)
+    monkeypatch.setattr(EventFileWriter, "add_event", full)
+    for step in (1, 2):
+        file.write(step, {"loss": 2.0})
+    file.close()
+    assert capsys.readouterr().out.count("train.tensorboard: [Errno 28] No space left on device") == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_what_is_not_installed_is_said_and_does_not_stop_training(tmp_path, capsys, monkeypatch):
