@@ -159,19 +159,25 @@ def summary(records: Any) -> dict[str, Any]:
 def _identity(settings: Any) -> tuple[int, str]:
     """The step of the checkpoint and a digest that tells it from others, wherever it is moved to; loads no model."""
     from synthclip_jax.checkpoint import CheckpointError, checkpoint_folder, saved_steps
+    from synthclip_jax.checkpoint_files import step_of
 
-    place = pathlib.Path(settings.checkpoint).absolute()
+    place = pathlib.Path(settings.checkpoint).expanduser().absolute()
     steps = saved_steps(checkpoint_folder(place))
     if steps:
         step = steps[-1] if settings.step < 0 else settings.step
         folder = checkpoint_folder(place) / str(step)
-    elif place.name.isdigit():
-        step, folder = int(place.name), place
+    elif (own := step_of(place.name)) is not None:
+        step, folder = own, place
     else:
         step, folder = settings.step, place
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise CheckpointError(f"gen.agreement.checkpoint: given {settings.checkpoint}: no checkpoint is there")
+        raise CheckpointError(
+            f"gen.agreement.checkpoint: given {settings.checkpoint!r}: no checkpoint is there"
+            + (f" of step {settings.step}" if settings.step >= 0 else "")
+            + (f" (there: {', '.join(map(str, steps))})" if steps else "")
+            + ". Name a workdir that was trained or imported, or one of its checkpoints"
+        )
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())

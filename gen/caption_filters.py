@@ -47,6 +47,7 @@ _ADVICE = {
     OTHER_LANGUAGE: "ask for the language in SECTION.prompt, or set SECTION.language",
 }
 _GENERAL_ADVICE = "change SECTION.prompt, or take another SECTION.model"
+_MANY = 0.1  # of all captions, lost for one reason, are worth a line
 _ENOUGH = 8  # questions about different things of which one is answered, unless something is wrong with all of them
 
 # A full stop after these, or after a single letter, does not end a sentence.
@@ -192,6 +193,18 @@ def advice(reasons: Mapping[str, int], settings: Any, section: str) -> str:
     texts = list(dict.fromkeys(_ADVICE.get(reason, _GENERAL_ADVICE) for reason in most))
     text = "; ".join(texts).replace("SECTION", section).replace("BUDGET", str(settings.max_new_tokens))
     return text[0].upper() + text[1:]
+
+
+def hint(reasons: Mapping[str, int], total: int, settings: Any, section: str) -> str:
+    """What to say where a setting costs many captions, and not what the model writes; empty where none does."""
+    costly = {reason: reasons.get(reason, 0) for reason in (TRUNCATED, THINKING, EMPTY)}
+    reason = max(costly, key=lambda name: costly[name])
+    if costly[reason] < _MANY * total:
+        return ""
+    return (
+        f"{section}: {costly[reason]:,} of {total:,} captions are lost as {reason}."
+        f" {advice({reason: 1}, settings, section)}"
+    )
 
 
 def shortened(text: str) -> str:

@@ -13,6 +13,7 @@ able to repeat itself.
 import collections
 import io
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -311,6 +312,8 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     answers = sum((collections.Counter(record["answers"]) for record in records.values()), collections.Counter())
     reasons = {f"rejected {reason}": number for reason, number in rejects.most_common()}
+    if note := filters.hint(rejects, total, captions, "gen.captions"):
+        print(note, file=sys.stderr, flush=True)
     if not count:
         raise CaptionError(
             f"{store.folder}: none of {total:,} captions was accepted ({reasons}). See rejects-*.parquet there for the"

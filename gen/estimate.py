@@ -10,6 +10,7 @@ random weights is measured: speed does not depend on them.
 """
 
 import argparse
+import collections
 import dataclasses
 import math
 import os
@@ -21,16 +22,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen import caption_filters, draws
+from gen import caption_filters, draws, isolation
 from gen.captions import conversation, drawn_others
 from gen.concepts import build_bank
-from gen.image_engines import PRESETS, Rejected, Request, Sampler, sampler_of
+from gen.image_engines import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
 from synthclip_jax.config import add_config_argument, parse_args
-from synthclip_jax.errors import command
+from synthclip_jax.errors import UserError, command
 from synthclip_jax.metrics import duration
 
 TOKENS_PER_CAPTION = 25  # what a Mistral writes for the paper's prompt
 CAPTION_BYTES = 60  # of a caption with its ids in Parquet, compressed, where none is measured
+SCORE_BYTES = 4  # of an agreement score
 FRAME_BYTES = 32  # of a text in a file of records, its place in the index included
 RECORD_BYTES = 300  # of an example beside its picture
 PROBE_CAPTIONS, PROBE_PICTURES, PROBE_MATCHES = 256, 64, 2000
@@ -47,6 +49,10 @@ MISTRAL_SOURCE = (
 )
 JPEG_BYTES = 29_900  # of 256 px at quality 95
 JPEG_SOURCE = "img2dataset's README: 29.9 GB for a million pictures of 256 px at quality 95, more than at lower quality"
+
+
+class NothingToEstimate(UserError):
+    """No trial caption was accepted; the text says why."""
 
 
 class Unmeasured(Exception):
@@ -89,7 +95,11 @@ class Line:
 
 
 def estimate(config: Any, download: bool = False) -> list[Line]:
-    """Measures all stages, one micro-batch each; beside images as configured those of the preset `fast`."""
+    """Measures all stages, one micro-batch each; beside images as configured those of the preset `fast`.
+
+    Raises:
+      NothingToEstimate: no trial caption is accepted, so that the run would make nothing.
+    """
     if not download:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     start = time.perf_counter(), time.process_time()
@@ -100,8 +110,11 @@ def estimate(config: Any, download: bool = False) -> list[Line]:
     captions, images = config.gen.captions, config.gen.images
     asked = len(bank) * captions.per_concept
     texts: list[str] = []
-    rate, note = _attempt(lambda: measure_captions(config, bank, texts), lambda: published_captions(captions))
+    rejected: list[tuple[str, str]] = []
+    rate, note = _attempt(lambda: measure_captions(config, bank, texts, rejected), lambda: published_captions(captions))
     lines.append(Line("captions", asked, "captions", -(-asked // captions.shard_size), rate, note))
+    if rejected and not texts:
+        raise NothingToEstimate(_none_accepted(captions, rejected))
     pool = math.floor(asked * (rate.kept if rate else 1.0))
 
     texts = texts or [f"A {text} on a wooden table beside a window in the morning light." for text in bank[:100]]
@@ -116,7 +129,8 @@ def estimate(config: Any, download: bool = False) -> list[Line]:
     pictures = kept * images.per_caption
     shards = -(-pictures // images.shard_size)
     rate, note = _attempt(lambda: measure_images(images, texts), lambda: published_images(images))
-    lines.append(Line("images", pictures, "pictures", shards, rate, "; ".join(filter(None, [bound, note]))))
+    notes = filter(None, [bound, enlarged(images), note])
+    lines.append(Line("images", pictures, "pictures", shards, rate, "; ".join(notes)))
     if images.engine != "sprites" and sampler_of(images) != PRESETS["fast"]:
         fast = _with_preset(images, "fast")
         rate, note = _attempt(lambda: measure_images(fast, texts), lambda: published_images(fast))
@@ -124,7 +138,22 @@ def estimate(config: Any, download: bool = False) -> list[Line]:
     if config.gen.recaption.model:
         rate, note = _attempt(lambda: measure_recaption(config), lambda: None)
         lines.append(Line("recaption", pictures, "captions", shards, rate, note))
+    if config.gen.agreement.checkpoint:
+        rate, note = _attempt(lambda: measure_agreement(config, texts), lambda: None)
+        lines.append(Line("agreement", pictures, "pairs", shards, rate, note))
     return lines
+
+
+def _none_accepted(captions: Any, rejected: Sequence[tuple[str, str]]) -> str:
+    """What is wrong with all trial captions."""
+    counts = collections.Counter(reason for reason, _ in rejected)
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common(3))
+    shown = next(text for reason, text in rejected if reason == counts.most_common(1)[0][0])
+    return (
+        f"captions: none of {len(rejected):,} trial answers is a caption ({listed}), so the run would make nothing and"
+        f" there is nothing to estimate. One of them: {caption_filters.shortened(shown)!r}."
+        f" {caption_filters.advice(counts, captions, 'gen.captions')}"
+    )
 
 
 def _attempt(measure: Any, published: Any) -> tuple[Rate | None, str]:
@@ -136,8 +165,10 @@ def _attempt(measure: Any, published: Any) -> tuple[Rate | None, str]:
         return rate, f"not measured: {error}" + ("" if rate else "; no published figure is known for it")
 
 
-def measure_captions(config: Any, bank: Sequence[str], texts: list[str]) -> Rate:
-    """Captions per second of the configured engine, second attempts included; accepted texts are added to `texts`.
+def measure_captions(config: Any, bank: Sequence[str], texts: list[str], rejected: list[tuple[str, str]]) -> Rate:
+    """Captions per second of the configured engine, second attempts included.
+
+    Accepted texts are added to `texts`; reasons and texts of the others to `rejected`.
 
     Raises:
       Unmeasured: the engine or its model is not here.
@@ -165,8 +196,13 @@ def measure_captions(config: Any, bank: Sequence[str], texts: list[str]) -> Rate
         engine.close()
     accepted, rules = 0, caption_filters.CaptionFilters.of(captions)
     for place, answer in answers.items():
-        text = caption_filters.clean(answer) if isinstance(answer, str) else ""
-        if not rules.reason(text, bank[numbers[place]]):
+        if isinstance(answer, Exception):
+            rejected.append((isolation.reject_reason(answer), str(answer)))
+            continue
+        text, reason = rules.read(answer, bank[numbers[place]])
+        if reason:
+            rejected.append((reason, text))
+        else:
             accepted += 1
             texts.append(text)
     wrong = 1 - accepted / count
@@ -212,6 +248,38 @@ def measure_recaption(config: Any) -> Rate:
         cpu = wall * (os.cpu_count() or 1)
     stored = sum(len(str(answer).encode()) for answer in answers.values()) / count + FRAME_BYTES
     return _rate(count, wall, cpu, stored, settings.device)
+
+
+def measure_agreement(config: Any, texts: Sequence[str]) -> Rate:
+    """Pairs scored per second by the configured checkpoint.
+
+    Raises:
+      Unmeasured: it is not here.
+    """
+    import jax
+    import numpy as np
+
+    from gen.images import encode_jpeg
+    from synthclip_jax.encoder import load_encoder
+
+    settings, images = config.gen.agreement, config.gen.images
+    step = None if settings.step < 0 else settings.step
+    encoder = _loaded(lambda: load_encoder(settings.checkpoint, step, settings.batch_size))
+    count = settings.batch_size
+    noise = np.random.default_rng(0).integers(0, 256, (8, images.size, images.size, 3), np.uint8)
+    pictures = [encode_jpeg(picture, images.size, images.jpeg_quality) for picture in noise]
+    batch = [pictures[place % len(pictures)] for place in range(count)]
+    captions = [texts[place % len(texts)] for place in range(count)]
+
+    def score() -> None:
+        encoder.texts(captions)
+        collections.deque(encoder.pictures(enumerate(batch)), maxlen=0)
+
+    score()  # compiles
+    wall, cpu, _ = _timed(score)
+    if jax.default_backend() == "cpu":
+        return _cpu_rate(count, wall, cpu, SCORE_BYTES)
+    return Rate(count / wall, wall / count, jax.devices()[0].device_kind, SCORE_BYTES)
 
 
 def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> Rate:
@@ -413,7 +481,7 @@ def _size(count: float) -> str:
 
 @command("estimate")
 def main() -> None:
-    """Parses the command line and prints the page."""
+    """Parses the command line and prints the page; with status 1 and one line where no trial caption is accepted."""
     parser = argparse.ArgumentParser(
         prog="python -m gen.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

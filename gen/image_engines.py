@@ -31,6 +31,16 @@ class Rejected:
     detail: str = ""
 
 
+def enlarged(images: Any) -> str:
+    """What to say where stored pictures are larger than those that are drawn; empty where they are not."""
+    if images.engine == "sprites" or images.size <= images.generate_size:
+        return ""
+    return (
+        f"pictures of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
+        " gen.images.size is larger than gen.images.generate_size"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """How a diffusion model draws."""

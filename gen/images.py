@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import hashlib
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxtyping import Int64
 from gen import draws
 from gen.executor import Executor, run_local
 from gen.image_batches import ImageBatches
-from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, make_engine
+from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
 from gen.isolation import check_shard
 from gen.picture_filters import UNDECODABLE, reject_reason
 from gen.picture_order import forget_order, picture_order, read_order, write_order
@@ -238,6 +239,8 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if note := enlarged(images):
+        print(f"images: {note}", file=sys.stderr, flush=True)
     try:
         pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
     except (ValueError, OSError) as error:  # Arrow's errors are of these

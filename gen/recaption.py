@@ -12,6 +12,7 @@ as it is.
 
 import collections
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -198,6 +199,8 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     )
     count = sum(record["count"] for record in records.values())
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
+    if note := filters.hint(rejects, sum(shard["items"] for shard in shards), settings, "gen.recaption"):
+        print(note, file=sys.stderr, flush=True)
     return {
         "captions": count,
         "words": sum(record["words"] for record in records.values()) / max(count, 1),

@@ -108,7 +108,7 @@ class TransformersVisionEngine:
                 tokens = self.model.generate(
                     **inputs,
                     max_new_tokens=settings.max_new_tokens,
-                    logits_processor=transformers.LogitsProcessorList([_Penalties(settings, prompt)]),
+                    logits_processor=transformers.LogitsProcessorList([Penalties(settings, prompt)]),
                     **sampling,
                 )[:, prompt:]
             ended = torch.isin(tokens, torch.tensor(self.end_tokens, device=tokens.device)).any(1).tolist()
@@ -121,7 +121,7 @@ class TransformersVisionEngine:
         del self.model
 
 
-class _Penalties:
+class Penalties:
     """Presence and frequency penalties, as `gen.sampling` defines them, on the tokens after the prompt.
 
     Args:

@@ -202,3 +202,15 @@ def test_scores_are_those_of_the_model(workdir):
     vectors = np.concatenate([batch.embeddings for batch in encoder.pictures(pictures)])
     np.testing.assert_allclose(scores, (vectors * encoder.texts(captions)).sum(axis=1), atol=1e-6)
     assert np.std(scores) > 0
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line_whatever_it_is_called(workdir, tmp_path):
+    from gen import agreement
+    from synthclip_jax.errors import UserError
+
+    (tmp_path / "²").mkdir()
+    for place in (tmp_path / "none", tmp_path / "²", "~/no such folder"):
+        config = ml_collections.ConfigDict(toy_config())
+        config.gen.agreement.checkpoint = str(place)
+        with pytest.raises(UserError, match=r"gen\.agreement\.checkpoint: given .* no checkpoint is there"):
+            agreement.run(ml_collections.FrozenConfigDict(config), workdir)

@@ -8,6 +8,7 @@ import pytest
 from toy_selected import write_selected
 
 from gen import images, random_weights, recaption
+from gen.caption_filters import NothingAcceptedError
 from gen.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data import open_dataset
@@ -45,8 +46,8 @@ def end_with(model, tokens):
 class Scripted:
     """Describes a picture by its colour; what it says of some of them is no caption, or an error."""
 
-    def __init__(self, *, fails=(), dies_after=None):
-        self.asked, self.fails, self.dies_after = 0, fails, dies_after
+    def __init__(self, *, fails=(), dies_after=None, says=None):
+        self.asked, self.fails, self.dies_after, self.says = 0, fails, dies_after, says
 
     def question(self, picture, prompt):
         return picture
@@ -59,7 +60,7 @@ class Scripted:
             red, green, blue = picture.resize((1, 1)).getpixel((0, 0))
             if (answer := f"A picture of colour {red} {green} {blue}.") in self.fails:
                 raise KeyError("this picture cannot be read")
-            yield index, answer
+            yield index, self.says or answer
 
     def close(self):
         pass
@@ -134,6 +135,25 @@ def test_answers_that_are_no_captions_and_pictures_that_fail_are_left_out_with_t
     folder = dataset_folder(other, "quickstart", "1.0.0")
     trained = open_dataset(config_with("data.recaptions=instead").data, folder)
     assert trained[5].captions == (pairs[5][0],)
+
+
+def test_a_model_that_describes_nothing_ends_the_stage_before_a_shard_is_committed(workdir, monkeypatch):
+    engine = Scripted(says="I'm sorry, I cannot see the picture.")
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: engine)
+    with pytest.raises(
+        NothingAcceptedError, match=r"shard 0: none of .*\(refusal \d\).*cannot see.*gen\.recaption\.prompt"
+    ):
+        recaption.run(config_with("gen.recaption.model=some-model"), workdir)
+    assert engine.asked <= 4
+    assert not list((workdir / "gen" / "recaption" / "commits").glob("*"))
+    assert sidecars(workdir) == {}
+
+
+def test_what_stands_around_a_description_is_taken_off(workdir, monkeypatch):
+    says = '<think>A picture.</think>\n**Caption:** "A picture of something." (4 words)'
+    monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted(says=says))
+    recaption.run(config_with("gen.recaption.model=some-model"), workdir)
+    assert {text for _, text in described(workdir)} == {"A picture of something."}
 
 
 def test_a_run_that_dies_goes_on_where_it_stopped(workdir, tmp_path_factory, monkeypatch):

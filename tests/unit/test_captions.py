@@ -286,6 +286,23 @@ def test_a_small_shard_may_have_no_caption_once_there_are_some_and_a_large_one_m
     assert len(list((other / "gen" / "captions" / "commits").iterdir())) == 1
 
 
+def test_where_a_setting_costs_many_captions_that_is_said_with_the_setting(workdir, use, capsys):
+    cut = {"dog": Answer("A dog on a beach", "length")}
+    use(lambda concept, question, seed: cut.get(concept) or good(concept, 0, seed))
+    summary = captions.run(config_with(), workdir)
+    assert (summary["captions"], summary["rejected truncated"]) == (12, 3)
+    said = capsys.readouterr().err
+    assert "gen.captions: 3 of 15 captions are lost as truncated. Raise gen.captions.max_new_tokens (given 32)" in said
+
+
+def test_settings_of_the_chat_template_are_part_of_the_plan_where_there_are_any(workdir, use):
+    use(good)
+    captions.run(config_with(), workdir)
+    assert "chat_template_kwargs" not in json.loads((workdir / "gen" / "captions" / "plan.json").read_text())
+    with pytest.raises(PlanMismatch, match=r"chat_template_kwargs.*enable_thinking"):
+        captions.run(config_with("gen.captions.chat_template_kwargs=(('enable_thinking', False),)"), workdir)
+
+
 def test_the_caption_that_is_kept_is_the_clean_one(workdir, use):
     use(lambda concept, question, seed: f'Sure! Here\'s a caption:\n\n**1. "A {concept} on a hill."** (5 words)')
     assert captions.run(config_with(), workdir)["captions"] == 15

@@ -131,3 +131,64 @@ def test_the_command_prints_hours_and_refuses_no_workers():
     wrong = subprocess.run([*command, "--workers=0"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "at least 1" in wrong.stderr
+
+
+def test_no_accepted_trial_caption_is_an_error_that_says_why_and_not_an_estimate_of_nothing():
+    command = [
+        *(sys.executable, "-m", "gen.estimate", "--config=configs/quickstart.py"),
+        *("--config.gen.captions.engine=templates", "--config.gen.captions.examples=()"),
+        *("--config.gen.captions.min_words=14", "--config.gen.captions.max_words=15", "--config.gen.concepts.limit=4"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("estimate: captions: none of ")
+    assert "too_short" in last
+    assert "gen.captions.min_words" in last
+    assert "Traceback" not in done.stderr
+
+
+class Scores:
+    """An encoder that takes some time for each picture."""
+
+    def __init__(self):
+        self.pictures_seen = self.texts_seen = 0
+
+    def texts(self, texts):
+        self.texts_seen += len(texts)
+
+    def pictures(self, items):
+        for _, data in items:
+            assert data.startswith(b"\xff\xd8")  # JPEG, as the shards hold them
+            self.pictures_seen += 1
+            yield sum(range(20_000))
+
+
+def test_the_agreement_stage_has_its_line(tmp_path, monkeypatch):
+    encoder = Scores()
+    monkeypatch.setattr("synthclip_jax.encoder.load_encoder", lambda place, step, batch_size: encoder)
+    config = config_with(
+        "configs/quickstart.py", "gen.captions.engine=templates", "gen.agreement.checkpoint=somewhere",
+        "gen.agreement.batch_size=20",
+    )  # fmt: skip
+    lines = {line.stage: line for line in estimate.estimate(config)}
+    assert lines["agreement"].items == lines["images"].items
+    assert lines["agreement"].shards == lines["images"].shards
+    assert lines["agreement"].rate.per_second > 0
+    assert lines["agreement"].rate.item_bytes == 4
+    assert encoder.pictures_seen == encoder.texts_seen == 40
+    assert "agreement" in "\n".join(estimate.page(config, list(lines.values()), workers=1))
+
+
+def test_an_agreement_checkpoint_that_is_not_there_is_left_out_with_its_name(tmp_path):
+    config = config_with("configs/quickstart.py", f"gen.agreement.checkpoint={tmp_path / 'none'}")
+    with pytest.raises(estimate.Unmeasured, match="none"):
+        estimate.measure_agreement(config, ["A dog."])
+
+
+def test_enlarged_pictures_are_said():
+    sizes = ("gen.images.engine=diffusers", "gen.images.generate_size=64", "gen.images.size=128")
+    config = config_with("configs/quickstart.py", "gen.captions.engine=templates", *sizes)
+    lines = {line.stage: line for line in estimate.estimate(config)}
+    assert "pictures of 64 pixels are enlarged to 128" in lines["images"].note
