@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from synthclip_jax.pictures import PictureError
 from synthclip_jax.readers import open_reader
 from synthclip_jax.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.sources import SourceSpec
+from synthclip_jax.workdir import WorkdirMismatch, claim_workdir, describe_run
 
 EXAMPLES = 20
 
@@ -151,6 +153,32 @@ def test_the_digest_tells_datasets_apart(tmp_path):
     write_dataset(tmp_path / "c", 8, shards=1)
     assert len(digests) == 2
     assert reader(tmp_path / "c").digest() in digests
+
+
+def test_a_run_that_noted_no_contents_goes_on_and_other_contents_of_the_same_size_are_refused(tmp_path):
+    config = default_config()
+
+    def claim(pairs, *content):
+        run = describe_run(config, len(pairs), pairs.digest(), *content)
+        claim_workdir(tmp_path / "train" / "config.json", run, started=True)
+
+    write_dataset(tmp_path / "data", 8, shards=1)
+    pairs = Pairs([reader(tmp_path / "data")])
+    record = describe_run(config, len(pairs), pairs.digest())
+    claim_workdir(tmp_path / "train" / "config.json", record, started=False)  # as an older version has it
+    claim(pairs, pairs.content_digest())
+    (path,) = (tmp_path / "data").glob("*-00001")
+    content = path.read_bytes()
+    swapped = content.replace(b"red", b"\0\0\0").replace(b"yel", b"red").replace(b"\0\0\0", b"yel")
+    path.write_bytes(swapped)
+    other = Pairs([reader(tmp_path / "data", check_crc=False)])
+    assert other.digest() == pairs.digest()
+    with pytest.raises(WorkdirMismatch, match=r"dataset: .*content"):
+        claim(other, other.content_digest())
+    path.write_bytes(content)
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
+    moved = Pairs([reader(tmp_path / "elsewhere")])
+    claim(moved, moved.content_digest())
 
 
 # ---- The stream ----------------------------------------------------------------------------------------------------
