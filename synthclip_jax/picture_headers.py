@@ -23,7 +23,7 @@ MAX_SCANS = 100  # of a progressive JPEG: encoders write about ten, and each cos
 MAX_CHUNKS = 100_000  # of a PNG: a row in each is the most that encoders write
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SCAN_END = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]", re.DOTALL)  # a marker that is neither a zero nor a restart
+_SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)  # a marker that is neither a zero nor a restart
 _NO_FRAME = frozenset({0xC4, 0xC8, 0xCC})  # between SOF0 and SOF15, and not the start of a frame
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -137,12 +137,14 @@ class Png(NamedTuple):
       width, height: pixels.
       bits: of a channel.
       colour: the colour type: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGB and alpha.
+      plain: there is no chunk but those of the pixels and of their size in print.
     """
 
     width: int
     height: int
     bits: int
     colour: int
+    plain: bool
 
 
 def png_header(data: bytes) -> Png:
@@ -161,7 +163,7 @@ def png_header(data: bytes) -> Png:
         if not kinds and (kind != b"IHDR" or length != 13):
             raise PictureError("the PNG does not begin with its header")
         # Lower case is ancillary; of those only the transparency changes the pixels.
-        counts = kind[:1].isupper() or kind == b"tRNS"
+        counts = kind[:1].isupper() or kind in (b"tRNS", b"pHYs")
         if counts and zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise PictureError(f"the PNG is damaged: the checksum of a chunk {kind!r} does not agree")
         kinds.add(kind)
@@ -172,7 +174,8 @@ def png_header(data: bytes) -> Png:
         raise PictureError(f"the PNG has more than {MAX_CHUNKS:,} chunks")
     if b"IDAT" not in kinds:
         raise PictureError("the PNG has no pixels")
-    return Png(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), data[24], data[25])
+    size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return Png(*size, data[24], data[25], kinds <= {b"IHDR", b"IDAT", b"IEND", b"pHYs"})
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

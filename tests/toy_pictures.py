@@ -1,6 +1,7 @@
 """Small pictures for tests: smooth as photographs are, in any file format that PIL writes."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -17,3 +18,11 @@ def encode(picture, kind, **how):
     buffer = io.BytesIO()
     picture.save(buffer, kind, **how)
     return buffer.getvalue()
+
+
+def jpeg_of(width, height, **how):
+    """A small JPEG whose frame says another size."""
+    data = bytearray(encode(photo(16, 16), "JPEG", **how))
+    at = next(at for at in range(len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC2))
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)

@@ -16,6 +16,7 @@ from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals.prompts import template_sets
 from synthclip_jax.evals.zeroshot import text_classifier
 from synthclip_jax.explore.collection import Collection
+from synthclip_jax.pictures import PictureError, open_picture
 
 SHOWN = 24  # pictures of a gallery
 TOP = 10  # classes of a classification
@@ -64,7 +65,11 @@ class Explorer:
         return [self._shown(number) for number in part], f"{len(numbers):,} pictures, page {page + 1} of {pages}", page
 
     def _shown(self, number: int, before: str = "") -> tuple[Image.Image, str]:
-        image = Image.open(io.BytesIO(self.collection.image(number)))
+        try:
+            image = open_picture(self.collection.image(number))
+        except PictureError:
+            image = Image.new("RGB", (64, 64), "grey")
+            before += "(does not decode) "
         return image, before + self.collection.entries[number].caption
 
 

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def seed(kind, mode, how):
     return encode(picture.convert(mode), kind, **how)
 
 
+def with_checksums(data):
+    """A PNG whose checksums agree, so that its decoder sees the damage, too."""
+    parts, at = [data[:8]], 8
+    while at + 12 <= len(data) and (end := at + 8 + int.from_bytes(data[at : at + 4], "big")) + 4 <= len(data):
+        parts += [data[at:end], zlib.crc32(data[at + 4 : end]).to_bytes(4, "big")]
+        at = end + 4
+    return b"".join(parts)
+
+
 def by_pil(data):
     """PIL's pixels; None where it refuses; True where it holds more than 8 bits in a channel, which it would clip."""
     try:
@@ -89,6 +99,8 @@ def damage(count):
     for number, way in enumerate(WAYS):
         for what, data in mutations(seed(*way), count // len(WAYS), seed=number):
             decoded += compare(f"{way}: {what}", data)
+            if way[0] == "PNG":
+                compare(f"{way}: {what}, checksums made anew", with_checksums(data))
     return decoded
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from toy_pictures import encode, jpeg_of, photo
 
 from synthclip_jax import encoder as encoder_lib
 from synthclip_jax.config import default_config
@@ -67,6 +68,34 @@ def test_pictures_come_in_order_with_their_keys_and_the_broken_ones_apart(model)
     expected = nnx.merge(graphdef, params).encode_image(encoder.preprocess.normalise(pixels))
     np.testing.assert_allclose(np.concatenate([batch.embeddings for batch in batches]), expected, atol=1e-6)
     assert list(encoder.pictures([])) == []
+
+
+def test_pictures_are_seen_as_training_sees_them_and_no_decoders_error_comes_through(model):
+    grey = np.asarray(Image.open(io.BytesIO(picture(0))).convert("L"))
+    alike = [encode(Image.fromarray(grey), "PNG"), encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")]
+    logo = Image.new("RGBA", (20, 16), (255, 255, 255, 0))
+    alike += [encode(logo, "PNG"), encode(logo.convert("RGB"), "PNG")]
+    whole = {kind: encode(photo(64, 48), kind) for kind in ("AVIF", "JPEG2000", "TIFF", "WEBP") if kind in Image.SAVE}
+    broken = [data[: len(data) * 2 // 3] for data in whole.values()]
+    huge = jpeg_of(60_000, 60_000)
+    encoder = Encoder(*model, batch_size=4)
+    batches = list(encoder.pictures(enumerate([*alike, *broken, huge])))
+    assert [key for batch in batches for key in batch.skipped] == list(range(4, 5 + len(broken)))
+    vectors = np.concatenate([batch.embeddings for batch in batches])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    np.testing.assert_array_equal(vectors[2], vectors[3])
+    assert not np.allclose(vectors[0], vectors[2])
+
+
+def test_the_largest_picture_that_is_decoded_is_the_configs_or_of_an_older_config_the_usual_one(model):
+    config, graphdef, params = model
+    config = config.copy_and_resolve_references()
+    config.data.max_pixels = 20 * 16 - 1
+    (batch,) = Encoder(config, graphdef, params).pictures([("large", picture(0)), ("small", picture(1, (8, 8)))])
+    assert (batch.keys, batch.skipped) == (["small"], ["large"])
+    del config.data.max_pixels
+    (batch,) = Encoder(config, graphdef, params).pictures([("large", picture(0))])
+    assert batch.keys == ["large"]
 
 
 def test_batches_spread_over_devices_give_the_same_vectors(model):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from toy_pictures import encode, photo
+from toy_pictures import encode, jpeg_of, photo
 
 from synthclip_jax.pictures import IMAGE_EXTENSIONS, PictureError, check_picture, decode_picture, open_picture
 
@@ -207,14 +207,6 @@ def chunk(kind, body, length=None):
 def png(width, height, *chunks, bits=8, colour=2):
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
-
-
-def jpeg_of(width, height, **how):
-    """A small JPEG whose frame says another size."""
-    data = bytearray(encode(photo(16, 16), "JPEG", **how))
-    at = next(at for at in range(len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC2))
-    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 def many_scans():

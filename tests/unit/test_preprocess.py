@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from toy_pictures import encode
 
 from synthclip_jax.config import default_config
 from synthclip_jax.preprocess import Preprocess, normalise
@@ -47,6 +48,20 @@ def test_pictures_and_their_bytes_give_the_same():
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     np.testing.assert_array_equal(PREPROCESS.batch([buffer.getvalue()])[0], PREPROCESS(image))
+
+
+def test_bytes_are_made_rgb_first_so_that_what_is_transparent_keeps_the_colour_that_training_sees():
+    logo = Image.new("RGBA", (60, 44), (250, 240, 230, 0))
+    pixels = PREPROCESS(encode(logo, "PNG"))
+    np.testing.assert_array_equal(pixels, np.broadcast_to((250, 240, 230), (32, 32, 3)))
+
+
+@pytest.mark.parametrize("shape", [(1, 4_000_000), (4_000_000, 1)])
+def test_of_a_very_long_picture_the_middle_is_scaled_and_not_all_of_it(shape):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    middle = [slice(max(0, side // 2 - 500), side // 2 + 500) for side in shape]
+    pixels[tuple(middle)] = 200
+    np.testing.assert_array_equal(PREPROCESS(Image.fromarray(pixels)), np.full((32, 32, 3), 200))
 
 
 def test_normalisation_takes_off_mean_and_deviation_per_channel():
