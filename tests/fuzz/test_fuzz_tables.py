@@ -177,7 +177,7 @@ def damage_parquet(folder, count):
 
 
 def test_damaged_parquet_has_the_rows_that_pyarrow_reads_or_is_refused(tmp_path):
-    count = how_many(1000)
+    count = how_many(600)
     read = damage_parquet(tmp_path, count)
     assert count // 50 < read < count
 

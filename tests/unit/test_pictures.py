@@ -235,7 +235,7 @@ def tiff_of(**tags):
 
 
 def text_bomb(kind):
-    body = zlib.compress(bytes(300_000_000), 9)
+    body = zlib.compress(bytes(100_000_000), 1)
     return png(16, 16, chunk(kind, b"a\0\0" + body), chunk(b"IDAT", zlib.compress(bytes(49 * 16))))
 
 
@@ -245,8 +245,8 @@ BOMBS = {
     "allowed jpeg": lambda: jpeg_of(8192, 6144),
     "allowed progressive jpeg": lambda: jpeg_of(8192, 6144, progressive=True),
     "jpeg of many scans": many_scans,
-    "png": lambda: png(40_000, 40_000, chunk(b"IDAT", zlib.compress(bytes(10**7)))),
-    "png of pixels": lambda: png(30_000, 30_000, chunk(b"IDAT", zlib.compress(bytes(30_000 * 90_001), 9))),
+    "png": lambda: png(40_000, 40_000, chunk(b"IDAT", zlib.compress(bytes(10**6)))),
+    "png of pixels": lambda: png(8000, 8000, chunk(b"IDAT", zlib.compress(bytes(8000 * 24_001), 1))),
     "png with a chunk of 4 GiB": lambda: png(16, 16, chunk(b"IDAT", b"x" * 900, 2**32 - 1)),
     "png with a text": lambda: text_bomb(b"zTXt"),
     "png with a profile": lambda: text_bomb(b"iCCP"),
