@@ -86,7 +86,7 @@ def _damage(reader: Reader, records: range, max_pixels: int) -> list[str]:
             check_picture(sample.image, max_pixels)
         except PictureError as error:
             text = f"{reader.where(index)}: {error}. Make the record again."
-            problems.append(f"{RECORDS}\n{getattr(error, 'cause', 'image that does not decode')}\n{text}")
+            problems.append(f"{RECORDS}\n{error.cause}\n{text}")
         except RecordError as error:
             problems.append(f"{RECORDS}\n{error.cause}\n{error}")
         else:
