@@ -100,7 +100,7 @@ class Parts:
             plan = state_files.read(path, "Delete the folder it is in: its parts are made again.", error=EmbeddingError)
         except FileNotFoundError:
             return None
-        return {key: value for key, value in plan.items() if key != state_files.CHECK}
+        return _checked(plan)
 
     def check_keys(self, names: Mapping[str, Sequence[str]]) -> None:
         """Looks, before any work, whether the file can hold these keys.
@@ -220,7 +220,7 @@ class Parts:
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
             with archive.open("plan.npy", "w") as member:
-                np.lib.format.write_array(member, np.array(json.dumps(self.plan)), allow_pickle=False)
+                np.lib.format.write_array(member, np.array(json.dumps(state_files.seal(self.plan))), allow_pickle=False)
 
     def _write_parquet(
         self, file: Any, keys: Mapping[str, Sequence[str]], width: int, skipped: Mapping[str, Any]
@@ -232,7 +232,7 @@ class Parts:
             pyarrow.field("key", pyarrow.string()),
             pyarrow.field("embedding", pyarrow.list_(pyarrow.float32(), width)),
         ]
-        notes = {"plan": json.dumps(self.plan), "skipped": json.dumps(lost)}
+        notes = {"plan": json.dumps(state_files.seal(self.plan)), "skipped": json.dumps(lost)}
         schema = pyarrow.schema(fields, metadata=notes)
         with parquet.ParquetWriter(file, schema) as writer:
             for kind in self.counts:
@@ -260,10 +260,17 @@ def read_plan(path: pathlib.Path) -> dict[str, Any]:
             if not path.is_file():
                 raise ValueError("not a regular file")
             text = (parquet.read_schema(path).metadata or {})[b"plan"].decode()
-        return state_files.parse(text.encode(), "its plan", "", error=EmbeddingError)
+        return _checked(state_files.parse(text.encode(), "its plan", "", error=EmbeddingError))
     except Exception as error:  # pyarrow raises many kinds
         why = str(error).removeprefix(f"{path}: ").strip()
         raise EmbeddingError(f"{path}: exists and is no file of embeddings ({why}). Give another --out") from error
+
+
+def _checked(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan without its seal, which those of older versions lack."""
+    if "format" in plan and state_files.CHECK not in plan:
+        raise EmbeddingError("the plan of what is embedded has lost its checksum. Use --redo, or another --out")
+    return {key: value for key, value in plan.items() if key != state_files.CHECK}
 
 
 def _pyarrow() -> tuple[Any, Any]:
