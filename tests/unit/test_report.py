@@ -12,7 +12,9 @@ import fake_run
 import numpy as np
 import pytest
 
-from synthclip_jax import report
+from synthclip_jax import compare, compare_runs, report
+from synthclip_jax.checkpoint_files import checkpoint_digest, write_checksums
+from synthclip_jax.evals.build import build as build_results
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, tag, text, thumbnail
 from synthclip_jax.report.workdir import Missing, Run
@@ -306,3 +308,59 @@ def test_a_plot_of_one_point_or_equal_values_is_drawn():
 def test_a_missing_part_is_a_typed_error(tmp_path):
     with pytest.raises(Missing, match="no concept bank"):
         _ = Run(tmp_path).bank
+
+
+# ---- Whose numbers these are -----------------------------------------------------------------------------------------
+
+
+def checkpoint(workdir, step=600):
+    """The files of a checkpoint, as far as its digest is of them."""
+    folder = workdir / "train" / "checkpoints" / str(step)
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"others")
+    write_checksums(folder)
+    return checkpoint_digest(folder)
+
+
+OTHER_WEIGHTS = "of other weights than the checkpoint of this step holds now"
+
+
+def test_numbers_of_other_weights_are_shown_with_that_word_on_every_page_and_in_every_table(tmp_path, finished):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    pages = (
+        lambda: Reader(report.build(workdir)).text,
+        lambda: build_results(workdir)[2],
+        lambda: compare.table(compare.of_run(workdir), compare.of_paper("clip_cc12m")),
+        lambda: compare_runs.build((workdir, finished)),
+    )
+    assert [OTHER_WEIGHTS in page() for page in pages] == [False] * 4
+    digest = checkpoint(workdir)
+    assert [OTHER_WEIGHTS in page() for page in pages] == [True] * 4
+    assert OTHER_WEIGHTS in (workdir / "eval" / "results.csv").read_text()
+    fake_run.evaluated(workdir, digest)
+    assert [OTHER_WEIGHTS in page() for page in pages] == [False] * 4
+
+
+def test_numbers_of_an_older_version_are_shown_with_that_word(tmp_path, finished):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    path = workdir / "eval" / "600-zeroshot.json"
+    result = json.loads(path.read_text())
+    for key in ("format", "check"):
+        del result[key]
+    for described in result["datasets"].values():
+        del described["made_from"], described["detail_sha256"]
+    path.write_text(json.dumps(result))
+    assert "made by an older version" in Reader(report.build(workdir)).text
+    assert "made by an older version" in build_results(workdir)[2]
+
+
+def test_predictions_that_are_cut_off_cost_their_own_test_set_alone(tmp_path, finished):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    path = workdir / "eval" / "600-zeroshot.composites.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    text = Reader(report.build(workdir)).text
+    assert "600-zeroshot.composites.npz: not as it was written with this result" in text
+    assert text.count("Named worst") == 1
