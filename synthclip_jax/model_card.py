@@ -5,7 +5,6 @@ on, the results of its evaluations. What they do not say is said to be unknown.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.export_check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import dataset_name
+from synthclip_jax.records import dataset_folder, dataset_name
 from synthclip_jax.sources import parse_sources
 
 # Licences of the models that the configs name.
@@ -247,13 +246,11 @@ def _provenance(workdir: pathlib.Path, config: Any) -> dict[str, Any] | None:
     if config.data.sources:
         return None
     if config.data.path:
-        files = [pathlib.Path(config.data.path) / "provenance.json"]
+        folder = pathlib.Path(config.data.path).expanduser()
     else:
-        versions = (workdir / "dataset" / dataset_name(config)).glob("*/provenance.json")
-        files = sorted(versions, key=os.path.getmtime)
-        files = [file for file in files if file.parent.name == config.gen.version] or files
-    files = [file for file in files if file.exists()]
-    if not files:
+        folder = pathlib.Path(dataset_folder(workdir, dataset_name(config), config.gen.version))
+    path = folder / "provenance.json"
+    if not path.is_file():
         return None
     shape = {"name": str, "version": str, "records": int, "seed": int, "config": dict, "plans": dict, "created": str}
-    return state_files.read(files[-1], "`python -m gen.verify --repair` makes it again", shape)
+    return state_files.read(path, "`python -m gen.verify --repair` makes it again", shape)

@@ -33,6 +33,7 @@ from synthclip_jax.errors import Closing, command, explain
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suites import SUITES, Evaluator
+from synthclip_jax.generated import find_version
 from synthclip_jax.locations import local_path
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length
@@ -90,7 +91,9 @@ def _train_alone(
 ) -> None:
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
-    run = describe_run(config, len(pairs), pairs.digest(), pairs.content_digest())
+    own = not (config.data.path or config.data.sources)
+    version = find_version(workdir, config.gen.version).dataset if own else ""
+    run = describe_run(config, len(pairs), pairs.digest(), pairs.content_digest(), version)
     checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
     record = checkpoints.newest_record()
     saved = distributed.of_first(saved_steps(folder))

@@ -30,16 +30,22 @@ class WorkdirMismatch(UserError, ValueError):
     """The workdir holds a run with another config or dataset; the text names the differences."""
 
 
-def describe_run(config: Any, examples: int, dataset_digest: str, content_digest: str = "") -> dict[str, Any]:
+def describe_run(
+    config: Any, examples: int, dataset_digest: str, content_digest: str = "", version: str = ""
+) -> dict[str, Any]:
     """What is saved with every checkpoint: enough to use the weights, and to tell this run from another.
 
     Args:
       examples: how many the dataset has.
       dataset_digest: `Pairs.digest`, of names and sizes.
       content_digest: `Pairs.content_digest`, of contents; records of older versions have none.
+      version: of the workdir's own dataset, where that is what it trains on: what the config leaves open (the newest)
+        is another one as soon as there is a newer.
     """
+    plain = config_lib.plain(config)
+    plain["gen"]["version"] = version or plain["gen"]["version"]
     return {
-        "config": config_lib.plain(config),
+        "config": plain,
         "preprocess": dataclasses.asdict(Preprocess.from_config(config.data)),
         "tokenizer": {"name": "clip_bpe", "context_length": config.model.text.context_length},
         "dataset": {

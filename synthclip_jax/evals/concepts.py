@@ -9,7 +9,6 @@ or the plural.
 
 import collections
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from synthclip_jax.evals import intervals
+from synthclip_jax import state_files, text_files
+from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.generated import stage_folder
 
 IN, NEAR, OUT = "in the bank", "near the bank", "out of the bank"
@@ -49,18 +49,37 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
+def _file(workdir: str | pathlib.Path, stage: str, name: str) -> pathlib.Path:
+    """A file of generation, of the version that the run was trained on; of the newest, if it does not say."""
+    path = pathlib.Path(workdir) / "train" / "config.json"
+    version = ""
+    if path.is_file():
+        remedy = "Restore it: the run's checkpoints say what must be in it."
+        record = state_files.read(path, remedy, {"config": {"gen": dict}}, error=EvaluationError)
+        version = str(record["config"]["gen"].get("version", ""))
+    return pathlib.Path(str(stage_folder(workdir, stage, version))) / name
+
+
 def read_bank(workdir: str | pathlib.Path) -> list[str]:
-    """The texts of a workdir's concept bank; empty if it has none."""
-    path = pathlib.Path(str(stage_folder(workdir, "concepts"))) / "bank.jsonl"
+    """The texts of the concept bank that a run was trained with; empty if its workdir has none.
+
+    Raises:
+      EvaluationError: a line of it is damaged.
+    """
+    path = _file(workdir, "concepts", "bank.jsonl")
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+    remedy = "Restore it, or run python -m gen.verify --repair."
+    lines = text_files.read_lines(path)
+    return [
+        state_files.parse(line.encode(), f"{path}: line {number}", remedy, {"text": str}, error=EvaluationError)["text"]
+        for number, line in enumerate(lines, 1)
+    ]
 
 
 def read_captions(workdir: str | pathlib.Path) -> list[str] | None:
     """The captions selected for training; None if they are not there."""
-    path = pathlib.Path(str(stage_folder(workdir, "balance"))) / "selected.parquet"
+    path = _file(workdir, "balance", "selected.parquet")
     if not path.is_file():
         return None
     import pyarrow.parquet as pq

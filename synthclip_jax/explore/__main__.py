@@ -8,14 +8,22 @@ whoever reaches it can read the dataset.
 """
 
 import argparse
-import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from synthclip_jax.errors import command
+from synthclip_jax.errors import UserError, command
+from synthclip_jax.explore.guard import UPLOAD, Guard, own_names, private_files
+from synthclip_jax.records import dataset_folder, dataset_name
+from synthclip_jax.sources import parse_sources
 
 CLASSES = 100  # concepts that the field of class names starts with
+
+
+class ExploreError(UserError, ValueError):
+    """The page cannot be shown as asked; the text says what to do."""
 
 
 @command("explore")
@@ -33,34 +41,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port (default 7860)")
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # A TERM ends the page as Ctrl-C does: its temporary files go with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with private_files():
+        return _serve(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     try:
         import gradio  # noqa: F401
     except ImportError:
-        print("explore: the page needs Gradio: pip install 'synthclip_jax[explore]'", file=sys.stderr)
-        return 1
+        raise ExploreError("the page needs Gradio: pip install 'synthclip_jax[explore]'") from None
+    from starlette.middleware import Middleware
+
     from synthclip_jax.checkpoint_files import checkpoint_digest, checkpoint_folder, find_checkpoint, saved_steps
     from synthclip_jax.encoder import load_encoder
     from synthclip_jax.explore.collection import Collection
     from synthclip_jax.explore.page import Explorer, build_page
-    from synthclip_jax.records import dataset_folder
 
-    workdir = arguments.workdir
+    workdir = arguments.workdir.expanduser()
     step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step
     encoder = load_encoder(workdir, step)
     config = encoder.config
-    trained_on = config.data.path or dataset_folder(workdir, config.name, config.gen.version)
     keys = config.data.split, arguments.pictures, config.data.image_key, config.data.caption_key
-    collection = Collection(arguments.data or trained_on, *keys)
+    collection = Collection(arguments.data or trained_on(config, workdir), *keys)
     collection.embed(encoder, workdir / "explore" / str(step), checkpoint_digest(find_checkpoint(workdir, step)))
     classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
     page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)
     page.launch(
-        server_name=arguments.host, server_port=arguments.port, share=False, quiet=True, prevent_thread_lock=True
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=UPLOAD,
+        app_kwargs={"middleware": [Middleware(Guard, names=own_names(arguments.host))]},
     )
     print(f"Open http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
     page.block_thread()
     return 0
+
+
+def trained_on(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    """The dataset folder that a run was trained on.
+
+    Raises:
+      ExploreError: it was trained on something else than one folder of TFRecords.
+    """
+    if sources := parse_sources(config.data):
+        folders = [source.place for source in sources if source.kind == "tfrecord"]
+        if len(sources) == 1 and folders:
+            return pathlib.Path(folders[0]).expanduser()
+        raise ExploreError(
+            f"the run was trained on {', '.join(map(str, sources))}; the page shows one folder of TFRecords. Name one"
+            " with --data=FOLDER"
+        )
+    if config.data.path:
+        return pathlib.Path(config.data.path).expanduser()
+    return pathlib.Path(dataset_folder(workdir, dataset_name(config), config.gen.version))
 
 
 if __name__ == "__main__":

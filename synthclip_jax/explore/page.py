@@ -4,7 +4,7 @@ Captions and concepts are untrusted text: Gradio puts the captions of a gallery 
 the page as text, never as HTML, and nothing here builds HTML from them.
 """
 
-import io
+import pathlib
 from collections.abc import Sequence
 
 import gradio as gr
@@ -16,9 +16,10 @@ from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals.prompts import template_sets
 from synthclip_jax.evals.zeroshot import text_classifier
 from synthclip_jax.explore.collection import Collection
-from synthclip_jax.pictures import PictureError, open_picture
+from synthclip_jax.pictures import PictureError, check_picture, open_picture
 
 SHOWN = 24  # pictures of a gallery
+SIDE = 1024  # of the largest picture in it, pixels
 TOP = 10  # classes of a classification
 
 
@@ -36,21 +37,27 @@ class Explorer:
         found = self.collection.nearest(vector, SHOWN)
         return [self._shown(number, f"{similarity:.3f}  ") for number, similarity in found]
 
-    def classify(self, picture: Image.Image | None, classes: str, templates: str) -> dict[str, float]:
+    def classify(self, picture: str | None, classes: str, templates: str) -> dict[str, float]:
         """Probability of each class name (one a line) for a picture, by the model's own logit scale.
+
+        Args:
+          picture: the file that was dropped on the page, as it came.
 
         Raises:
           gr.Error: there are no class names, or the picture cannot be encoded.
         """
         if picture is None:
             return {}
-        names = list(dict.fromkeys(line.strip() for line in classes.splitlines() if line.strip()))
+        names = list(dict.fromkeys(line.strip() for line in classes.split("\n") if line.strip()))
         if not names:
             raise gr.Error("Write at least one class name, one a line.", print_exception=False)
         classifier = text_classifier(self.encoder.texts, names, template_sets()[templates], self.encoder.batch_size)
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "PNG")
-        (batch,) = self.encoder.pictures([(0, buffer.getvalue())])
+        data = pathlib.Path(picture).read_bytes()
+        try:  # by its header, and a JPEG at an eighth of its size: to say what is wrong with it
+            check_picture(data)
+        except PictureError as error:
+            raise gr.Error(f"This picture cannot be read: {error}.", print_exception=False) from None
+        (batch,) = self.encoder.pictures([(0, data)])
         if batch.skipped:
             raise gr.Error("This picture does not decode.", print_exception=False)
         logits = np.exp(np.asarray(self.encoder.params["logit_scale"])) * (classifier @ batch.embeddings[0])
@@ -65,12 +72,13 @@ class Explorer:
         return [self._shown(number) for number in part], f"{len(numbers):,} pictures, page {page + 1} of {pages}", page
 
     def _shown(self, number: int, before: str = "") -> tuple[Image.Image, str]:
+        caption = before + self.collection.entries[number].caption
         try:
-            image = open_picture(self.collection.image(number))
+            image = open_picture(self.collection.image(number)).convert("RGB")
         except PictureError:
-            image = Image.new("RGB", (64, 64), "grey")
-            before += "(does not decode) "
-        return image, before + self.collection.entries[number].caption
+            return Image.new("RGB", (64, 64)), f"(does not decode) {caption}"
+        image.thumbnail((SIDE, SIDE))
+        return image, caption
 
 
 def _softmax(logits: Float[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
@@ -93,7 +101,13 @@ def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -
             text.submit(explorer.search, text, found)
         with gr.Tab("Name a picture"):
             with gr.Row():
-                picture = gr.Image(label="Picture", type="pil", sources=["upload", "clipboard"], elem_id="picture")
+                picture = gr.Image(
+                    label="Picture",
+                    type="filepath",
+                    image_mode=None,  # as it came: no decoding before the size is known
+                    sources=["upload", "clipboard"],
+                    elem_id="picture",
+                )
                 with gr.Column():
                     classes = gr.Textbox("\n".join(default_classes), label="Class names, one a line", lines=10)
                     templates = gr.Dropdown(sorted(template_sets()), value="simple", label="Prompt templates")

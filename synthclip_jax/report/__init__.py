@@ -69,13 +69,16 @@ def _build(run: Run) -> str:
     return page(run, f"{run_name(run)}: run report", masthead(run), SECTIONS, NAVIGATION)
 
 
-def write(workdir: str | os.PathLike) -> pathlib.Path:
+def write(workdir: str | os.PathLike, allow_outside: bool = False) -> pathlib.Path:
     """Writes the page into the workdir.
+
+    Args:
+      allow_outside: pictures of test sets that lie outside the workdir may be shown.
 
     Returns:
       Its path.
 
     Raises:
-      FileNotFoundError: there is no such workdir.
+      Missing: there is no such workdir.
     """
-    return write_page(workdir, "report.html", _build)
+    return write_page(workdir, "report.html", _build, allow_outside=allow_outside)

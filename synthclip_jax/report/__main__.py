@@ -16,7 +16,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    path = report.write(parser.parse_args().workdir)
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="show pictures of test sets that lie outside the workdir (for a workdir of your own)",
+    )
+    arguments = parser.parse_args()
+    path = report.write(arguments.workdir, arguments.allow_outside)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -134,7 +134,7 @@ def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
     note = None
     try:
         images = run.test_pictures(result, name, keys)
-    except UNREADABLE as error:
+    except (Missing, *UNREADABLE) as error:
         note = tag("p", f"The pictures themselves cannot be shown: {error}", class_="absent")
 
     def card(c: int) -> Html:

@@ -4,12 +4,13 @@ import datetime
 import importlib.resources
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from synthclip_jax import __version__
 from synthclip_jax.report.markup import Html, tag
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.storage import write_atomic
 
 # Whatever a caption may try: a page runs no script but its own, if it has one, and asks for nothing from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -72,22 +73,22 @@ def _section(run: Run, name: str, title: str, about: str, content: Callable[[Run
     return tag("section", heading, body, id=name)
 
 
-def write_page(workdir: str | os.PathLike, name: str, build: Callable[[Run], str]) -> pathlib.Path:
+def write_page(workdir: str | os.PathLike, name: str, build: Callable[[Run], str], **options: Any) -> pathlib.Path:
     """Writes a page into a workdir, whole or not at all.
+
+    Args:
+      options: see `Run`.
 
     Returns:
       Its path.
 
     Raises:
-      FileNotFoundError: there is no such workdir.
+      Missing: there is no such workdir.
+      StoreError: it cannot be written.
     """
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(workdir).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such workdir")
+        raise Missing(f"{folder}: no such workdir. Check --workdir")
     path = folder / name
-    content = build(Run(folder)).encode("utf-8", errors="replace")
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.stem}.", delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_atomic(path, build(Run(folder, **options)).encode("utf-8", errors="replace"))
     return path

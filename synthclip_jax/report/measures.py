@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from synthclip_jax.pictures import PictureError, open_picture
 from synthclip_jax.readers.agreement import SUFFIX
 from synthclip_jax.records import IndexedShard, RecordError, find_shards
-from synthclip_jax.report.workdir import Missing, Record, Run, read_columns, read_record
+from synthclip_jax.report.examples import Record, read_columns, read_record
+from synthclip_jax.report.workdir import Missing, Run
 
 CAPTION_FILES = 24  # shards of captions looked at
 CAPTIONS = 200_000  # captions looked at, at most about

@@ -24,7 +24,7 @@ def training(run: Run) -> Html:
         pairs = [(line["step"], line[key]) for line in metrics if key in line and math.isfinite(line[key])]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
-    figures = [_loss_plot(x, *series("loss"), train.get("batch_size"))]
+    figures = [_loss_plot(x, *series("loss"), train)]
     at, scale = series("logit_scale")
     if at:
         limit = math.exp(train.get("logit_scale_max", math.inf))
@@ -48,26 +48,46 @@ def training(run: Run) -> Html:
 def _training_note(metrics: Sequence[Mapping[str, float]], train: Mapping[str, Any]) -> str:
     last = metrics[-1]
     note = f"The loss ended at {last['loss']:.3f}"
-    if "batch_size" in train:
-        chance = math.log(train["batch_size"])
-        note += (
-            f". A model that knows nothing stays at ln({train['batch_size']:,}) = {chance:.2f}: it cannot tell which of"
-            " the captions in a batch belongs to a picture"
-        )
+    if known := _knows_nothing(train):
+        value, formula, why = known
+        note += f". A model that knows nothing stays at {formula} = {value:.2f}: {why}"
     waits = [line["data_wait"] for line in metrics if "data_wait" in line]
     if waits:
         note += f". Waiting for data took {percent(sum(waits) / len(waits))} of the time"
     return note + "."
 
 
-def _loss_plot(x: Axis, steps: Sequence[float], losses: Sequence[float], batch_size: int | None) -> Html:
-    chance = math.log(batch_size) if batch_size else 0.0
-    high = max(*losses, chance)
-    y = Axis("contrastive, mean of both directions", 0, high * 1.12)
+def _knows_nothing(train: Mapping[str, Any]) -> tuple[float, str, str] | None:
+    """The loss of a model that cannot tell one pair from another: its value, its formula, and why."""
+    batch = train.get("batch_size")
+    if not batch or train.get("loss", "softmax") not in ("softmax", "sigmoid"):
+        return None
+    if train.get("loss", "softmax") == "softmax":
+        why = "it cannot tell which of the captions in a batch belongs to a picture"
+        return math.log(batch), f"ln({batch:,})", why
+    # Of a batch's captions each is the right one with probability 1 / batch; its best is to say so of every pair.
+    value = math.log(batch) + (batch - 1) * math.log(batch / max(batch - 1, 1))
+    why = "it says of every picture and caption that they are a pair with probability 1 / batch"
+    return value, f"ln({batch:,}) + ({batch:,} - 1) ln({batch:,} / {batch - 1:,})", why
+
+
+def _loss_plot(x: Axis, steps: Sequence[float], losses: Sequence[float], train: Mapping[str, Any]) -> Html:
+    known = _knows_nothing(train)
+    high = max(*losses, known[0] if known else 0.0)
+    sigmoid = train.get("loss") == "sigmoid"
+    y = Axis(
+        "sigmoid, summed over a picture's captions" if sigmoid else "contrastive, mean of both directions",
+        0,
+        high * 1.12,
+    )
     lines = [Line("", *plots.thin(steps, losses), "a faint" if len(losses) > 40 else "a")]
     if len(losses) > 40:
         lines.append(Line("", *plots.thin(steps, plots.smooth(losses, len(losses) // 24)), "a"))
-    marks = [Mark(f"knows nothing: ln {batch_size:,}", y=chance)] if chance else []
+    marks = (
+        [Mark("knows nothing" if sigmoid else f"knows nothing: ln {train['batch_size']:,}", y=known[0])]
+        if known
+        else []
+    )
     return plots.line_plot("Loss", x, y, lines, marks)
 
 

@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin, results
-from synthclip_jax.evals.datasets import Dataset, Example, open_dataset
+from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dataset
+from synthclip_jax.evals.datasets.spec import locate
+from synthclip_jax.folders import is_inside
 from synthclip_jax.generated import list_versions, stage_folder
 from synthclip_jax.metrics import read_metrics
-from synthclip_jax.records import IndexedShard, RecordError, find_shards, parse_example
+from synthclip_jax.records import IndexedShard, RecordError, find_shards
+from synthclip_jax.report.examples import Record, read_columns, read_record
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
 CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions
@@ -30,7 +34,7 @@ class Missing(UserError, LookupError):
 
 
 # What reading a part that is damaged, or of another version, can raise.
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+UNREADABLE = (UserError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
 def optional(part: Any, *arguments: Any) -> Any:
@@ -68,28 +72,20 @@ class Stage:
         return f"{self.done:,} of {self.shards:,} shards so far" if self.shards and self.done < self.shards else ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One picture of the dataset with its caption."""
-
-    id: str
-    image: bytes
-    caption: str
-    concept: str
-
-
 class Run:
     """The files of a workdir."""
 
-    def __init__(self, workdir: str | os.PathLike):
-        self.folder = pathlib.Path(workdir)
+    def __init__(self, workdir: str | os.PathLike, allow_outside: bool = False):
+        """`allow_outside`: pictures of test sets that lie outside the workdir may be shown."""
+        self.folder, self.allow_outside = pathlib.Path(workdir), allow_outside
 
     # ---- generation -----------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def bank(self) -> dict[str, Any]:
         """Summary of the concept bank."""
-        return self._json(self._gen("concepts") / "bank.json", "There is no concept bank in this workdir.")
+        shape = {"count": int, "sources": dict}
+        return self._json(self._gen("concepts") / "bank.json", shape, "There is no concept bank in this workdir.")
 
     def concept_texts(self, ids: set[int]) -> dict[int, str]:
         """The texts of some concepts."""
@@ -97,17 +93,18 @@ class Run:
 
     def bank_concepts(self) -> Iterator[dict[str, Any]]:
         """The concepts in the order of their ids."""
-        with (self._gen("concepts") / "bank.jsonl").open(encoding="utf-8") as file:
+        with self.own(self._gen("concepts") / "bank.jsonl").open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
     def commits(self, stage: str) -> list[dict[str, Any]]:
         """The commit records of a stage."""
         folder = self._gen(stage) / "commits"
-        return [json.loads(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.json"))]
+        shape = {"count": int, "rejects": dict}
+        return [self._json(path, shape, sealed=False) for path in sorted(folder.glob("[0-9]*.json"))]
 
     def match_files(self) -> list[pathlib.Path]:
         """Files that say which concepts were found in each caption; none before balancing."""
-        return sorted(self._gen("balance").glob("matches-*.parquet"))
+        return [self.own(path) for path in sorted(self._gen("balance").glob("matches-*.parquet"))]
 
     def stage(self, name: str) -> Stage:
         """A stage that commits shards.
@@ -116,7 +113,7 @@ class Run:
           Missing: it has not begun.
         """
         folder = self._gen(name)
-        plan = self._json(folder / "plan.json", f"The {name} stage has not been run in this workdir.")
+        plan = self._json(folder / "plan.json", dict, f"The {name} stage has not been run in this workdir.")
         records = self.commits(name)
         if not records:
             raise Missing(f"The {name} stage has been planned, and no shard of it is finished yet.")
@@ -162,14 +159,14 @@ class Run:
     @functools.cached_property
     def balance(self) -> dict[str, Any]:
         """The result of balancing."""
-        return self._json(self._gen("balance") / "balance.json", "The captions have not been balanced yet.")
+        shape = {"unique": int, "unmatched": int, "kept": int, "t": float, "counts_before": str, "counts_after": str}
+        return self._json(self._gen("balance") / "balance.json", shape, "The captions have not been balanced yet.")
 
     def concept_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """In how many captions each concept is, before and after balancing."""
         folder = self._gen("balance")
-        return tuple(
-            np.load(folder / self.balance[key], allow_pickle=False) for key in ("counts_before", "counts_after")
-        )
+        files = [self.own(folder / self.balance[key]) for key in ("counts_before", "counts_after")]
+        return tuple(np.load(file, allow_pickle=False) for file in files)
 
     # ---- the dataset ----------------------------------------------------------------------------------------------
 
@@ -180,21 +177,21 @@ class Run:
         if not folders:
             raise Missing("There are no pictures in this workdir yet.")
         complete = {path: (path / "provenance.json").exists() for path in folders}
-        return max(folders, key=lambda path: (path.name == self._version, complete[path], path.stat().st_mtime))
+        newest = lambda path: (path.name == self._version, complete[path], path.stat().st_mtime)  # noqa: E731
+        return self.own(max(folders, key=newest))
 
     @property
     def pictures_folder(self) -> pathlib.Path:
         """The dataset as its pictures were drawn, also where training uses a filtered one."""
-        plan = self._json(self._gen("images") / "plan.json", "There are no pictures in this workdir yet.")
-        return self.folder / "dataset" / plan["dataset"] / plan["version"]
+        path = self._gen("images") / "plan.json"
+        plan = self._json(path, {"dataset": str, "version": str}, "There are no pictures in this workdir yet.")
+        return self.own(self.folder / "dataset" / plan["dataset"] / plan["version"])
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """How the dataset was made."""
         path = self.dataset_folder / "provenance.json"
-        if not path.exists():
-            raise Missing("The dataset is not finalized yet (no provenance.json).")
-        return json.loads(path.read_bytes())
+        return self._json(path, {"config": dict}, "The dataset is not finalized yet (no provenance.json).")
 
     def records(self, count: int) -> list[Record]:
         """About `count` pictures spread evenly over the dataset, of as many different concepts as there are."""
@@ -203,7 +200,7 @@ class Run:
         except RecordError:  # not finished yet: what is there will do
             paths = sorted(self.dataset_folder.glob("*.tfrecord-*"))
             paths = [path for path in paths if path.suffix not in (".index", ".npy")]
-        shards = [IndexedShard(path) for path in paths[:: max(1, len(paths) // 32)]]
+        shards = [IndexedShard(self.own(path)) for path in paths[:: max(1, len(paths) // 32)]]
         places = [(shard, record) for shard in shards for record in range(len(shard))]
         places = places[:: max(1, len(places) // (4 * count))]
         seen: set[str] = set()
@@ -224,7 +221,7 @@ class Run:
         """(what, whose) for pictures that the page shows, from the cards of the dataset and the test sets."""
         lines = []
         try:
-            card = (self.dataset_folder / "README.md").read_text(encoding="utf-8").splitlines()
+            card = self.own(self.dataset_folder / "README.md").read_text(encoding="utf-8").splitlines()
         except (Missing, OSError):
             card = []
         for line in card:
@@ -232,7 +229,7 @@ class Run:
             if len(cells) == 2 and cells[0] in ("captions by", "pictures by"):
                 lines.append((cells[0], cells[1].replace("`", "")))
         for path in sorted((self.folder / "testsets").glob("*/README.md")):
-            last = path.read_text(encoding="utf-8").strip().splitlines()[-1]
+            last = self.own(path).read_text(encoding="utf-8").strip().splitlines()[-1]
             lines.append((f"test set {path.parent.name}", last))
         return lines
 
@@ -241,12 +238,14 @@ class Run:
     @functools.cached_property
     def training(self) -> dict[str, Any]:
         """What was trained: config, dataset, versions."""
-        return self._json(self.folder / "train" / "config.json", "Training has not begun in this workdir.")
+        path = self.folder / "train" / "config.json"
+        return self._json(path, {"config": dict}, "Training has not begun in this workdir.")
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:
         """Logged steps, those with a loss."""
-        lines = [line for line in read_metrics(self.folder / "train" / "metrics.jsonl") if "loss" in line]
+        path = self.folder / "train" / "metrics.jsonl"
+        lines = [line for line in read_metrics(self.own(path)) if "loss" in line]
         if not lines:
             raise Missing("No training step has been logged in this workdir yet.")
         return lines
@@ -276,14 +275,28 @@ class Run:
 
     def detail(self, result: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
         """Predictions for each picture of a test set."""
+        self.own(self.folder / "eval")
         arrays = results.read_detail(self.folder, result, name)
         if arrays is None:
             raise Missing(f"The single predictions for {name} are not there.")
         return arrays
 
     def test_pictures(self, result: Mapping[str, Any], name: str, keys: set[str]) -> dict[str, bytes]:
-        """Pictures of a test set by their keys; none if the test set is gone."""
-        dataset: Dataset = open_dataset(result["datasets"][name]["spec"], self.folder)
+        """Pictures of a test set by their keys; none if the test set is gone.
+
+        Raises:
+          Missing: the test set lies outside this workdir, and that is not allowed: a workdir from somebody else could
+            name any folder of this machine.
+        """
+        spec = DatasetSpec.parse(result["datasets"][name]["spec"])
+        if not self.allow_outside:
+            place = locate(spec.place, self.folder)
+            if spec.kind == "tfds" or (place.exists() and not is_inside(place, self.folder)):
+                raise Missing(
+                    f"{name} lies outside this workdir ({spec.kind}:{spec.place}). --allow-outside shows its pictures,"
+                    " where this workdir is your own."
+                )
+        dataset: Dataset = open_dataset(str(spec), self.folder)
         found: dict[str, bytes] = {}
         examples: Iterator[Example] = iter(dataset)
         while len(found) < len(keys):
@@ -307,10 +320,22 @@ class Run:
         there = [version.dataset for version in list_versions(self.folder)]
         return training if training in there else there[-1]
 
-    def _json(self, path: pathlib.Path, otherwise: str) -> dict[str, Any]:
-        if not path.exists():
+    def own(self, path: Any) -> pathlib.Path:
+        """The path, if it lies in this workdir with all links followed.
+
+        Raises:
+          Missing: it does not: a workdir from somebody else could show any file of this machine.
+        """
+        if not is_inside(path, self.folder):
+            raise Missing(f"{path} leads out of this workdir and is not read.")
+        return pathlib.Path(str(path))
+
+    def _json(
+        self, path: Any, shape: state_files.Shape = dict, otherwise: str = "", sealed: bool | None = None
+    ) -> dict[str, Any]:
+        if otherwise and not path.exists():
             raise Missing(otherwise)
-        return json.loads(path.read_bytes())
+        return state_files.read(self.own(path), "Restore it, or make it again.", shape, sealed)
 
     def parquet(self, pattern: str, otherwise: str) -> list[pathlib.Path]:
         """Files of the captions stage.
@@ -318,7 +343,7 @@ class Run:
         Raises:
           Missing: there are none, or pyarrow is not installed.
         """
-        paths = sorted(self._gen("captions").glob(pattern))
+        paths = [self.own(path) for path in sorted(self._gen("captions").glob(pattern))]
         if not paths:
             raise Missing(otherwise)
         try:
@@ -326,26 +351,3 @@ class Run:
         except ImportError as error:
             raise Missing("Reading captions needs pyarrow: pip install 'synthclip_jax[report]'.") from error
         return paths
-
-
-def read_columns(path: pathlib.Path, names: list[str]) -> dict[str, list]:
-    """Columns of a Parquet file as lists."""
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path, columns=names)
-    return {name: table.column(name).to_pylist() for name in names}
-
-
-def read_record(payload: bytes) -> Record:
-    """A record of the dataset; what it lacks is empty."""
-    values = parse_example(payload)
-
-    def one(key: str) -> bytes:
-        return values.get(key, [b""])[0]
-
-    return Record(
-        one("id").decode(errors="replace"),
-        one("image"),
-        one("caption").decode(errors="replace"),
-        one("concept").decode(errors="replace"),
-    )

@@ -1,12 +1,14 @@
 """`python -m synthclip_jax.explore`: the page as a person uses it, in a headless browser."""
 
 import io
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import fake_run
@@ -21,7 +23,9 @@ from toy_processes import free_port
 from synthclip_jax import config as config_lib
 from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.encoder import load_encoder
+from synthclip_jax.explore.__main__ import ExploreError, trained_on
 from synthclip_jax.explore.collection import Collection
+from synthclip_jax.explore.guard import UPLOAD
 from synthclip_jax.models import make_model
 
 HOSTILE = "A dog <img src=x onerror='document.title=`taken over`'> on a <b>table</b>."
@@ -197,3 +201,58 @@ def test_walking_a_concept_shows_its_pictures_and_captions(page):
     captions = captions_in(page, "shown")
     assert set(captions) == {"A zebra in the snow."}
     assert page.get_by_text("10 pictures, page 1 of 1") is not None
+
+
+def test_another_sites_name_is_not_answered_and_every_answer_has_its_headers(address):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "evil.example:80"}), timeout=60)
+    assert refused.value.code == 421
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+def upload(address, data):
+    boundary = b"--------------------------d74496d66958873e"
+    body = b'--%s\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n' % boundary
+    body += b"Content-Type: image/png\r\n\r\n" + data + b"\r\n--%s--\r\n" % boundary
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}
+    request = urllib.request.Request(f"{address}/gradio_api/upload", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_a_file_that_is_too_large_is_refused_and_what_is_kept_is_private(address):
+    (path,) = upload(address, b"small")
+    for part in (pathlib.Path(path), *pathlib.Path(path).parents[:2]):
+        assert part.stat().st_mode & 0o077 == 0, part
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        upload(address, bytes(UPLOAD + 1))
+    assert refused.value.code in (413, 422)
+
+
+def test_a_picture_with_too_many_pixels_is_refused_by_its_header(collection, encoder, tmp_path):
+    gr = pytest.importorskip("gradio")
+    from synthclip_jax.explore.page import Explorer
+
+    Image.new("1", (13_300, 13_300)).save(tmp_path / "large.png")
+    with pytest.raises(gr.Error, match="cannot be read"):
+        Explorer(collection, encoder).classify(str(tmp_path / "large.png"), "a\nb", "simple")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(gr.Error, match="cannot be read"):
+        Explorer(collection, encoder).classify(str(tmp_path / "text.png"), "a\nb", "simple")
+
+
+def test_a_run_on_other_sources_says_which_and_a_filtered_one_is_found(tmp_path):
+    config = toy_config.get_config()
+    assert trained_on(config, tmp_path) == tmp_path / "dataset" / "toy" / "1.0.0"
+    config.gen.agreement.min_score = 0.2
+    assert trained_on(config, tmp_path) == tmp_path / "dataset" / "toy_filtered" / "1.0.0"
+    config.data.sources = ("wds:/data/tars",)
+    with pytest.raises(ExploreError, match=r"trained on wds:/data/tars.*--data=FOLDER"):
+        trained_on(config, tmp_path)
+    config.data.sources = ("tfrecord:/data/set",)
+    assert trained_on(config, tmp_path) == pathlib.Path("/data/set")

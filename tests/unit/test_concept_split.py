@@ -9,7 +9,7 @@ import pytest
 from fake_run import make_run, set_detail
 
 from synthclip_jax import compare_runs
-from synthclip_jax.evals import concepts
+from synthclip_jax.evals import concepts, results
 from synthclip_jax.evals.concepts import IN, NEAR, OUT
 
 
@@ -135,7 +135,6 @@ def test_a_report_shows_the_split_by_bank_and_the_trend_of_one_run(two_runs):
 
 def test_a_report_shows_probe_few_shot_and_retrieval_rows_with_intervals_and_chance(two_runs, tmp_path):
     from synthclip_jax import report
-    from synthclip_jax.evals import results
 
     workdir = shutil.copytree(two_runs[0], tmp_path / "run")
     for suite, keys in {

@@ -168,7 +168,7 @@ def test_a_missing_part_leaves_a_sentence_and_the_rest(tmp_path, finished, gone,
 @pytest.mark.parametrize(
     ("path", "data", "sentence"),
     [
-        ("gen/balance/balance.json", b"{", "This part cannot be read: JSONDecodeError"),
+        ("gen/balance/balance.json", b"{", "This part cannot be read: StateError"),
         ("gen/balance/counts_after.npy", b"nothing", "This part cannot be read"),
         ("gen/captions/captions-00000-of-00001.parquet", b"PAR1 no", "This part cannot be read: ArrowInvalid"),
         ("eval/600-zeroshot.json", b"[]", "600-zeroshot.json: damaged (it is a list, expected an object)"),
