@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthclip_jax import report
+from synthclip_jax import report, state_files
 from synthclip_jax.evals import concepts, results
 from synthclip_jax.explore.guard import is_allowed, own_names
 from synthclip_jax.report import training
@@ -136,12 +136,10 @@ def test_the_page_is_about_the_version_that_was_trained(workdir):
     newer.mkdir()
     (newer / "bank.jsonl").write_text('{"id": 0, "text": "unicorn"}\n')
     (newer / "bank.json").write_text('{"count": 1, "sources": {"lists": 1}}')
-    from synthclip_jax.generated import record_checksum
-
     record = {"number": 2, "dataset": "1.1.0", "stages": {"concepts": "concepts@2"}}
     folder = workdir / "gen" / "versions"
     folder.mkdir()
-    (folder / "00002.json").write_text(json.dumps({**record, "check": record_checksum(record)}))
+    (folder / "00002.json").write_text(json.dumps(state_files.seal(record)))
     assert concepts.read_bank(workdir) == before
     assert Run(workdir).bank["count"] == len(before)
 
