@@ -54,7 +54,7 @@ class Explorer:
         classifier = text_classifier(self.encoder.texts, names, template_sets()[templates], self.encoder.batch_size)
         data = pathlib.Path(picture).read_bytes()
         try:  # by its header, and a JPEG at an eighth of its size: to say what is wrong with it
-            check_picture(data)
+            check_picture(data, self.encoder.max_pixels)
         except PictureError as error:
             raise gr.Error(f"This picture cannot be read: {error}.", print_exception=False) from None
         (batch,) = self.encoder.pictures([(0, data)])

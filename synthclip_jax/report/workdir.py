@@ -177,8 +177,8 @@ class Run:
         if not folders:
             raise Missing("There are no pictures in this workdir yet.")
         complete = {path: (path / "provenance.json").exists() for path in folders}
-        newest = lambda path: (path.name == self._version, complete[path], path.stat().st_mtime)  # noqa: E731
-        return self.own(max(folders, key=newest))
+        ranked = ((path.name == self._version, complete[path], path.stat().st_mtime, path) for path in folders)
+        return self.own(max(ranked)[-1])
 
     @property
     def pictures_folder(self) -> pathlib.Path:
