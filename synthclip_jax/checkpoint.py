@@ -11,6 +11,7 @@ placement): never what happens to be there.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -241,7 +242,7 @@ class Checkpoints:
         wanted = {"params": params, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
         for step in reversed(steps):
             path = self.folder / str(step)
-            if problem := by_first(lambda path=path: damage(path)):
+            if problem := by_first(functools.partial(damage, path)):
                 self._set_aside(step, problem)
                 continue
             loaded, info, problem = None, {}, ""

@@ -33,7 +33,15 @@ _UNFINISHED = (SAVING, DELETING, ".orbax-checkpoint-tmp")
 _STEP = re.compile(r"0|[1-9][0-9]{0,15}")
 _COPY = "Copy the checkpoint again, with all its files"
 # What tells nothing about the bytes on the disk: it may be gone at the next try.
-_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
+_PASSING: tuple[int, ...] = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EINTR,
+    errno.EAGAIN,
+)
 _PASSING += (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 
 

@@ -168,7 +168,7 @@ def _train_alone(
             if unsaved and wanted:
                 save(step)
                 unsaved = False
-            if due and not stop:
+            if evaluation and due and not stop:
                 log.finish()
                 try:
                     with clock.paused(), stop_request.cuts_short():
@@ -205,11 +205,9 @@ def _train_alone(
         if last and not due:
             say(f"Training is finished: step {step} in {duration(clock.seconds)}. Checkpoint: {folder / str(step)}")
         else:
-            saved_so_far = "; its evaluation is still to be done" if due else ""
-            say(
-                f"Stopped as asked at step {step} of {total_steps}; checkpoint saved{saved_so_far}. The same command"
-                " continues."
-            )
+            what = "checkpoint saved" if distributed.of_first(checkpoints.steps) else "nothing is trained yet"
+            what += "; its evaluation is still to be done" if due else ""
+            say(f"Stopped as asked at step {step} of {total_steps}; {what}. The same command continues.")
 
 
 class Evaluation:

@@ -75,7 +75,7 @@ def claim_workdir(
     """
     run = json.loads(json.dumps(run))
     old, problem = _read(path)
-    there = {path.parent: old} if old else {}
+    there: dict[pathlib.Path, Mapping[str, Any]] = {path.parent: old} if old else {}
     if saved:
         step, info = saved
         checkpoint = path.parent / "checkpoints" / str(step)
