@@ -180,8 +180,8 @@ def embed(
                 vectors = encoder.texts([lines[index] for index in indexes])
                 parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
             if todo.get("images"):
-                lost = _embed_pictures(encoder, files, parts, todo["images"], log)
-                for line in lost.lines():
+                undecoded = _embed_pictures(encoder, files, parts, todo["images"], log)
+                for line in undecoded.lines():
                     log(f"{images}: {line}")
         others = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind, log)]
         if others:
