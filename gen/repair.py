@@ -8,6 +8,7 @@ machine, greedy captions), what was set aside is deleted; where they are not, it
 (bank, captions, selection) and comes out otherwise is not taken: what is there is put back.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def repair(
             if stages[stage].repair(
                 config,
                 aside,
-                lambda stage=stage: _compare_with_config(workdir, found, stage, config, config_file, strict=True),
+                functools.partial(_compare_with_config, workdir, found, stage, config, config_file, strict=True),
             )
         }
         _repair_testsets(workdir, faults, config, aside)
@@ -151,15 +152,15 @@ def _compare_plans(found: Contents, broken: Sequence[str]) -> None:
             remedy = "Restore it, or delete it: --repair then writes the one of provenance.json"
             raise RepairError(f"{this.problem.partition('. Restore')[0]}. {UNTOUCHED}. {remedy}")
     for stage in broken:
-        this = found.stages.get(stage)
-        if this is None or this.plan is None:
+        begun = found.stages[stage]
+        if begun.plan is None:
             continue
-        plans = this.store.plans_of_records()
-        own, others = plans.pop(plan_digest(this.plan), []), plans
+        plans = begun.store.plans_of_records()
+        own, others = plans.pop(plan_digest(begun.plan), []), plans
         if others and not own:
             digest, shards = next(iter(others.items()))
             raise RepairError(
-                f"{this.folder / 'plan.json'}: its digest is {plan_digest(this.plan)}, expected {digest}, which all"
+                f"{begun.folder / 'plan.json'}: its digest is {plan_digest(begun.plan)}, expected {digest}, which all"
                 f" {len(shards):,} commit records name. {UNTOUCHED}. Restore plan.json: with another one all that they"
                 " stand for would count as not made"
             )

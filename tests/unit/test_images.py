@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toy_selected import CAPTIONS, write_selected
 
-from gen import images
+from gen import draws, images
 from gen.image_engines import Rejected
 from gen.store import PlanMismatch, StageStore, StoreError
 from synthclip_jax.config import load_config
@@ -305,3 +305,51 @@ def test_progress_counts_every_picture_once(tmp_path):
     worker.close()
     assert worker.progress.done == 15
     assert worker.progress.rejects == {"not_drawable": PER_CAPTION}
+
+
+def test_workers_read_the_order_that_the_driver_has_left_and_do_not_work_it_out(tmp_path, monkeypatch):
+    """For 30 million pictures that takes minutes and gigabytes, in each of them."""
+    from gen import picture_order
+
+    workdir = write_selected(tmp_path)
+    calls = []
+
+    def executor(store, shards, make_worker, **_):
+        monkeypatch.setattr(images, "picture_order", lambda *arguments: calls.append(arguments))
+        worker = make_worker()
+        assert sorted(worker.order.tolist()) == list(range(len(CAPTIONS) * PER_CAPTION))
+        assert isinstance(worker.order.base, np.memmap) or isinstance(worker.order, np.memmap)
+        raise StoreError("stopped")
+
+    with pytest.raises(StoreError, match="stopped"):
+        images.run(config_with(), workdir, executor)
+    assert calls == []
+    left = workdir / "gen" / "images" / picture_order.ORDER
+    data = left.read_bytes()
+    left.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # damaged: not believed, but written again
+    with pytest.raises(StoreError, match="stopped"):
+        images.run(config_with(), workdir, executor)
+    assert left.read_bytes() == data
+    monkeypatch.undo()
+    images.run(config_with(), workdir)
+    assert not left.exists()
+
+
+def test_the_order_is_that_of_older_releases_whatever_the_blocks(tmp_path, made, monkeypatch):
+    from gen import picture_order
+
+    monkeypatch.setattr(picture_order, "_BLOCK", 2)
+    workdir = write_selected(tmp_path)
+    images.run(config_with(), workdir)
+    assert shard_bytes(workdir) == shard_bytes(made[0])
+    ids = [f"{number:06d}-0000" for number in range(len(CAPTIONS))]
+    keys = [draws.bits63(0, f"{one}-{picture:02d}", "order") for one in ids for picture in range(PER_CAPTION)]
+    assert images.picture_order(ids, PER_CAPTION, 0).tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+def test_damaged_captions_are_named(tmp_path):
+    workdir = write_selected(tmp_path)
+    path = images.selected_path(workdir)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"selected\.parquet: damaged"):
+        images.run(config_with(), workdir)
