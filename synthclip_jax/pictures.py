@@ -101,7 +101,7 @@ def _explained(decode: Callable[[bytes, int], T], data: bytes, max_pixels: int) 
         raise
     except Exception as error:  # decoders raise anything: RuntimeError, IndexError, MemoryError, cv2.error, ...
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "they are of no kind that is read" if unknown else error
+        reason = "they are of no kind that is read" if unknown else " ".join(str(error).split()) or type(error).__name__
         cause = "no image of a kind that is read" if unknown else "image that does not decode"
         raise PictureError(f"{len(data):,} bytes that do not decode as a picture ({reason})", cause) from error
 
@@ -184,7 +184,7 @@ def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
     if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
         Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit, for those who asked for more
     image = Image.open(io.BytesIO(data), formats=_formats())
-    _check_size(*image.size, max_pixels)
+    _check_size(image.width, image.height, max_pixels)
     slow = any(tile[0] in _SLOW_DECODERS for tile in image.tile)
     if slow and image.width * image.height > _SLOW_PIXELS:
         raise PictureError(

@@ -44,7 +44,7 @@ def verify(
     found: list[str] = []
     next_line = started + SECONDS_BETWEEN_LINES
     with ThreadPoolExecutor(thread_count(threads)) as pool:
-        found_in = pool.map(lambda task: _damage(*task, pairs.max_pixels), tasks)
+        found_in = pool.map(lambda task: _damage(task[0], task[1], pairs.max_pixels), tasks)
         for (_, records), damage in zip(tasks, found_in, strict=True):
             found += damage
             done += len(records)
@@ -61,8 +61,8 @@ def verify(
     account = pairs.left_out
     for unit, cause, text in damaged:
         account.add(cause, text, unit=unit)
-    records = sum(unit == RECORDS for unit, _, _ in damaged)
-    say(f"verify      {len(pairs):,} records read in {seconds}, {records:,} damaged")
+    count = sum(unit == RECORDS for unit, _, _ in damaged)
+    say(f"verify      {len(pairs):,} records read in {seconds}, {count:,} damaged")
     for line in account.lines():
         say(f"left out    {line}")
     for problem in problems:
