@@ -19,14 +19,18 @@ from synthclip_jax.report.signatures import signatures
 from synthclip_jax.report.workdir import Run
 
 
-def write(workdir: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
+def write(workdir: pathlib.Path, version: str = "") -> tuple[pathlib.Path, list[str]]:
     """Writes the page.
+
+    Args:
+      version: of the dataset; empty: the one that training used, else the newest.
 
     Returns:
       Its path, and a line for each measure beyond its limit.
 
     Raises:
-      FileNotFoundError: there is no such workdir.
+      Missing: there is no such workdir.
+      VersionError: it has no such version.
     """
     flags: list[str] = []
 
@@ -39,7 +43,7 @@ def write(workdir: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
         )
         return audit_page.build(run)
 
-    return write_page(workdir, "audit.html", build), flags
+    return write_page(workdir, "audit.html", build, version=version), flags
 
 
 @command("audit")
@@ -49,7 +53,9 @@ def main() -> None:
         prog="python -m gen.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    path, flags = write(parser.parse_args().workdir)
+    parser.add_argument("--version", default="", help="of the dataset; empty: the one trained on, else the newest")
+    arguments = parser.parse_args()
+    path, flags = write(arguments.workdir, arguments.version)
     for flag in flags:
         print(f"flag  {flag}")
     print(f"audit: {path} ({path.stat().st_size / 1e6:.1f} MB), {len(flags)} measures beyond their limit")

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from gen.balance_record import read_result as read_result
 from gen.concepts import load_bank, read_meta
 from gen.draws import uniforms
 from gen.executor import Executor, run_local
@@ -39,12 +40,13 @@ from gen.store import (
     StageStore,
     StoreError,
     differences,
+    plan_digest,
     read_json,
     sha256,
     stage_folder,
-    to_json,
     write_atomic,
 )
+from synthclip_jax import state_files
 from synthclip_jax.locations import Location
 from synthclip_jax.presence import normalise
 from synthclip_jax.storage import write_stream
@@ -183,7 +185,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     parameters = _parameters(settings)
     result_path = store.folder / "balance.json"
     if result_path.exists():
-        result = read_json(result_path)
+        result = read_result(result_path)
         _check_parameters(result["parameters"], parameters, result_path)
         if all(_size(store.folder / name) == meta["bytes"] for name, meta in result["files"].items()):
             return _summary(result)
@@ -201,6 +203,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         write_atomic(store.folder / name, data)
         written[name] = {"bytes": len(data), "sha256": sha256(data)}
     result = {
+        "sealed": True,
         **selection.report,
         "parameters": parameters,
         "fold_case": settings.fold_case,
@@ -209,7 +212,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         "counts_after": "counts_after.npy",
         "files": written,
     }
-    write_atomic(result_path, to_json(result))
+    state_files.write(result_path, result)
     return _summary(result)
 
 
@@ -263,12 +266,20 @@ def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str,
     if settings.near_duplicates:  # the plans of workdirs from before there was this filter stay as they are
         plan["near_duplicates"] = True
     language: str | None = config.gen.captions.language
-    if language == "en" and store.plan_path.exists() and "language" not in read_json(store.plan_path):
-        language = None  # begun before there were other languages: what is matched of it goes on as it began
+    if language == "en" and _is_of_an_older_release(store, plan):
+        language = None  # what is matched of it goes on as it began
     else:
         plan["language"] = language
     store.ensure_plan(plan)
     return store, shards, language
+
+
+def _is_of_an_older_release(store: StageStore, plan: Mapping[str, Any]) -> bool:
+    """Whether a stage was begun before plans named a language: its plan says so, or, if that is lost, its records."""
+    there = store.read_damaged_plan() if store.plan_path.exists() else None
+    if there is not None:
+        return "language" not in there
+    return plan_digest(plan) in store.plans_of_records()
 
 
 def _parameters(settings: Any) -> dict[str, Any]:

@@ -11,11 +11,14 @@ able to repeat itself.
 """
 
 import collections
+import functools
 import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from gen import caption_filters as filters
 from gen import draws
@@ -25,9 +28,11 @@ from gen.concepts import Bank, Concept, load_bank
 from gen.executor import Executor, run_local
 from gen.isolation import Isolation, check_shard
 from gen.isolation import reject_reason as error_reason
+from gen.match_files import read_columns
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.errors import UserError
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import Location
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
@@ -295,13 +300,14 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         {"index": index, "of": of, "items": min(captions.shard_size, total - index * captions.shard_size)}
         for index in range(of)
     ]
+    load = functools.partial(load_bank, workdir, config.gen.version)
     records = executor(
         store,
         shards,
         # Where the worker is, it reads the bank itself: it may be on another machine.
         lambda: CaptionWorker(
             make_engine(captions),
-            load_bank(workdir, config.gen.version),
+            load(),
             config,
             lambda: any(record["count"] for record in store.committed().values()),
         ),
@@ -319,4 +325,20 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             f"{store.folder}: none of {total:,} captions was accepted ({reasons}). See rejects-*.parquet there for the"
             f" answers, and start again in another --workdir. {filters.advice(rejects, captions, 'gen.captions')}"
         )
-    return {"captions": count, "shards": of, "answers accepted": answers["accepted"] / answers.total(), **reasons}
+    left_out = _without_captions([store.path(name) for record in records.values() for name in record["files"]], load)
+    for line in left_out.lines():
+        print(f"captions: {line}", flush=True)
+    without = {"concepts without": left_out.count} if left_out else {}
+    accepted = answers["accepted"] / max(answers.total(), 1)
+    return {"captions": count, "shards": of, "answers accepted": accepted, **without, **reasons}
+
+
+def _without_captions(paths: Sequence[Location], load: Callable[[], Bank]) -> LeftOut:
+    """The concepts for which no caption was accepted; the bank is read only for their names."""
+    found = [read_columns(path, ["concept_id"])["concept_id"].to_numpy() for path in paths if "captions-" in path.name]
+    concepts = load().concepts
+    missing = np.setdiff1d(np.arange(len(concepts)), np.concatenate([np.zeros(0, np.int32), *found]))
+    left_out = LeftOut("concepts")
+    for concept in missing.tolist():
+        left_out.add("no caption was accepted for them", concepts[concept].text)
+    return left_out

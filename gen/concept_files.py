@@ -47,6 +47,7 @@ _BULLET = re.compile(r"[-*+\u2022\u00b7\u2023\u25aa\u25e6\u25cf]\s+(?=\S)")
 _INITIAL = re.compile(r"/[a-z]/(.+)")
 _SYNONYM = re.compile(r",(?!\d)")
 _EXPLAINED = re.compile(r"(?<=\S)\s*\([^()]*\)$")
+_MARKUP = re.compile(r"[{}<>]|\]\(|\*\*|^\*|\*$|^__|`")
 _PICTURE = re.compile(r"\.(?:jpe?g|png|gif|bmp|webp|tiff?)$", re.IGNORECASE)
 
 
@@ -112,8 +113,6 @@ def read_text(path: str | pathlib.Path, key: str = "") -> str:
 
 
 class _Reader(TableReader):
-    """Reads one file."""
-
     def __init__(self, path: pathlib.Path, name: str, key: str, synonyms: bool):
         super().__init__(path)
         self._name, self._key, self._synonyms = name, key, synonyms
@@ -132,9 +131,10 @@ class _Reader(TableReader):
             rows = self._of_lines(text)
         texts = [entry for row in rows for entry in self._entries(*row)]
         for cause, part in self._parts.causes.items():
-            entries = "1 entry" if part.count == 1 else f"{part.count:,} entries"
             more = ", ..." if part.count > len(part.names) else ""
-            self._notes.append(f"{cause} taken off {entries} ({', '.join(map(printable, part.names))}{more})")
+            self._notes.append(
+                f"{cause} taken off {_entries_text(part.count)} ({', '.join(map(printable, part.names))}{more})"
+            )
         if not texts:
             self._notes.append("holds no entry")
         return ConceptFile(self._name, texts, self._left_out, self._notes)
@@ -166,7 +166,7 @@ class _Reader(TableReader):
         if len(rows) == 1:
             for separator in ("\t", ";", "|", ","):
                 parts = [part.strip() for part in _separated(rows[0][1], separator)]
-                if len(parts) > 2:
+                if len(parts) > (1 if separator in ";," else 2):
                     self._notes.append(f"one line, read as {len(parts)} entries with {separator!r} between them")
                     return [(rows[0][0], self._unquoted(rows[0][0], part)) for part in filter(None, parts)]
         for delimiter in ("\t", ";", "|"):
@@ -180,10 +180,16 @@ class _Reader(TableReader):
                 raise self._error(
                     where, f"{row[:60]!r} has {row.count(chr(9)) + 1} columns, other lines {usual + 1}. Mend the line"
                 )
+        if fields := _columns_by_blanks(rows):
+            return self._of_table(fields)
         if self._is_comma_table(rows):
             return self._of_table([(where, [field.strip() for field in row.split(",", 1)]) for where, row in rows])
         rows = [(where, self._unquoted(where, row)) for where, row in rows]
-        return self._without_header(self._without_affixes(rows))
+        rows = self._without_header(self._without_affixes(rows))
+        for where, row in rows:
+            if _MARKUP.search(row):
+                raise self._error(where, f"{row[:60]!r} is markup or code. Write one concept a line, or a list of JSON")
+        return rows
 
     def _literal(self, text: str) -> Any:
         """A list as JSON or Python has it."""
@@ -218,7 +224,7 @@ class _Reader(TableReader):
                 self._left_out.add("heading", f"{where}: {row[:40]}")
             else:
                 raise self._error(where, f"{row[:60]!r} has no bullet, and other lines have. Take the bullets out")
-        self._notes.append(f"bullets taken off {bullets:,} entries")
+        self._notes.append(f"bullets taken off {_entries_text(bullets)}")
         return kept
 
     def _unquoted(self, where: str, row: str) -> str:
@@ -247,7 +253,7 @@ class _Reader(TableReader):
                 if not any(match["rest"] for match in some):
                     raise self._error(rows[0][0], f"{rows[0][1][:40]!r}: {what} without names. Write the names")
                 rows = [(where, match["rest"].strip()) for (where, _), match in zip(rows, some, strict=True)]
-                self._notes.append(f"{what} taken off {len(rows):,} entries")
+                self._notes.append(f"{what} taken off {_entries_text(len(rows))}")
                 break
             else:
                 break
@@ -307,6 +313,30 @@ class _Reader(TableReader):
         if re.match(r"https?://", name):
             return "an address"
         return "the name of a picture's file" if _PICTURE.search(name) else ""
+
+
+def _columns_by_blanks(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """The two columns of lines such as `dog     12` and `dog -1`, of which one holds numbers; else none."""
+    wide = [(where, re.split(r"\s{2,}", row)) for where, row in rows]
+    if (
+        len(rows) > 1
+        and all(len(fields) == 2 for _, fields in wide)
+        and any(all(ID.fullmatch(fields[column]) for _, fields in wide) for column in (0, 1))
+    ):
+        return wide
+    last = [(where, row.rsplit(maxsplit=1)) for where, row in rows]
+    if (
+        len(rows) > 1
+        and all(len(f) == 2 for _, f in last)
+        and {f[1] for _, f in last} <= {"1", "0", "-1"}
+        and "-1" in {f[1] for _, f in last}
+    ):
+        return last
+    return []
+
+
+def _entries_text(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count:,} entries"
 
 
 def _separated(text: str, separator: str) -> list[str]:

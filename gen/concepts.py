@@ -138,7 +138,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     """
     settings = config.gen.concepts
     store = StageStore(stage_folder(workdir, "concepts", config.gen.version))
-    plan = {"stage": "concepts", "concepts": _parameters(settings)}
+    plan: dict[str, Any] = {"stage": "concepts", "concepts": _parameters(settings)}
     if config.gen.balance.fold_case:
         plan["fold_case"] = True
     if store.plan_path.exists():
@@ -156,6 +156,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     lines = "".join(f"{json.dumps(_row(concept), ensure_ascii=False)}\n" for concept in concepts).encode()
     patterns = collections.Counter(presence.pattern(normalise(text)) for text in texts)
     meta = {
+        "sealed": True,
         "digest": _digest(texts, settings),
         "count": len(concepts),
         "sources": counts,
@@ -221,12 +222,13 @@ def read_meta(workdir: Location, version: str = "") -> dict[str, Any]:
 
 
 def _read_meta(path: Location, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return state_files.read(
-        path,
-        f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank",
-        {"digest": str, "bank.jsonl": {"sha256": str}, **(more or {})},
-        error=BankError,
+    remedy = f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank"
+    meta = state_files.read(
+        path, remedy, {"digest": str, "bank.jsonl": {"sha256": str}, **(more or {})}, error=BankError
     )
+    if meta.get("sealed") and state_files.CHECK not in meta:  # only records of older releases have none
+        raise BankError(f"{path}: damaged (its checksum is gone). {remedy}")
+    return meta
 
 
 def _parameters(settings: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int32, Int64, UInt64
 
 from gen.keep_rate import Matches
 from synthclip_jax.locations import Location, parquet_source
+from synthclip_jax.storage import StoreError
 
 CAPTIONS_PER_ID = 10_000  # a caption's number has four digits
 BLOCK = 131_072  # captions that a pass looks at together, unless one file has more
@@ -118,12 +119,22 @@ class MatchFiles:
 
 
 def read_columns(path: Location, names: Sequence[str]):
-    """Columns of a Parquet file as a table, read on this thread alone."""
+    """Columns of a Parquet file as a table, read on this thread alone.
+
+    Raises:
+      StoreError: it is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     # pq.read_table makes a data set of the file first, which takes longer than to read a small one.
-    with pq.ParquetFile(parquet_source(path)) as file:
-        return file.read(list(names), use_threads=False)
+    try:
+        with pq.ParquetFile(parquet_source(path)) as file:
+            return file.read(list(names), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise StoreError(f"{path}: damaged ({error}). python -m gen.verify --repair says what to do") from error
 
 
 def _matches(table) -> Matches:

@@ -55,7 +55,8 @@ class RecaptionWorker:
         self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
         self.overlap = getattr(engine, "overlap", 1)
         rules = ("refusal", "length", "one_sentence")
-        self._filters = filters.CaptionFilters(rules, self.settings.min_words, self.settings.max_words)
+        limits = (self.settings.min_words, self.settings.max_words)
+        self._filters = filters.CaptionFilters(rules, *limits, language=config.gen.captions.language)
         self._isolation = Isolation()
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:

@@ -217,7 +217,7 @@ class _Balance:
             t = threshold_for_tail_share(counts, self._parameters["tail_share"])
         elif not size:
             t = float(self._parameters["t"])
-        grid = round_thresholds(max(float(counts.max()), t or 0.0))
+        grid = round_thresholds(max(float(counts.max()), min(t or 0.0, 1e9)))  # above, all of them keep everything
         sums = np.sum(self._files.passed(lambda blocks: self._curve(blocks, grid)), axis=0)
         if t is None:
             t = self._solved(size, grid, sums[0])

@@ -9,7 +9,8 @@ makes in W/testsets
 - `scenes`: pictures as in `composites`, other ones, each with the caption it was drawn from, for retrieval.
 
 The classes are the concepts of the bank that came from the sprites' vocabulary. What is there already is left alone.
-The sets do not depend on the run's seed (but for the captions they have to avoid), so runs can be compared on them.
+The sets do not depend on the run's seed (but for the captions they have to avoid), so runs can be compared on them. A
+set with a caption that has come into the training data since, as in another version, is set aside and made again.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import numpy as np
 from gen import draws
 from gen.concepts import load_bank
 from gen.executor import Executor, Worker, run_local
+from gen.held_out import kept_captions
 from gen.images import selected_path
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
@@ -315,21 +317,30 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             summary[name] = missing[name]
             continue
         store = StageStore(workdir / "testsets" / name)
-        store.ensure_plan(
-            {
-                "stage": f"testsets/{name}",
-                "classes": [noun.name for noun in nouns],
-                "per_class": PER_CLASS[name],
-                "size": size,
-                "emoji": sha256(repr([noun.emoji for noun in nouns]).encode())[:16],
-            }
-        )
+        plan = {
+            "stage": f"testsets/{name}",
+            "classes": [noun.name for noun in nouns],
+            "per_class": PER_CLASS[name],
+            "size": size,
+            "emoji": sha256(repr([noun.emoji for noun in nouns]).encode())[:16],
+        }
+        if name in ("composites", "scenes"):
+            captions = sorted({text for noun in nouns for text in held_out_captions(noun, used, PER_CLASS[name])})
+            remake = functools.partial(_remade, name, nouns, make)
+            plan["captions"] = kept_captions(store, captions, lambda text: caption_key(text) in used, remake)
+            if not plan["captions"]:
+                del plan["captions"]  # a set of an older release, the same as would be made now
+        store.ensure_plan(plan)
         shard = {"index": 0, "of": 1, "items": len(nouns) * PER_CLASS[name]}
         make_worker = functools.partial(_make_worker, name, nouns, make)
         records = executor(store, [shard], make_worker, label=name, unit="pictures")
         summary[name] = records[0]["count"]
     note_testsets(workdir)
     return summary
+
+
+def _remade(name: str, nouns: Sequence[Noun], make: Maker) -> tuple[dict[str, bytes], int]:
+    return webdataset(name, nouns, make())
 
 
 def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Worker:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from synthclip_jax import state_files, text_files
 from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.generated import stage_folder
+from synthclip_jax.presence import Presence, is_unspaced, normalise
 
 IN, NEAR, OUT = "in the bank", "near the bank", "out of the bank"
 KINDS = (IN, NEAR, OUT)
@@ -38,6 +39,9 @@ class Class:
 
 def words(name: str) -> tuple[str, ...]:
     """A name's words in lower case, singular by the plain rules of English."""
+    name = normalise(name)
+    if is_unspaced(name):  # each character is a word
+        name = Presence("zh").spaced(name)
     return tuple(map(_singular, re.findall(r"\w+", name.lower())))
 
 
@@ -90,7 +94,7 @@ def read_captions(workdir: str | pathlib.Path) -> list[str] | None:
 def classify(names: Sequence[str], bank: Iterable[str], captions: Iterable[str] | None) -> list[Class]:
     """Each class with its kind and its count."""
     bank = list(bank)
-    exact = {entry.lower() for entry in bank}
+    exact = {normalise(entry).lower() for entry in bank}
     alike = {words(entry) for entry in bank}
     longest = max(map(len, alike), default=0)
     classes = [words(name) for name in names]
@@ -100,7 +104,7 @@ def classify(names: Sequence[str], bank: Iterable[str], captions: Iterable[str] 
     counts = None if captions is None else _count(parts, captions)
     found = []
     for name, split in zip(names, classes, strict=True):
-        if name.lower() in exact:
+        if normalise(name).lower() in exact:
             kind = IN
         elif split in alike or split in within or any(run in alike for run in _runs(split, longest)):
             kind = NEAR

@@ -20,7 +20,7 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dataset
 from synthclip_jax.evals.datasets.spec import locate
 from synthclip_jax.folders import is_inside
-from synthclip_jax.generated import list_versions, stage_folder
+from synthclip_jax.generated import find_version, list_versions, stage_folder
 from synthclip_jax.metrics import read_metrics
 from synthclip_jax.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.report.examples import Record, read_columns, read_record
@@ -75,9 +75,18 @@ class Stage:
 class Run:
     """The files of a workdir."""
 
-    def __init__(self, workdir: str | os.PathLike, allow_outside: bool = False):
-        """`allow_outside`: pictures of test sets that lie outside the workdir may be shown."""
+    def __init__(self, workdir: str | os.PathLike, allow_outside: bool = False, version: str = ""):
+        """Opens a workdir.
+
+        Args:
+          allow_outside: pictures of test sets that lie outside the workdir may be shown.
+          version: of the dataset, to describe another one than training used.
+
+        Raises:
+          VersionError: the workdir has no such version.
+        """
         self.folder, self.allow_outside = pathlib.Path(workdir), allow_outside
+        self._wanted = find_version(self.folder, version).dataset if version else ""
 
     # ---- generation -----------------------------------------------------------------------------------------------
 
@@ -316,6 +325,8 @@ class Run:
     @functools.cached_property
     def _version(self) -> str:
         """The dataset's version that the page is about: the one that training's config names, else the newest."""
+        if self._wanted:
+            return self._wanted
         training = optional(lambda: self.training["config"]["gen"]["version"])
         there = [version.dataset for version in list_versions(self.folder)]
         return training if training in there else there[-1]

@@ -63,14 +63,14 @@ def draws_of(count, seed=0):
     return np.array([uniform(seed, f"{index:06d}-0000", "balance") for index in range(count)])
 
 
-def make_workdir(workdir, rows, shard_of, words=WORDS):
+def make_workdir(workdir, rows, shard_of, words=WORDS, config=None):
     """A workdir with a bank of `words` and committed caption shards.
 
     Args:
       rows: (concept id, caption index, caption).
       shard_of: which shard a row belongs to, by its position.
     """
-    config = default_config()
+    config = config or default_config()
     workdir.mkdir(parents=True, exist_ok=True)
     list_path = workdir / "words.txt"
     list_path.write_text("\n".join(words))
@@ -623,3 +623,94 @@ def is_running(pid):
         return " Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()  # or it only waits to be counted
     except FileNotFoundError:
         return False
+
+
+def test_concepts_that_differ_in_case_alone_are_one_to_the_draw_where_case_does_not_count(tmp_path):
+    words = ["cat", "dog", "Dog", "DOG"]
+    rows = [
+        (concept, index, f"{concept} {index}: a {word} here")
+        for concept, word in enumerate(words)
+        for index in range(100)
+    ]
+    config = make_workdir(tmp_path, rows, lambda position: position // 100, words)
+    config.gen.balance.update(t=30.0, fold_case=True)
+    balance.run(config, tmp_path)
+    before, after = (np.load(tmp_path / "gen" / "balance" / f"counts_{when}.npy") for when in ("before", "after"))
+    assert before.tolist() == [100, 300, 0, 0]
+    assert abs(after[0] - 30) < 15  # three standard deviations
+    assert abs(after[1] - 30) < 15  # and not 90, as if each spelling were a concept
+
+
+def test_captions_and_concepts_are_looked_for_in_one_spelling(tmp_path):
+    words = ["caf\u00e9", "women's shoes", "jack-o-lantern"]
+    captions = ["a cafe\u0301 at noon", "the women\u2019s shoes", "a jack\u2010o\u2011lantern\u2026"]
+    rows = [(index, 0, caption) for index, caption in enumerate(captions)]
+    config = make_workdir(tmp_path, rows, lambda position: 0, words)
+    assert balance.run(config, tmp_path)["unmatched"] == 0
+    matches = pq.read_table(tmp_path / "gen" / "balance" / "selected.parquet").column("matches").to_pylist()
+    assert matches == [[0], [1], [2]]
+
+
+def test_a_workdir_begun_by_an_older_release_goes_on_as_it_began(tmp_path):
+    rows = [(0, 0, "the cat\u2019s cat"), (0, 1, "a cat\u200b")]
+    config = make_workdir(tmp_path, rows, lambda position: position, ["cat", "cat's"])
+    store = StageStore(tmp_path / "gen" / "balance")
+    plan = json.loads(balance._planned(config, tmp_path)[0].plan_path.read_bytes())
+    assert plan.pop("language") == "en"
+    del plan["check"]
+    store.plan_path.write_text(json.dumps(plan))
+    assert balance.run(config, tmp_path)["unmatched"] == 1  # as the older release had it: texts as they stand
+    assert pq.read_table(store.folder / "selected.parquet").column("matches").to_pylist() == [[0]]
+    config.gen.captions.language = "fr"
+    with pytest.raises(PlanMismatch, match="language"):
+        balance.run(config, tmp_path)
+
+
+def test_captions_without_spaces_are_balanced_in_their_language(tmp_path):
+    words = ["\u732b", "\u7ea2\u82f9\u679c"]
+    rows = [
+        (0, 0, "\u4e00\u53ea\u732b\u7761\u5728\u7a97\u53f0\u4e0a\u3002"),
+        (1, 0, "\u7bee\u5b50\u91cc\u7684\u7ea2\u82f9\u679c\u548c\u732b\u3002"),
+    ]
+    config = default_config()
+    config.gen.captions.language = "zh"
+    config = make_workdir(tmp_path, rows, lambda position: 0, words, config)
+    assert balance.run(config, tmp_path)["unmatched"] == 0
+    matches = pq.read_table(tmp_path / "gen" / "balance" / "selected.parquet").column("matches").to_pylist()
+    assert matches == [[0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"pool": 1}', '{"parameters": {}, "files": {"../x": {"bytes": 1, "sha256": ""}}, "t": 1}'],
+)
+def test_a_damaged_record_of_balance_is_one_line(tmp_path, text):
+    config = make_workdir(tmp_path, zoo(), lambda position: position // 100)
+    balance.run(config, tmp_path)
+    path = tmp_path / "gen" / "balance" / "balance.json"
+    whole = path.read_bytes()
+    path.write_text(text)
+    with pytest.raises(BalanceError, match=r"balance\.json: damaged .* Delete it and run the same command again"):
+        balance.run(config, tmp_path)
+    path.write_bytes(whole.replace(b'"kept": ', b'"kept": 1'))
+    with pytest.raises(BalanceError, match="checksum"):
+        balance.run(config, tmp_path)
+    path.unlink()
+    balance.run(config, tmp_path)
+    assert json.loads(path.read_bytes()) == json.loads(whole)
+
+
+def test_a_huge_threshold_keeps_all_in_no_time(tmp_path):
+    config = make_workdir(tmp_path, zoo(), lambda position: position // 100)
+    config.gen.balance.t = 1e300
+    summary = balance.run(config, tmp_path)
+    assert summary["kept"] == summary["unique"] - summary["unmatched"]
+
+
+def test_damaged_matches_are_one_line(tmp_path):
+    config = make_workdir(tmp_path, zoo(), lambda position: position // 100)
+    files = balance.match(config, tmp_path)
+    data = files.paths[0].read_bytes()
+    files.paths[0].write_bytes(data[:4] + bytes(len(data) - 4))
+    with pytest.raises(StoreError, match=r"matches-00000.*damaged.*gen\.verify --repair"):
+        balance.run(config, tmp_path)

@@ -377,3 +377,13 @@ def test_importing_the_stage_loads_nothing_heavy():
     heavy = ("torch", "transformers", "vllm", "jax", "pyarrow")
     code = f"import sys, gen.captions; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_concepts_without_a_caption_are_counted_and_named(workdir, use, capsys):
+    use(lambda concept, question, seed: "Two boxes." if concept in ("cherry", "box") else good(concept, 0, seed))
+    summary = captions.run(config_with(), workdir)
+    assert summary["concepts without"] == 2
+    said = "captions: 2 concepts left out: no caption was accepted for them (cherry, box)"
+    assert said in capsys.readouterr().out
+    captions.run(config_with(), workdir)
+    assert said in capsys.readouterr().out  # and again, where everything is committed

@@ -325,7 +325,7 @@ def as_an_older_release_left_it(folder, lists, text):
     plan["concepts"] |= {"lists": list(lists), "block_list": [], "wordnet_path": "", "metaclip_path": ""}
     (folder / "plan.json").write_text(json.dumps(plan))
     meta = json.loads((folder / "bank.json").read_bytes())
-    for key in ("check", "contents", "left_out", "alike"):
+    for key in ("check", "sealed", "contents", "left_out", "alike"):
         del meta[key]
     meta["files"] = {path: hashlib.sha256(text.encode()).hexdigest() for path in lists}
     (folder / "bank.json").write_text(json.dumps(meta))

@@ -171,3 +171,60 @@ def test_missing_inputs_say_what_to_run(tmp_path):
     selected_path(unbalanced).unlink()
     with pytest.raises(StoreError, match="python -m gen"):
         testsets.run(config_with(), unbalanced)
+
+
+def set_captions(workdir, captions):
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"caption": pa.array(captions, pa.string())}), selected_path(workdir))
+
+
+def of_captions(workdir):
+    """The sets that are made of captions; the others need fonts."""
+    return {name: data for name, data in contents(workdir).items() if "noto" not in name}
+
+
+def scene_captions(workdir):
+    from synthclip_jax.evals.datasets import open_dataset
+
+    return [text for example in open_dataset("wds:testsets/scenes", workdir) for text in example.captions]
+
+
+def test_a_caption_that_comes_into_the_training_data_later_leaves_the_test_sets(tmp_path, capsys):
+    workdir = write_workdir(tmp_path)
+    testsets.run(config_with(), workdir)
+    before = of_captions(workdir)
+    set_captions(workdir, [*TRAINING, "Something else."])
+    testsets.run(config_with(), workdir)
+    assert of_captions(workdir) == before  # no caption of the sets is trained on, so that they stay as they are
+    trained = scene_captions(workdir)[0]
+    set_captions(workdir, [*TRAINING, trained.upper()])
+    capsys.readouterr()
+    testsets.run(config_with(), workdir)
+    said = capsys.readouterr().out
+    assert f"scenes: made again: 1 of its captions are trained on now ({trained})" in said
+    assert trained not in scene_captions(workdir)
+    assert contents(workdir)["testsets/scenes.replaced-1/test/0.tar"] == before["testsets/scenes/test/0.tar"]
+
+
+def test_sets_of_older_releases_stay_if_they_would_be_made_alike_and_are_made_again_if_not(tmp_path, capsys):
+    workdir = write_workdir(tmp_path)
+    testsets.run(config_with(), workdir)
+    for name in ("composites", "scenes"):
+        store = testsets.StageStore(workdir / "testsets" / name)
+        plan = json.loads(store.plan_path.read_bytes())
+        del plan["captions"]
+        record = json.loads((store.folder / "commits" / "00000.json").read_bytes())
+        (store.folder / "commits" / "00000.json").unlink()
+        store.plan_path.unlink()
+        store.ensure_plan({key: value for key, value in plan.items() if key != "check"})
+        files = {file: (store.folder / file).read_bytes() for file in record["files"]}
+        store.commit(0, testsets.ShardOutput(files, record["count"]))
+    before = of_captions(workdir)
+    testsets.run(config_with(), workdir)
+    assert of_captions(workdir) == before
+    trained = scene_captions(workdir)[0]
+    set_captions(workdir, [*TRAINING, trained])
+    testsets.run(config_with(), workdir)
+    assert trained not in scene_captions(workdir)
+    assert "an older release did not note them" in capsys.readouterr().out
