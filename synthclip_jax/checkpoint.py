@@ -176,8 +176,12 @@ class Checkpoints:
             raise self._not_written(step, failure) from failure
 
     def close(self) -> None:
-        """As `wait`."""
-        self.wait()
+        """As `wait`; and removes what a save that failed has gone on writing since."""
+        try:
+            self.wait()
+        finally:
+            if jax.process_index() == 0:
+                remove_unfinished(self.folder)
 
     def _not_written(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(

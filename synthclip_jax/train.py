@@ -108,7 +108,7 @@ def _train_alone(
 
     with Closing() as closing:
         # ---- State: from the newest checkpoint, from another run's parameters, or from scratch ----------------------
-        closing.later(checkpoints.wait)
+        closing.later(checkpoints.close)
         shapes = program.state
         counters = {"step": shapes.step, "skipped": shapes.skipped}
         restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
