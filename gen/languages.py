@@ -20,6 +20,11 @@ _MARGIN = 0.5  # powers of ten per word by which another language must be ahead
 _KNOWN = 0.4  # share of words that must be in the wanted language's list
 
 
+def languages() -> list[str]:
+    """The languages that can be asked for."""
+    return sorted(LANGUAGES)
+
+
 def is_in(text: str, language: str, ignore: str = "") -> bool:
     """Whether a text is in a language.
 

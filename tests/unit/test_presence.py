@@ -91,6 +91,7 @@ def test_every_language_offered_has_a_sentence_here_and_every_other_one_is_refus
     with pytest.raises(ConfigError, match=r"gen\.captions\.language: given 'klingon', allowed: en, ca"):
         load_config("configs/quickstart.py", ["gen.captions.language=klingon"])
     assert default_config().gen.captions.language == "en"
+    assert languages.languages() == sorted(LANGUAGES)
 
 
 def test_sentences_of_scripts_without_spaces_are_in_their_language_and_in_no_other():
