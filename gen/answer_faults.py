@@ -37,7 +37,7 @@ _PLACEHOLDER = re.compile(
 _UPPER_ONLY = re.compile(r"\b(?:INSERT|PLACEHOLDER|TODO|TBD)\b|\bXXX+\b")
 _MARKUP = re.compile(
     r"[*_`~^|\\<>{}\[\]▁]|#{2,}|#\s|==|=>|->|→|https?:|www\.|\w\([\"'“]|&(?:\w{2,8}|#\w+);|\bjson\b\s*:|(?<=[a-z.,])Ġ|^[-+=]\s"
-    r"|['\"“”]{3,}|\"\s*:|:\s*\"$|[【】]|::"
+    r"|['\"“”„«»]{3,}|^[\"“”„«]{2,}|\"\s*:|:\s*\"$|[【】]|::"
 )
 _SEVERAL = re.compile(
     r"(?:[-*•–]\s|\(?\d{1,2}[.):]\s|(?:caption|option|sentence|version|description)\s*#?\d*\s*:)", re.IGNORECASE

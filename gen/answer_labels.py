@@ -14,10 +14,11 @@ _ADJECTIVES = (
 )
 _TEXT = (
     r"(?:caption|sentence|description|answer|response|reply|output|result|title|suggestion|alt[ -]?text|text|prompt)s?"
+    r"(?: idea| suggestion| option)?"
 )
 _THING = (
     r"(?:option|candidate|version|attempt|draft|example|image|picture|photo|scene|assistant|ai|bot|model|solution|a"
-    r"|final)"
+    r"|final|sample|line|alt|translation|setting|idea|(?:in )?english|as requested|what about|i (?:choose|pick|chose))"
 )
 _THAT = r"(?:contains?|includes?|uses?|features?|describes?|mentions?|fits?|meets?|satisf\w+|follows?|incorporates?)"
 _ABOUT = (
@@ -33,6 +34,7 @@ _INTRODUCED = (
 )
 _POLITE = "|".join(re.escape(word) for word in sorted(INTERJECTIONS, key=len, reverse=True))
 _ENGLISH = re.compile(
+    rf"(?:(?:so|thus|therefore|hence|well|now|finally)\b,?\s*|as requested,?\s*)?"
     rf"(?:(?:{_POLITE})\s*[,.!;—–-]*\s*(?:(?:i['’]d|i would) be (?:happy|glad) to(?: help)?[,.!]*\s*)?)?"
     rf"(?:{_INTRODUCED}\s*(?:{_ADJECTIVES}(?:{_TEXT}|{_THING}|one))?{_ABOUT}"
     rf"|{_ADJECTIVES}(?:{_TEXT}{_ABOUT}|{_THING}(?:\s*#?\d{{1,3}}|\s+[a-z])?)|)\s*",
@@ -53,13 +55,16 @@ _CONCEPT_FIELD = re.compile(
     r"(?=(?:image )?(?:caption|sentence|description)\s*[:：])",
     re.IGNORECASE,
 )
+_DIALOGUE = re.compile(
+    r"^(?:user|human|question|q|input)\s*:[^\n]{0,200}?\b(?:assistant|answer|output|a|ai)\s*:\s*(?=\S)", re.IGNORECASE
+)
 _INTERJECTION = re.compile(rf"^[¡]?(?:{_POLITE})\s*(?:[!！]+|[.。](?!\.))\s*(?=\S)", re.IGNORECASE)
 _WORD_EDGES = "\"'“”‘’«»„()[]{}*_#-–—,.!¡¿;、，。！ "
 
 
 def without_label(text: str) -> str:
     """The text without a label before it; the text where there is none."""
-    for pattern in (_CONCEPT_FIELD, _BRACKETED, _DASHED):
+    for pattern in (_DIALOGUE, _CONCEPT_FIELD, _BRACKETED, _DASHED):
         if label := pattern.match(text):
             return text[label.end() :]
     place = min((at for at in (text.find(":", 0, _FIRST), text.find("：", 0, _FIRST)) if at >= 0), default=-1)

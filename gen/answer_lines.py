@@ -24,7 +24,7 @@ _COUNT = re.compile(
 _HASHTAGS = re.compile(r"(?:#[^\W\d]\w*[\s,]*)+")
 _BARE = re.compile(
     r"(?:image |photo |final |the |my |your )?"
-    r"(?:caption|description|sentence|answer|response|output|result|assistant|model)s?",
+    r"(?:caption|description|sentence|answer|response|output|result|assistant|model)s?|json|text|markdown|plaintext",
     re.IGNORECASE,
 )
 
@@ -99,6 +99,8 @@ def _says_nothing(text: str) -> bool:
 
 _OPEN, _CLOSE = r"[(\[（【]", r"[)\]）】]"
 _INSIDE = r"[^()\[\]（）【】]"
+# Behind the end of a sentence, and of the quote that holds it.
+_ENDED = r"(?:(?<=[.!?…。！？])|(?<=[.!?…。！？][\"”'’]))"
 _COUNT_TAIL = re.compile(
     rf"\s*{_OPEN}{_INSIDE}{{0,60}}?(?:\b(?:words?|word count|characters|tokens)\b|{_MANY}\s*(?:{COUNTED}))(?!\w)"
     rf"{_INSIDE}{{0,60}}{_CLOSE}\s*([.。]?)$",
@@ -106,18 +108,18 @@ _COUNT_TAIL = re.compile(
 )
 _COUNT_HEAD = re.compile(rf"^{_OPEN}\s*{_MANY}\s*(?:{COUNTED})\s*{_CLOSE}\s*(?=\S)", re.IGNORECASE)
 _BARE_COUNT_TAIL = re.compile(
-    rf"(?<=[.!?…。！？\"”'’])\s*[-–—|•*]*\s*(?:(?:word count|words?|count|total)\s*[:=]\s*)?{_MANY}\s*(?:{COUNTED})\.?$"
-    rf"|(?<=[.!?…。！？\"”'’])\s*[-–—|•*]*\s*(?:word count|total words)\s*[:=]?\s*{_MANY}\.?$"
+    rf"{_ENDED}\s*[-–—|•*]*\s*(?:(?:word count|words?|count|total)\s*[:=]\s*)?{_MANY}\s*(?:{COUNTED})\.?$"
+    rf"|{_ENDED}\s*[-–—|•*]*\s*(?:word count|total words)\s*[:=]?\s*{_MANY}\.?$"
     rf"|\s+[-–—|]\s*{_MANY}\s*(?:{COUNTED})\.?$",
     re.IGNORECASE,
 )
 _ASIDE_TAIL = re.compile(
-    rf"(?<=[.!?…。！？\"”])\s*{_OPEN}{_INSIDE}*{_CLOSE}?\s*\.?$|\s*{_OPEN}\s*(?:{_NOTE_WORDS})(?!\w){_INSIDE}*{_CLOSE}?\s*\.?$"
+    rf"{_ENDED}\s*{_OPEN}{_INSIDE}*{_CLOSE}?\s*\.?$|\s*{_OPEN}\s*(?:{_NOTE_WORDS})(?!\w){_INSIDE}*{_CLOSE}?\s*\.?$"
     r"|\s*\[\d{1,3}\]$|\s*\[citation needed\]\.?$",
     re.IGNORECASE,
 )
 _NOTE_TAIL = re.compile(
-    rf"(?<=[.!?…。！？\"”])\s*[-–—*•]*\s*(?:(?:{_NOTE_WORDS})\s*(?:\([^()]*\)\s*)?[:：]|(?:{_REMARK_WORDS})(?!\w)).*$",
+    rf"{_ENDED}(?:\s+|(?<=[。！？]))[-–—*•]*\s*(?:(?:{_NOTE_WORDS})\s*(?:\([^()]*\)\s*)?[:：]|(?:{_REMARK_WORDS})(?!\w)).*$",
     re.IGNORECASE,
 )
 _HASHTAG_TAIL = re.compile(r"(?<=\S)(?:\s+#[^\W\d]\w*,?)+$")

@@ -8,6 +8,7 @@ _CLOSING = {
     "『": "』", "《": "》", "〈": "〉", "【": "】", "‘": "’", "‚": "‘’", "'": "'", "`": "`'´", "´": "´", "＂": "＂",
     "″": "″", "❝": "❞", "〝": "〞〟", "(": ")", "（": "）", "[": "]", "{": "}",
 }  # fmt: skip
+_ONE_ITEM = re.compile(r"""^[\[(]\s*(["'])((?:(?!["']\s*,\s*["']).)*)\1\s*,?\s*[\])]$""")
 _DEEPEST = 8  # quotes inside one another that are taken off at once
 _BRACKETS = "([{（【"
 _SAME = "\"”'´`＂″"  # marks that open and close
@@ -36,8 +37,10 @@ def unquoted(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    if text.startswith("``") and text.endswith("''") and len(text) > 4:
+    if text.startswith(("``", "''")) and text.endswith("''") and len(text) > 4:
         return text[2:-2]
+    if listed := _ONE_ITEM.match(text):
+        return listed[2]
     closing = _CLOSING.get(text[:1])
     if not closing or len(text) < 3:
         return text
@@ -66,6 +69,8 @@ def _wraps(opening: str, closing: str, inner: str) -> bool:
             return True
         first, last = places[0], places[-1]
         return len(places) % 2 == 0 and (first == 0 or inner[first - 1].isspace()) and not inner[last - 1].isspace()
+    if inner[0] != opening and inner[-1] in _CLOSING.get(inner[0], "") and len(inner) > 2:
+        return _wraps(inner[0], inner[-1], inner[1:-1])  # other quotes inside these, which may share a mark
     depth = 0
     for at, mark in enumerate(inner):
         if mark == closing and not (mark == "’" and inner[at - 1 : at].isalnum() and inner[at + 1 : at + 2].isalpha()):
@@ -89,7 +94,7 @@ def _mended(text: str) -> str:
         return rest.strip()
     before = text[:-1]
     if last in "'’":
-        if before[-1] in _END and not _OPENS.search(_ELISION.sub("x", before)):
+        if before[-1] in f'{_END}"”“»' and not _OPENS.search(_ELISION.sub("x", before)):
             return before.strip()
     elif last in _OPENING and last not in before and not any(mark in before for mark in _OPENING[last]):
         inches = last in '"″' and before[-1].isdigit()

@@ -245,6 +245,7 @@ _EMPHASIS = re.compile(
 _ESCAPE = re.compile(r"\\(?=[\"'“”‘’*_#.!()\[\]{}`~>+-])")
 _ESCAPED_ENDS = re.compile(r"^(?:\\[nrt]\s*)+|(?:\s*\\[nrt])+$")
 _TEX = re.compile(r"\\(?:boxed|text|textbf|textit|emph|mathrm)\{([^{}]*)\}")
+_DOLLARS = re.compile(r"^\$+([^$]+)\$+$")
 _EMOJI = "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0e\ufe0f\u200d\u20e3\u2190-\u21ff\u25a0-\u25ff]"
 _ORNAMENTS = re.compile(rf"^(?:{_EMOJI}\s*)+|(?:\s*{_EMOJI})+$|\s+[:;]-?[)DP(]$")
 _LEADING = re.compile(r"^[\s:;,|=/\\*_~^]+|^(?:\.\s+)+|^[-–—]+(?=[^\W\d])")
@@ -262,6 +263,8 @@ def _without_markdown(text: str) -> str:
         text = _LINK.sub(lambda link: link[1], text)
     if "\\" in text:
         text = _ESCAPE.sub("", _ESCAPED_ENDS.sub("", _TEX.sub(lambda tex: tex[1], text)))
+    if text[:1] == "$":
+        text = _DOLLARS.sub(lambda formula: formula[1], text)
     return text
 
 
@@ -301,4 +304,9 @@ def peel(text: str, concept: str = "") -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _concept_label(concept: str) -> re.Pattern[str]:
-    return re.compile(rf"^[\[(]?{re.escape(concept)}[\])]?\s?(?:[:：]|→|=>|->)\s*(?=\S)", re.IGNORECASE)
+    name = rf"[\"'“‘(\[]?{re.escape(concept)}[\"'”’)\]]?"
+    return re.compile(
+        rf"^(?:(?:concept|keyword|topic|word)\s+)?{name}\s?(?:[:：]|→|=>|->|\s[-–—]\s+(?=(?-i:[A-Z]))|(?<=[)\]])\s(?=(?-i:[^a-z])))"
+        r"\s*(?=\S)|^concept\s*[(\[]" + re.escape(concept) + r"[)\]]\s?[:：]\s*(?=\S)",
+        re.IGNORECASE,
+    )

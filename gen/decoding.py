@@ -77,12 +77,12 @@ class Decoded(NamedTuple):
     """One answer.
 
     Attributes:
-      index: number of its prompt.
+      number: of its prompt.
       tokens: without the end token.
       finish_reason: `stop`: the model ended it; `length`: it has as many tokens as it may have.
     """
 
-    index: int
+    number: int
     tokens: list[int]
     finish_reason: str
 

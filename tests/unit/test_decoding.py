@@ -62,7 +62,7 @@ def reference(model, prompts, length):
 def decode(model, prompts, sampling, batch_size, lanes=1, length=12):
     decoder = Decoder(model, END, sampling, batch_size, length)
     decoder.lanes, decoder.threads, decoder.lane_rows = lanes, 1, -(-batch_size // lanes)
-    answers = {answer.index: answer.tokens for answer in decoder(prompts, range(len(prompts)))}
+    answers = {answer.number: answer.tokens for answer in decoder(prompts, range(len(prompts)))}
     assert sorted(answers) == list(range(len(prompts)))
     return [answers[index] for index in range(len(prompts))]
 
