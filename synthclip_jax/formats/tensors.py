@@ -79,7 +79,7 @@ def _without_wrappers(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> tu
 def _read_sharded(index: pathlib.Path) -> Tensors:
     places = read_config(index).get("weight_map")
     files = sorted(set(places.values())) if isinstance(places, dict) and all(map(_is_text, places.values())) else []
-    if not files or any(pathlib.PurePath(file).name != file for file in files):
+    if not isinstance(places, dict) or not files or any(pathlib.PurePath(file).name != file for file in files):
         raise FormatError(f"{index}: no weight_map from tensors to files beside it. Download it again")
     state: dict[str, np.ndarray] = {}
     for file in files:
