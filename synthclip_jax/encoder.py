@@ -26,10 +26,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from synthclip_jax.evals import EvaluationError
+from synthclip_jax.left_out import printable
 from synthclip_jax.loader import thread_count
 from synthclip_jax.pictures import MAX_PIXELS, PictureError, open_picture
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.tokenizer import Tokenizer, encode
 
 TEXT_STEP = 16  # tokens: rows of text are cut to the multiple of this that holds a batch's longest one
 WINDOW = 32  # batches of text that are tokenised at once, and sorted by their length
@@ -61,6 +62,9 @@ class Encoder:
       params: its parameters. Batches are spread over the mesh that they lie on.
       batch_size: pictures or texts encoded at once, over all devices; rounded up to what the devices divide.
       tower: pictures give the image tower's output before the projection, of any length, instead of unit vectors.
+
+    Attributes:
+      cut: the texts so far whose ends were not read.
     """
 
     def __init__(self, config: Any, graphdef: nnx.GraphDef, params: Any, batch_size: int = 256, tower: bool = False):
@@ -72,9 +76,11 @@ class Encoder:
         self.placement = Placement.of(params)
         self.batch_size = self.placement.round_up(batch_size)
         self._programs = _compiled(graphdef, self.preprocess, self.placement, tower)
+        self.cut: list[str] = []
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n embed"]:
-        """Unit vectors of texts, in their order. What does not fit into the context length is cut off.
+        """Unit vectors of texts, in their order. What does not fit into the context length is cut off, and noted in
+        `cut`.
 
         Raises:
           EvaluationError: the embeddings are not finite.
@@ -90,6 +96,8 @@ class Encoder:
         for start in range(0, len(texts), WINDOW * size):
             tokens = self.tokenizer(texts[start : start + WINDOW * size])
             lengths = tokens.argmax(axis=1) + 1  # the end token has the largest id
+            full = np.flatnonzero(lengths == tokens.shape[1])
+            self._note_cut([texts[start + row] for row in full])
             order = np.argsort(lengths, kind="stable")
             for rows in np.split(order, range(size, len(order), size)):
                 # The tower is causal and reads the end token: what comes after it changes nothing but the time.
@@ -103,6 +111,27 @@ class Encoder:
             collect()
         _check_finite(embeddings, "text")
         return embeddings
+
+    def _note_cut(self, texts: Sequence[str]) -> None:
+        """Notes those of the texts that fill the context which have more tokens than it holds."""
+        room = self.tokenizer.context_length - 2
+        self.cut += [text for text, ids in zip(texts, encode(texts), strict=True) if len(ids) > room] if texts else []
+
+    def account_of_cut(self, name: str, what: str, total: int) -> Iterator[str]:
+        """A line on the texts whose ends were not read, if there are any; they are forgotten then.
+
+        Args:
+          name: of the test set.
+          what: the texts are called, in the plural.
+          total: how many there are.
+        """
+        if self.cut:
+            yield (
+                f"{name}: {len(self.cut):,} of {total:,} {what} have more than the"
+                f" {self.tokenizer.context_length - 2} tokens that the model reads; their ends are cut off, as of"
+                f" {printable(self.cut[0][:80])!r}"
+            )
+            self.cut = []
 
     def pictures(self, items: Iterable[tuple[Any, bytes]]) -> Iterator[Embedded]:
         """Unit vectors of encoded pictures, batch by batch, in their order.

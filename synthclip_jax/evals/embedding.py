@@ -105,6 +105,8 @@ class Embedding:
                 raise EvaluationError(f"{dataset.name}: {len(captions)} of its pictures decode; two are needed")
             picture = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
             texts = encoder.texts([caption for own in captions for caption in own])
+            for line in encoder.account_of_cut(dataset.name, "captions", len(texts)):
+                self.log(line)
             found = metrics(np.concatenate(images), texts, picture) | {"skipped": left_out.count}
             values |= {f"embedding/{dataset.name}/{key}": value for key, value in found.items()}
         return values

@@ -168,5 +168,8 @@ def retrieve(
         )
     captions = [caption for _, own in kept for caption in own]
     picture = np.repeat(np.arange(len(kept)), [len(own) for _, own in kept])
-    image_rank, text_rank = rank(np.concatenate(images), encoder.texts(captions), picture)
+    texts = encoder.texts(captions)
+    for line in encoder.account_of_cut(dataset.name, "captions", len(captions)):
+        log(line)
+    image_rank, text_rank = rank(np.concatenate(images), texts, picture)
     return Ranks(tuple(key for key, _ in kept), tuple(captions), picture, image_rank, text_rank, tuple(skipped))

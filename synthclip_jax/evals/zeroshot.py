@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, intervals, prompts
-from synthclip_jax.evals.datasets import Dataset
+from synthclip_jax.evals.datasets import Dataset, account
 from synthclip_jax.evals.progress import told
 from synthclip_jax.left_out import LeftOut
 
@@ -195,6 +195,8 @@ def predict(
       EvaluationError: the model's embeddings are not finite, or no picture decodes.
     """
     classifier = text_classifier(encoder.texts, dataset.class_names, templates)
+    for line in encoder.account_of_cut(dataset.name, "prompts", len(dataset.class_names) * len(templates)):
+        log(line)
     examples = (((example.key, example.label), example.image) for example in dataset)
     keys: list[tuple[str, int]] = []
     tops, scores, skipped = [], [], []
@@ -206,11 +208,16 @@ def predict(
         scores.append(best)
     if not keys:
         raise EvaluationError(f"{dataset.name}: none of its {len(skipped):,} pictures decodes")
+    labels = np.array([label for _, label in keys], np.int32)
+    if dataset.class_counts is None:  # else it was said on opening
+        counts = np.bincount(labels, minlength=len(dataset.class_names))
+        for line in account.classes_without_images(dataset.name, dataset.class_names, counts.tolist()):
+            log(line)
     return Predictions(
         dataset.name,
         dataset.class_names,
         tuple(key for key, _ in keys),
-        np.array([label for _, label in keys], np.int32),
+        labels,
         np.concatenate(tops),
         np.concatenate(scores),
         tuple(skipped),

@@ -29,9 +29,19 @@ def lines(dataset: Dataset, templates: Sequence[str] = ()) -> Iterator[str]:
     for line in dataset.left_out.lines():
         yield f"{dataset.name}: {line}"
     if dataset.class_counts is not None:
-        empty = [name for name, count in zip(dataset.class_names, dataset.class_counts, strict=True) if not count]
-        if empty:
-            verb = "classes have" if len(empty) > 1 else "class has"
-            yield printable(f"{dataset.name}: {len(empty):,} {verb} no image, and can be chosen: {some(empty, FIRST)}")
+        yield from classes_without_images(dataset.name, dataset.class_names, dataset.class_counts)
     for note in dataset.notes:
         yield printable(f"{dataset.name}: {note}")
+
+
+def classes_without_images(name: str, class_names: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
+    """A line on the classes that no image has, and that a model may choose all the same, if there are any.
+
+    Args:
+      name: of the test set.
+      counts: how many images each class has.
+    """
+    empty = [each for each, count in zip(class_names, counts, strict=True) if not count]
+    if empty:
+        verb = "classes have" if len(empty) > 1 else "class has"
+        yield printable(f"{name}: {len(empty):,} {verb} no image, and can be chosen: {some(empty, FIRST)}")

@@ -12,9 +12,11 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from synthclip_jax import text_files
 from synthclip_jax.errors import UserError
 
 SLOT = "{c}"
+MAX_BYTES = 2**24  # of a file of templates
 
 # Names that people use for datasets, beside the ones that the files use.
 ALIASES = {
@@ -156,10 +158,13 @@ def read_templates(path: pathlib.Path) -> tuple[str, ...]:
       PromptError: the file is not of that form, is empty, or a template lacks its slot.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        texts = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except ValueError as error:
-        raise PromptError(f"{path}: {error}") from error
+        text = text_files.read_text(path, MAX_BYTES)
+    except text_files.TextFileError as error:
+        raise PromptError(str(error)) from None
+    try:
+        texts = json.loads(text) if path.suffix == ".json" else list(map(str.strip, text_files.split_lines(text)))
+    except (ValueError, RecursionError) as error:  # the latter: lists that nest without end
+        raise PromptError(f"{path}: no JSON ({error}). Write a list of texts") from None
     if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
         raise PromptError(f"{path}: expected a JSON list of strings")
     return check_templates([item for item in texts if item], str(path))
