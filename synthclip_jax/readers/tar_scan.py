@@ -78,12 +78,15 @@ class _Scan:
     def members(self) -> list[Member]:
         offset = 0
         extended: dict[bytes, bytes] = {}  # of the member that comes next: path, linkpath, size, GNU.sparse.*
+        announced = False  # whether a header said something of a member to come
         everywhere: dict[bytes, bytes] = {}  # of all members from here on
         while True:
             block = os.pread(self.file, BLOCK, offset)
             if len(block) < BLOCK:
                 raise self._error(offset, f"the archive ends without its end mark. {REMEDY}")
             if not any(block):
+                if announced:
+                    raise self._error(offset, f"the end mark, after a header that names a file to come. {REMEDY}")
                 self._check_end(offset)
                 return self.found
             header = self._parse(block, offset)
@@ -94,10 +97,11 @@ class _Scan:
                     everywhere |= fields
                 else:
                     extended = fields | extended  # of two for one member the first one wins, as in tarfile
+                    announced = True
                 offset = data + _padded(length)
                 continue
             fields = everywhere | extended
-            extended = {}
+            extended, announced = {}, False
             if kind in _WITHOUT_DATA:
                 length = 0
             elif b"size" in fields:

@@ -60,8 +60,8 @@ def check_shards(folder, count):
         theirs = by_tarfile(damaged)
         # Contents of members have no checksum: a changed byte in one is the same to both readers.
         assert theirs is not None, what
-        assert collections.Counter(found) <= collections.Counter(theirs), what
-        assert len(found) == 6 or dataset.left_out.count, f"{what}: {len(found)} examples and nothing left out"
+        ours, others = collections.Counter(found), collections.Counter(theirs)
+        assert ours == others or (ours <= others and dataset.left_out), what
         outcomes["read"] += 1
     assert min(outcomes["read"], outcomes["refused"]) > count / 20  # both sides are tried
 
