@@ -115,6 +115,9 @@ LAYOUTS = {
     "only images": Layout(under("zoo/images"), PETS_ALL, says=("its classes are those in images",)),
     "images and meta": Layout(under("zoo/images"), PETS_ALL, texts={"zoo/meta/classes.txt": "x"}, says=("images",)),
     "splits in images": Layout(under("zoo/images/train", "zoo/images/test"), PETS_ALL, says=("split test",)),
+    "a split without classes that is asked for": Layout(
+        (*under("zoo/train", "zoo/test"), "zoo/val"), error="split val holds no class folders", split="val"
+    ),
     "splits without classes": Layout(
         ("zoo/train", "zoo/test"), error="train look like splits, and hold no class folders"
     ),
@@ -472,3 +475,44 @@ def test_an_image_folder(tmp_path, name):
     for cause in layout.left_out:
         assert cause in text
     assert [example.key for example in examples][: len(layout.keys)] == list(layout.keys)
+
+
+def test_a_folder_whose_name_is_no_text_is_named(tmp_path):
+    for name in (b"caf\xe9", b"dog"):
+        folder = os.fsencode(tmp_path) + b"/zoo/" + name
+        os.makedirs(folder)
+        with open(folder + b"/\xe9.jpg", "wb") as file:
+            file.write(b"x")
+    with pytest.raises(DatasetError, match=r"folder caf.udce9 is not UTF-8.* Rename it"):
+        open_dataset(f"folder:{tmp_path / 'zoo'}")
+    (tmp_path / "zoo" / "classnames.txt").write_text("coffee\ndog\n")
+    assert [example.label for example in open_dataset(f"folder:{tmp_path / 'zoo'}")] == [0, 1]
+
+
+def test_a_pipe_among_images_is_left_out_and_never_waited_for(tmp_path):
+    Layout(under("zoo")).write(tmp_path)
+    os.mkfifo(tmp_path / "zoo" / "cat" / "9.jpg")
+    os.mkfifo(tmp_path / "zoo" / "words.txt")
+    dataset = open_dataset(f"folder:{tmp_path / 'zoo'}")
+    assert len(list(dataset)) == 6
+    assert dataset.left_out.causes["no regular file"].count == 2
+
+
+def test_links_that_lead_out_are_followed_where_that_is_allowed(tmp_path):
+    layout = Layout(under("elsewhere"), links={f"zoo/{name}": f"../elsewhere/{name}" for name in PETS})
+    layout.write(tmp_path)
+    dataset = open_dataset(f"folder:{tmp_path / 'zoo'}", allow_outside=True)
+    assert dataset.class_names == PETS
+    assert len(list(dataset)) == 6
+
+
+def test_a_split_that_is_asked_for_is_found_by_any_of_its_words(tmp_path):
+    Layout(under("zoo/Training", "zoo/dev", "zoo/test")).write(tmp_path)
+    dataset = open_dataset(f"folder:{tmp_path / 'zoo'}")
+    assert dataset.split("train").split_name == "Training"
+    assert dataset.split("validation").split_name == "dev"
+    with pytest.raises(MissingDataset):
+        dataset.split("extra")
+    Layout(all_of(("bus", "train"), "cars")).write(tmp_path)
+    with pytest.raises(MissingDataset, match="no split 'train'"):
+        open_dataset(f"folder:{tmp_path / 'cars'}").split("train")

@@ -85,3 +85,24 @@ def test_an_unknown_set_is_answered_with_the_nearest_and_all_names():
 
 def test_braces_in_a_class_name_are_kept():
     assert prompts.prompts_for("{odd} name", ["a {c}."]) == ["a {odd} name."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"une photo d\x92un {c}.\n", "line 1: not UTF-8"), ("a {c}\n".encode("utf-16"), "UTF-16, not UTF-8")],
+)
+def test_templates_that_are_no_utf_8_are_named(tmp_path, content, message):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    with pytest.raises(prompts.PromptError, match=message):
+        prompts.read_templates(path)
+
+
+def test_templates_of_windows_lose_their_mark_and_lists_that_nest_without_end_are_refused(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"\xef\xbb\xbfa {c}\r\nthe {c}\r\n")
+    assert prompts.read_templates(path) == ("a {c}", "the {c}")
+    nested = tmp_path / "mine.json"
+    nested.write_text("[" * 100_000)
+    with pytest.raises(prompts.PromptError, match="no JSON"):
+        prompts.read_templates(nested)

@@ -191,3 +191,16 @@ def test_a_picture_that_does_not_decode_takes_its_captions_with_it_and_is_counte
     lone = write_wds(tmp_path / "lone", broken[2:4], class_names=())
     with pytest.raises(EvaluationError, match="1 of its 2 pictures decode"):
         Retrieval(config, graphdef, [open_dataset(f"wds:{lone}")]).run(params)
+
+
+def test_captions_that_do_not_fit_are_counted(tmp_path, model):
+    config, graphdef, params = model  # reads ten tokens
+    examples = members()
+    examples[2][1]["txt"] = b"one two three four five six seven eight nine ten\n" + b"cat " * 11
+    lines = []
+    folder = write_wds(tmp_path / "long", examples, class_names=())
+    Retrieval(config, graphdef, [open_dataset(f"wds:{folder}")], lines.append).run(params)
+    assert [line for line in lines if "cut off" in line] == [
+        "long: 1 of 17 captions have more than the 10 tokens that the model reads; their ends are cut off, as of"
+        " 'cat cat cat cat cat cat cat cat cat cat cat '"
+    ]

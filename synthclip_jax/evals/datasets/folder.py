@@ -1,6 +1,6 @@
 """A folder with one folder of pictures per class; `layout` and `class_folders` say which folders these are.
 
-Classes are numbered in the sorted order of the folders' paths (numbers by their value) and called as `class_names`
+Classes are numbered in the sorted order of the folders' paths (numbers by their value) and called as `folder_names`
 says; a `classnames.txt` beside them has precedence. A class is told from others, in all splits, by its folder's path.
 ObjectNet's download is known by its `mappings` folder.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from synthclip_jax import text_files
 from synthclip_jax.evals.datasets.class_folders import ClassFolder, ClassFolders
-from synthclip_jax.evals.datasets.class_names import FolderNames, notes_on
+from synthclip_jax.evals.datasets.class_names import notes_on
+from synthclip_jax.evals.datasets.folder_names import FolderNames
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.layout import Split, last, some
 from synthclip_jax.evals.datasets.spec import (
@@ -20,6 +21,7 @@ from synthclip_jax.evals.datasets.spec import (
     DatasetError,
     DatasetSpec,
     Example,
+    MissingDataset,
     locate,
     missing_folder,
 )
@@ -47,6 +49,12 @@ class ImageFolder:
         self.class_ids = tuple(path for path, _ in self._classes)
         self.class_counts = [len(pictures) for _, pictures in self._classes]
         self._check()
+        for path, name in zip(self.class_ids, self.class_names, strict=True):
+            if not _is_text(name):
+                raise DatasetError(
+                    f"{self.folder}: the name of the folder {printable(path)} is not UTF-8, so that no prompt can say"
+                    " it. Rename it (convmv -f latin1 -t utf8), or write a classnames.txt"
+                )
         self.notes += notes_on(self.class_names)
 
     def _open(self, wanted: str) -> None:
@@ -107,7 +115,9 @@ class ImageFolder:
         filled = [each for each in self._classes if each.pictures]
         empty = [each for each in self._classes if not each.pictures]
         if len(filled) < 2 or (empty and len(empty) > len(filled)):
-            hint = self._hint(empty)
+            hint = self._hint()
+            if not self._classes and self._parsed.split:
+                raise MissingDataset(f"{self.folder}: split {self.split_name} holds no class folders{hint}")
             if empty:
                 raise DatasetError(
                     f"{self.folder / empty[0].path}: no pictures ({', '.join(map('.{}'.format, IMAGE_EXTENSIONS[:5]))},"
@@ -117,7 +127,7 @@ class ImageFolder:
                 f"{self.folder}: {len(filled)} class folders; an image folder has one folder per class{hint}"
             )
 
-    def _hint(self, empty: list[ClassFolder]) -> str:
+    def _hint(self) -> str:
         outside = self.left_out.causes.get(OUTSIDE)
         lines = "; ".join(self.left_out.lines())
         allow = " Links that lead out of it are followed with --config.eval.allow_outside=true" if outside else ""
@@ -150,6 +160,14 @@ class ImageFolder:
 
 def _name(folder: ClassFolder) -> str:
     return last(folder.path)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
