@@ -6,7 +6,7 @@ import os
 import pytest
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.evals.datasets import account, open_dataset
+from synthclip_jax.evals.datasets import DatasetError, MissingDataset, account, open_dataset
 
 PETS = ("cat", "dog", "eel")
 

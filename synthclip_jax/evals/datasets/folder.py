@@ -27,6 +27,7 @@ from synthclip_jax.evals.datasets.spec import (
 )
 from synthclip_jax.evals.datasets.webdataset import own_templates
 from synthclip_jax.folders import OUTSIDE, File
+from synthclip_jax.left_out import printable
 from synthclip_jax.pictures import IMAGE_EXTENSIONS
 
 
