@@ -97,7 +97,7 @@ class Encoder:
             tokens = self.tokenizer(texts[start : start + WINDOW * size])
             lengths = tokens.argmax(axis=1) + 1  # the end token has the largest id
             full = np.flatnonzero(lengths == tokens.shape[1])
-            self._note_cut([texts[start + row] for row in full])
+            self._note_cut([texts[start + row] for row in full.tolist()])
             order = np.argsort(lengths, kind="stable")
             for rows in np.split(order, range(size, len(order), size)):
                 # The tower is causal and reads the end token: what comes after it changes nothing but the time.
