@@ -74,13 +74,13 @@ def lacking(
     classes = len(class_names)
     there, wanted = (np.bincount(labels, minlength=classes) for labels in (learned, tested))
     notes = []
-    if only := [class_names[label] for label in np.flatnonzero((there == 0) & (wanted > 0)).tolist().tolist()]:
+    if only := [class_names[label] for label in np.flatnonzero((there == 0) & (wanted > 0)).tolist()]:
         count = int(wanted[there == 0].sum())
         notes.append(
             f"{_classes(only)} without an image to learn from: {some(only)}; the {count:,} images of"
             f" {'it' if len(only) == 1 else 'them'} to test on cannot be right"
         )
-    if only := [class_names[label] for label in np.flatnonzero((there > 0) & (wanted == 0)).tolist().tolist()]:
+    if only := [class_names[label] for label in np.flatnonzero((there > 0) & (wanted == 0)).tolist()]:
         notes.append(f"{_classes(only)} without an image to test on, learned all the same: {some(only)}")
     return notes
 
