@@ -34,6 +34,7 @@ from gen.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.locations import Location
+from synthclip_jax.storage import list_files
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (
@@ -325,7 +326,10 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             f"{store.folder}: none of {total:,} captions was accepted ({reasons}). See rejects-*.parquet there for the"
             f" answers, and start again in another --workdir. {filters.advice(rejects, captions, 'gen.captions')}"
         )
-    left_out = _without_captions([store.path(name) for record in records.values() for name in record["files"]], load)
+    names = [name for record in records.values() for name in record["files"]]
+    # A repair that keeps what is there has fewer files than records at this point, and says itself what it did.
+    whole = set(names) <= list_files(store.folder).keys()
+    left_out = _without_captions([store.path(name) for name in names if whole], load)
     for line in left_out.lines():
         print(f"captions: {line}", flush=True)
     without = {"concepts without": left_out.count} if left_out else {}
@@ -334,7 +338,9 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
 
 
 def _without_captions(paths: Sequence[Location], load: Callable[[], Bank]) -> LeftOut:
-    """The concepts for which no caption was accepted; the bank is read only for their names."""
+    """The concepts for which no caption was accepted; none where there is no file to look into."""
+    if not paths:
+        return LeftOut("concepts")
     found = [read_columns(path, ["concept_id"])["concept_id"].to_numpy() for path in paths if "captions-" in path.name]
     concepts = load().concepts
     missing = np.setdiff1d(np.arange(len(concepts)), np.concatenate([np.zeros(0, np.int32), *found]))

@@ -122,7 +122,7 @@ def read_columns(path: Location, names: Sequence[str]):
     """Columns of a Parquet file as a table, read on this thread alone.
 
     Raises:
-      StoreError: it is damaged.
+      StoreError: it is missing or damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -131,6 +131,8 @@ def read_columns(path: Location, names: Sequence[str]):
     try:
         with pq.ParquetFile(parquet_source(path)) as file:
             return file.read(list(names), use_threads=False)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: missing. python -m gen.verify --repair says what to do") from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

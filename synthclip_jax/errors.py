@@ -48,8 +48,10 @@ def explain(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _REMEDIES:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{_REMEDIES[error.errno]}"
+        if error.filename is None:  # some libraries name the file in their text alone
+            detail = " ".join(str(error.strerror or error).split())
+            return f"{_REMEDIES[error.errno]} ({detail})"
+        return f"{error.filename}: {_REMEDIES[error.errno]}"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OURS:
         return f"the package {error.name.partition('.')[0]!r} is not installed. Install it: the README says which extra"
     if isinstance(error, MemoryError):

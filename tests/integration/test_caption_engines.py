@@ -84,14 +84,29 @@ def test_transformers_answers_repeat_on_one_machine():
     assert len(set(first)) > 3
 
 
+CAPITALS = {
+    "France": "Paris",
+    "Japan": "Tokyo",
+    "Italy": "Rome",
+    "Germany": "Berlin",
+    "Spain": "Madrid",
+    "England": "London",
+    "Russia": "Moscow",
+    "Egypt": "Cairo",
+    "China": "Beijing",
+    "Greece": "Athens",
+}
+
+
 def test_the_converted_model_knows_what_it_should():
     """Wrong weights, a wrong head layout or a wrong tokenizer would not know this."""
     pytest.importorskip("transformers")
     plain = ("temperature", "presence_penalty", "frequency_penalty")
     config = config_with(*(f"gen.captions.{key}=0.0" for key in plain))
-    paris, tokyo = ask(config, ["What is the capital of France?", "What is the capital of Japan?"])
-    assert "Paris" in paris
-    assert "Tokyo" in tokyo
+    answers = ask(config, [f"What is the capital of {country}?" for country in CAPITALS])
+    right = [city for city, answer in zip(CAPITALS.values(), answers, strict=True) if city in answer]
+    # A model this small answers some in another language, and which ones depends on a processor's rounding.
+    assert len(right) >= 6, answers
 
 
 def test_the_model_is_converted_once():

@@ -52,14 +52,14 @@ def recorder(monkeypatch):
 
 def test_other_concepts_are_drawn_from_the_bank_named_in_the_prompt_and_kept(workdir, recorder):
     captions.run(
-        config_with("gen.captions.concepts_per_caption=3", "gen.captions.prompt={others} | {concept}"), workdir
+        config_with("gen.captions.concepts_per_caption=3", "gen.captions.prompt={others} beside {concept}"), workdir
     )
     made = rows(workdir)
     assert len(made) == len(CONCEPTS) * 3
     for row, (question,) in zip(made, recorder.asked, strict=True):
         first, second = row["others"]
         assert len({first, second, row["concept_id"]}) == 3
-        assert question == f"{CONCEPTS[first]} and {CONCEPTS[second]} | {row['concept']}"
+        assert question == f"{CONCEPTS[first]} and {CONCEPTS[second]} beside {row['concept']}"
     assert len({tuple(row["others"]) for row in made}) > len(CONCEPTS)  # each caption draws its own
 
 

@@ -154,10 +154,10 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error():
 def test_a_plan_that_cannot_be_read_back_is_a_clear_error(tmp_path):
     store = make_store(tmp_path)
     store.plan_path.write_bytes(b"\x00\xff")
-    with pytest.raises(StoreError, match=r"plan\.json: not valid JSON"):
+    with pytest.raises(StoreError, match=r"plan\.json: damaged"):
         make_store(tmp_path)
     store.plan_path.write_bytes(b"[]")
-    with pytest.raises(StoreError, match="it is no plan"):
+    with pytest.raises(StoreError, match="it is a list, expected an object"):
         make_store(tmp_path)
 
 
