@@ -12,10 +12,12 @@ JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint compare config
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
 # The independent referee, in a folder that only processes of its own see: benchmarks/referee.py says why.
 REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' braceexpand 'torchvision>=0.21' 'numpy>=2.0,<2.4'
-# Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.
-PYTEST := -m pytest --numprocesses=2 --dist=loadfile -m 'not slow'
+# Tests wait for programs that they start, so three processes keep two cores busy. Files stay together, since the tests of
+# one share what is slow to make.
+PYTEST := -m pytest --numprocesses=3 --dist=loadfile -m 'not slow'
+BENCHMARK_TESTS := tests/integration/test_benchmarks.py
 
-.PHONY: quickstart test test-processes test-slow test-jax test-vllm lint format clean
+.PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-vllm lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -25,7 +27,11 @@ quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m synthclip_jax.report --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) --ignore=$(BENCHMARK_TESTS)
+
+# Every benchmark once, in small.
+test-benchmarks: $(VENV)/installed-test
+	$(BIN)/python $(PYTEST) $(BENCHMARK_TESTS)
 
 # Several processes that train together: stopped, killed at every moment, on a SLURM cluster. One test at a time.
 test-processes: $(VENV)/installed-test
