@@ -119,7 +119,8 @@ def test_captions_takes_turns_with_llm_chat_and_reuses_the_prompts_prefix(tmp_pa
     assert len(result["turns"]["chat"]) == 2
     assert ours["tokens"] > 60
     assert ours["cached"] > 0.5  # the examples are the same in all prompts
-    assert float(printed.split()[-1]) == result["ratio"]
+    # On a busy machine vLLM says something at its end, after the last line.
+    assert f"{result['ratio']:.4f}" in [words[-1] for words in map(str.split, printed.splitlines()) if words]
 
 
 def test_evaluate_times_our_evaluation_beside_clip_benchmarks_of_the_same_checkpoint(tmp_path):
