@@ -168,7 +168,8 @@ def test_killed_in_the_middle_of_a_save_the_checkpoint_before_it_stays(eventful,
     starts = eventful[1]
     assert starts[name].statuses[1 - killed] not in (0, -signal.SIGKILL)
     assert starts[name].checkpoints == starts["SIGKILL to 0"].checkpoints
-    assert not all(file.isdigit() for file in starts[name].files), "nothing is half written"
+    if killed == 0:  # else the first process is there to remove what is half written
+        assert not all(file.isdigit() for file in starts[name].files), "nothing is half written"
     assert all(file.isdigit() for file in starts["SIGTERM to 1"].files), "what was half written is still there"
 
 
