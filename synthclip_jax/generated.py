@@ -116,9 +116,6 @@ def stage_folder(workdir: str | os.PathLike | Location, stage: str, version: str
     return location(workdir) / "gen" / find_version(workdir, version).folder_name(stage)
 
 
-record_checksum = state_files.checksum  # what the `check` of a record must be
-
-
 def read_record(path: Location) -> Version:
     """The version that a record describes.
 
