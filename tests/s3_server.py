@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.request
 
+import fsspec
+
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -104,12 +106,19 @@ def running_server():
     server = S3Server()
     before = {name: os.environ.get(name) for name in server.environment}
     os.environ.update(server.environment)
+    _forget_clients()
     try:
         yield server
     finally:
         server.close()
+        _forget_clients()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _forget_clients() -> None:
+    """fsspec keeps one client for each set of arguments; the endpoint is not among them but in the environment."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
