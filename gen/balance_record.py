@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 from gen.selection import BalanceError
-from synthclip_jax import state_files
-from synthclip_jax.locations import Location
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import Location
 
 
 def read_result(path: Location) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gen.smollm2 import cache_folder
 from gen.store import StoreError, unsealed
-from synthclip_jax import state_files
+from synthclip_jax.files import state_files
 
 WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second
 LARGEST = 256

@@ -32,9 +32,9 @@ from gen.match_files import read_columns
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.errors import UserError
+from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import list_files
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.locations import Location
-from synthclip_jax.storage import list_files
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (

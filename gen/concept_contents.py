@@ -10,7 +10,7 @@ from typing import Any
 from gen.concept_files import is_file_name, read_file
 from gen.concept_sources import Brought, wordnet_folder
 from gen.store import PlanMismatch, sha256
-from synthclip_jax.locations import Location
+from synthclip_jax.files.locations import Location
 from synthclip_jax.presence import normalise
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gen.concept_tables import HEADERS, ID, BankError, Row, TableReader, parse_json
-from synthclip_jax import text_files
+from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut, printable
 from synthclip_jax.presence import normalise
 

@@ -19,7 +19,7 @@ from gen.block_list import BlockList
 from gen.concept_files import ConceptFile, read_file, read_text
 from gen.concept_tables import BankError as BankError
 from gen.concept_tables import parse_json
-from synthclip_jax import text_files
+from synthclip_jax.files import text_files
 
 Entries = Iterator[tuple[str, str]]
 

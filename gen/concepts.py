@@ -18,10 +18,10 @@ from gen.concept_contents import check_contents, contents_of
 from gen.concept_sources import SOURCES, BankError, Brought
 from gen.executor import Executor, run_local
 from gen.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
-from synthclip_jax import state_files, text_files
 from synthclip_jax.config import plain
+from synthclip_jax.files import state_files, text_files
+from synthclip_jax.files.locations import Location
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.locations import Location
 from synthclip_jax.presence import UNSPACED, WRAPPED, Presence, is_unspaced, normalise
 
 # Where a file lies says nothing about what is in it: its texts are compared (`contents` in bank.json).

@@ -6,9 +6,9 @@ from typing import Any
 from gen.evidence import METADATA, measured, read_provenance
 from gen.shard_checks import Fault
 from gen.store import DATA_PREFIX, StoreError, read_json
-from synthclip_jax.generated import DATASET_NAME
-from synthclip_jax.locations import Location, location
+from synthclip_jax.files.locations import Location, location
 from synthclip_jax.records import INDEX_SUFFIX, ShardName
+from synthclip_jax.workdir.versions import DATASET_NAME
 
 
 def datasets_of(workdir: Location, version: str) -> list[str]:

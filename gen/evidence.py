@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen.store import StageStore, StoreError, plan_digest, read_json, unsealed
-from synthclip_jax import state_files
-from synthclip_jax.generated import Version, record_path
-from synthclip_jax.locations import Location, location
-from synthclip_jax.storage import explained
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.storage import explained
+from synthclip_jax.workdir.versions import Version, record_path
 
 FORMAT = 2
 # Files that a stage writes beside its shards; without the last one it does its own work again.

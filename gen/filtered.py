@@ -7,8 +7,7 @@ from gen.agreement import open_scores
 from gen.executor import Executor, run_local
 from gen.images import SPLIT
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
-from synthclip_jax.generated import find_version
-from synthclip_jax.locations import Location
+from synthclip_jax.files.locations import Location
 from synthclip_jax.readers.agreement import load_scores
 from synthclip_jax.records import (
     INDEX_SUFFIX,
@@ -19,6 +18,7 @@ from synthclip_jax.records import (
     frame_shard,
     unframe_shard,
 )
+from synthclip_jax.workdir.versions import find_version
 
 LOW_AGREEMENT = "low_agreement"  # the reason that is counted
 

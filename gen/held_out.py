@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 from gen.store import StageStore, StoreError
-from synthclip_jax.locations import is_url
+from synthclip_jax.files.locations import is_url
 
 
 def kept_captions(

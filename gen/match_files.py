@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
 from gen.keep_rate import Matches
-from synthclip_jax.locations import Location, parquet_source
-from synthclip_jax.storage import StoreError
+from synthclip_jax.files.locations import Location, parquet_source
+from synthclip_jax.files.storage import StoreError
 
 CAPTIONS_PER_ID = 10_000  # a caption's number has four digits
 BLOCK = 131_072  # captions that a pass looks at together, unless one file has more

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from gen import draws
-from synthclip_jax.locations import Location, is_url
-from synthclip_jax.storage import explained, locked, write_stream
+from synthclip_jax.files.locations import Location, is_url
+from synthclip_jax.files.storage import explained, locked, write_stream
 
 ORDER = "order.npy"
 _BLOCK = 1 << 20  # ids that are Python objects at a time

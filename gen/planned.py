@@ -7,9 +7,9 @@ from typing import Any
 from gen.evidence import FILES, published, stages_of
 from gen.shard_checks import Fault, ShardCheck
 from gen.store import StageStore, StoreError, differences, plan_digest, there_and_expected, unsealed
-from synthclip_jax.generated import Version
-from synthclip_jax.locations import Location, location, parquet_source
-from synthclip_jax.storage import list_files
+from synthclip_jax.files.locations import Location, location, parquet_source
+from synthclip_jax.files.storage import list_files
+from synthclip_jax.workdir.versions import Version
 
 # Stages that commit shards, in the order in which they depend on each other. `concepts` and `finalize` commit none.
 COMMITTING = ("captions", "balance", "images", "recaption", "agreement", "filtered")

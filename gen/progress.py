@@ -19,7 +19,7 @@ from typing import Any
 
 from gen.store import StageStore, StoreError, list_files, read_json, stage_folder
 from synthclip_jax.errors import command
-from synthclip_jax.locations import Location, place
+from synthclip_jax.files.locations import Location, place
 from synthclip_jax.metrics import duration
 from synthclip_jax.records import dataset_folder
 

@@ -33,7 +33,9 @@ from gen.version_checks import unlisted
 from gen.versions import write_record
 from synthclip_jax.config import from_plain, load_config, with_overrides
 from synthclip_jax.errors import UserError
-from synthclip_jax.generated import (
+from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.storage import list_files
+from synthclip_jax.workdir.versions import (
     Version,
     VersionError,
     check_inside,
@@ -42,9 +44,7 @@ from synthclip_jax.generated import (
     record_path,
     written_folders,
 )
-from synthclip_jax.generated import read_record as read_version
-from synthclip_jax.locations import Location, location
-from synthclip_jax.storage import list_files
+from synthclip_jax.workdir.versions import read_record as read_version
 
 ORDER = ("concepts", "captions", "balance", "images", "recaption", "agreement", "filtered")
 UNTOUCHED = "Nothing was changed"

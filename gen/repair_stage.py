@@ -22,13 +22,13 @@ from gen.store import (
     to_json,
     write_atomic,
 )
-from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.locations import Location
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import list_files
 from synthclip_jax.readers.agreement import SUFFIX as SCORES
 from synthclip_jax.readers.recaptions import SUFFIX as RECAPTIONS
 from synthclip_jax.records import INDEX_SUFFIX
-from synthclip_jax.storage import list_files
 
 OTHERWISE = (
     "comes out otherwise than what the dataset was made from, so it is left as it is. Restore it from a copy, or start"

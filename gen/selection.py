@@ -31,7 +31,7 @@ from gen.keep_rate import (
 from gen.match_files import SIGNATURE, Block, MatchFiles, read_columns
 from gen.near_duplicates import first_of_alike, rows_of_repeated
 from synthclip_jax.errors import UserError
-from synthclip_jax.locations import Location
+from synthclip_jax.files.locations import Location
 
 BLOCK = 262_144  # captions written at once
 HELD = 4_000_000  # captions whose matches may be in memory while a threshold is solved

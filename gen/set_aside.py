@@ -3,8 +3,8 @@
 import datetime
 from collections.abc import Iterator
 
-from synthclip_jax.locations import Location, is_url, location
-from synthclip_jax.storage import create_if_absent, explained, write_atomic
+from synthclip_jax.files.locations import Location, is_url, location
+from synthclip_jax.files.storage import create_if_absent, explained, write_atomic
 
 
 class SetAside:

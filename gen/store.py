@@ -25,10 +25,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from synthclip_jax import state_files
-from synthclip_jax.generated import stage_folder as stage_folder  # where a stage lies, for all who read or write it
-from synthclip_jax.locations import Location, is_url, location
-from synthclip_jax.storage import (
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import Location, is_url, location
+from synthclip_jax.files.storage import (
     Stamp,
     create_if_absent,
     explained,
@@ -39,7 +38,10 @@ from synthclip_jax.storage import (
     stamp,
     write_atomic,
 )
-from synthclip_jax.storage import StoreError as StoreError
+from synthclip_jax.files.storage import StoreError as StoreError
+from synthclip_jax.workdir.versions import (
+    stage_folder as stage_folder,  # where a stage lies, for all who read or write it
+)
 
 REMEDY = "Restore it, or let `python -m gen.verify --repair` say what can be done"
 DATA_PREFIX = "data:"  # a file name with this prefix goes to the data folder instead of the stage folder

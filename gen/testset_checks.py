@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from gen.shard_checks import Fault, ShardCheck
 from gen.store import StageStore, StoreError, plan_digest, read_json, to_json, write_atomic
-from synthclip_jax import state_files
-from synthclip_jax.locations import Location, location
-from synthclip_jax.storage import list_files
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.storage import list_files
 
 RECORD = "testsets.json"  # in W/gen: which sets there are, each with the digest of its plan
 STAGE = "testsets"

@@ -39,7 +39,7 @@ from gen.store import ShardOutput, StageStore, StoreError, sha256
 from gen.testset_checks import note_testsets
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
-from synthclip_jax.locations import Location, location, parquet_source, place
+from synthclip_jax.files.locations import Location, location, parquet_source, place
 
 SEED = 0
 PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4}

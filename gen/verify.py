@@ -32,9 +32,9 @@ from gen.store import StoreError
 from gen.testset_checks import testset_checks
 from gen.version_checks import version_faults
 from synthclip_jax.errors import command
-from synthclip_jax.generated import VersionError, find_version, list_versions
+from synthclip_jax.files.locations import Location, place
 from synthclip_jax.left_out import printable
-from synthclip_jax.locations import Location, place
+from synthclip_jax.workdir.versions import VersionError, find_version, list_versions
 
 ORDER = ("versions", "concepts", *COMMITTING, "finalize", "testsets")
 SHOWN = 200  # faults printed

@@ -8,8 +8,8 @@ from gen.dataset_checks import datasets_of
 from gen.evidence import read_provenance
 from gen.shard_checks import Fault
 from gen.store import StoreError
-from synthclip_jax.generated import Version, record_path
-from synthclip_jax.locations import Location, location
+from synthclip_jax.files.locations import Location, location
+from synthclip_jax.workdir.versions import Version, record_path
 
 
 def version_faults(

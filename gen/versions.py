@@ -1,4 +1,4 @@
-"""Starts another version of what a workdir generates, beside those that are there (`synthclip_jax.generated`).
+"""Starts another version of what a workdir generates, beside those that are there (`synthclip_jax.workdir.versions`).
 
 Where one stage is asked for with other settings than it was made with, it and the stages after it get folders of their
 own, and the dataset the next version. The stages before it are used as they are.
@@ -8,9 +8,9 @@ import datetime
 import os
 
 from gen.store import StoreError, create_if_absent, to_json
-from synthclip_jax import state_files
-from synthclip_jax.generated import Version, find_version, list_versions, record_path
-from synthclip_jax.locations import Location
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir.versions import Version, find_version, list_versions, record_path
 
 
 def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) -> tuple[Version, str]:

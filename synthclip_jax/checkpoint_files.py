@@ -18,10 +18,10 @@ from typing import Any
 
 import google_crc32c
 
-from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.folders import cause_of_name
-from synthclip_jax.locations import local_path
+from synthclip_jax.files import state_files
+from synthclip_jax.files.folders import cause_of_name
+from synthclip_jax.files.locations import local_path
 
 CHECKSUMS = "checksums.json"
 METADATA = "_CHECKPOINT_METADATA"  # orbax's; what was saved beside the arrays is its `custom_metadata`

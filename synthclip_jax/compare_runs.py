@@ -22,11 +22,11 @@ from jaxtyping import Bool, Int
 
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import intervals, origin, results
+from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.report import POLICY
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
-from synthclip_jax.storage import write_atomic
 
 CLASSES, CONFUSIONS, PICTURES = 10, 8, 24  # shown of each
 

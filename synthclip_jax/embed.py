@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax import text_files
 from synthclip_jax.embeddings import DamagedPart, EmbeddingError, Part, Parts
 from synthclip_jax.errors import command, explain
-from synthclip_jax.folders import regular_files
+from synthclip_jax.files import text_files
+from synthclip_jax.files.folders import regular_files
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.picture_headers import IMAGE_EXTENSIONS
 

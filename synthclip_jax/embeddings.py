@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from synthclip_jax import array_files, state_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.storage import write_stream
+from synthclip_jax.files import array_files, state_files
+from synthclip_jax.files.storage import write_stream
 
 FORMAT = 2  # of a plan: 1 did not note when the files were last changed
 _PART: Mapping[str, array_files.Form] = {"index": ("iu", 1), "vectors": ("f", 2), "skipped": ("iu", 1)}

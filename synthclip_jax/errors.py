@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str:
         return f"the package {error.name.partition('.')[0]!r} is not installed. Install it: the README says which extra"
     if isinstance(error, MemoryError):
         return "out of memory. Close other programs, use a larger machine, or ask for less at a time"
-    from synthclip_jax.locations import is_unreachable  # here: that module's errors are of this one's class
+    from synthclip_jax.files.locations import is_unreachable  # here: that module's errors are of this one's class
 
     if is_unreachable(error):
         return f"the object store cannot be reached. Run the same command again later ({error})"

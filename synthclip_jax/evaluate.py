@@ -20,12 +20,12 @@ from typing import Any
 
 import ml_collections
 
-from synthclip_jax import state_files
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.evals import build, catalogue, origin, prompts, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, account, open_datasets
 from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
+from synthclip_jax.files import state_files
 from synthclip_jax.left_out import LeftOut
 
 LEFT_OUT = "left_out"  # the key in a result file

@@ -35,9 +35,9 @@ from synthclip_jax.errors import command
 from synthclip_jax.formats import Description, FormatError, bare, open_clip, read_config, transformers
 from synthclip_jax.formats.tensors import INDEX, read_tensors
 from synthclip_jax.models import make_model, parameter_count
-from synthclip_jax.training_lock import only_trainer
+from synthclip_jax.training.claim import claim_workdir, describe_run
+from synthclip_jax.training.lock import only_trainer
 from synthclip_jax.weights import WeightsError, from_state_dict, layout
-from synthclip_jax.workdir import claim_workdir, describe_run
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")
 CONFIGS = {"open_clip": open_clip.CONFIG, "transformers": transformers.CONFIG}

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
-from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
+from synthclip_jax.files import state_files
+from synthclip_jax.files.storage import explained, write_atomic
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.storage import explained, write_atomic
 
 CHECK = state_files.CHECK
 MAX_LINE = 2**20  # bytes

@@ -19,8 +19,8 @@ import google_crc32c
 import numpy as np
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.generated import DATASET_NAME, find_version
-from synthclip_jax.locations import Location, is_unreachable, is_url, location, size_of
+from synthclip_jax.files.locations import Location, is_unreachable, is_url, location, size_of
+from synthclip_jax.workdir.versions import DATASET_NAME, find_version
 
 HEADER_BYTES = 12  # length + its crc
 FOOTER_BYTES = 4  # crc of the payload
@@ -377,7 +377,7 @@ class ShardName:
 
 
 def dataset_folder(workdir: str | os.PathLike | Location, name: str, version: str = "") -> Location:
-    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`; without a version the newest (`generated`).
+    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`. Without a version: the newest.
 
     Raises:
       RecordError: a file of the workdir gives a name that is none.

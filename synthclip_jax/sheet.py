@@ -10,7 +10,7 @@ from synthclip_jax.data import Pairs
 from synthclip_jax.distributed import say
 from synthclip_jax.models import parameter_table
 from synthclip_jax.optim import Length
-from synthclip_jax.workdir import versions
+from synthclip_jax.training.claim import versions
 
 
 def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pairs) -> None:

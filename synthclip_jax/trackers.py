@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import text_files
-from synthclip_jax.storage import write_atomic
+from synthclip_jax.files import text_files
+from synthclip_jax.files.storage import write_atomic
 
 START_SECONDS = 30.0  # how long W&B has to answer before training goes on without it
 FINISH_SECONDS = 60.0  # how long it has at the end to send what is left

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.suites import SUITES
-from synthclip_jax.storage import write_atomic
+from synthclip_jax.files.storage import write_atomic
 
 _COLUMNS = "step suite dataset metric value low high chance n templates spec date checkpoint note"
 COLUMNS = tuple(_COLUMNS.split())

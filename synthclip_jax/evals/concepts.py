@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from synthclip_jax import state_files, text_files
 from synthclip_jax.evals import EvaluationError, intervals
-from synthclip_jax.generated import stage_folder
+from synthclip_jax.files import state_files, text_files
 from synthclip_jax.presence import Presence, is_unspaced, normalise
+from synthclip_jax.workdir.versions import stage_folder
 
 IN, NEAR, OUT = "in the bank", "near the bank", "out of the bank"
 KINDS = (IN, NEAR, OUT)

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax import array_files, state_files
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin
+from synthclip_jax.files import array_files, state_files
+from synthclip_jax.files.storage import locked
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.storage import locked
 
 PACKAGES = ("synthclip_jax", "jax", "flax", "numpy", "pillow")
 FORMAT = 2  # 1 had neither `made_from` nor `check`

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
+from synthclip_jax.files.locations import is_unreachable
 from synthclip_jax.left_out import LeftOut, printable
-from synthclip_jax.locations import is_unreachable
 from synthclip_jax.picture_headers import IMAGE_EXTENSIONS
 from synthclip_jax.records import RecordError
 from synthclip_jax.sources import SourceSpec

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from synthclip_jax import text_files
+from synthclip_jax.files import text_files
 from synthclip_jax.records import RecordError
 from synthclip_jax.tokenizer import clean, encode
 

@@ -9,8 +9,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from synthclip_jax import text_files
-from synthclip_jax.folders import is_inside
+from synthclip_jax.files import text_files
+from synthclip_jax.files.folders import is_inside
 from synthclip_jax.left_out import LeftOut, printable
 from synthclip_jax.readers import Sample, Shard, keys_of, open_files
 from synthclip_jax.readers.captions import CaptionError, usable

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from synthclip_jax.folders import HIDDEN, SYSTEM, SYSTEM_CAUSE, SYSTEM_FILES
+from synthclip_jax.files.folders import HIDDEN, SYSTEM, SYSTEM_CAUSE, SYSTEM_FILES
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.readers import captions
 from synthclip_jax.readers.tar_scan import HARD_LINK, SPARSE, SPECIAL, SYMBOLIC_LINK, Member

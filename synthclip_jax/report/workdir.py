@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dataset
 from synthclip_jax.evals.datasets.spec import locate
-from synthclip_jax.folders import is_inside
-from synthclip_jax.generated import find_version, list_versions, stage_folder
+from synthclip_jax.files import state_files
+from synthclip_jax.files.folders import is_inside
 from synthclip_jax.metrics import read_metrics
 from synthclip_jax.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.report.examples import Record, read_columns, read_record
+from synthclip_jax.workdir.versions import find_version, list_versions, stage_folder
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
 CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions

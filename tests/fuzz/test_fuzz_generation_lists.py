@@ -15,9 +15,9 @@ from gen.block_list import BlockList
 from gen.concept_files import read_file
 from gen.concepts import load_bank, read_meta, run
 from gen.store import StageStore, to_json
-from synthclip_jax import state_files, text_files
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import UserError
+from synthclip_jax.files import state_files, text_files
 from synthclip_jax.presence import normalise
 
 pytest.importorskip("wordfreq")

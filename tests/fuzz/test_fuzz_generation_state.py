@@ -14,9 +14,9 @@ from gen.batch_size import recall
 from gen.evidence import read_provenance
 from gen.store import ShardOutput, StageStore, read_json, read_record
 from gen.versions import open_version
-from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.generated import list_versions, record_path
+from synthclip_jax.files import state_files
+from synthclip_jax.workdir.versions import list_versions, record_path
 
 PLAN = {
     "stage": "captions",

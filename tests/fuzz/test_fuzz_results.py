@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 
-from synthclip_jax import array_files
 from synthclip_jax.embeddings import DamagedPart, EmbeddingError, Part, Parts, read_plan
 from synthclip_jax.evals import results
+from synthclip_jax.files import array_files
 
 counts = pytest.mark.parametrize(
     "count", [pytest.param(2000, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]

@@ -10,7 +10,6 @@ import pytest
 from mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import workdir
 from synthclip_jax.checkpoint_files import (
     CHECKSUMS,
     METADATA,
@@ -22,6 +21,7 @@ from synthclip_jax.checkpoint_files import (
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.metrics_file import MetricsFile, read_metrics
+from synthclip_jax.training import claim
 
 COUNTS = [how_many(2000), pytest.param(MANY, marks=pytest.mark.slow)]
 
@@ -120,18 +120,18 @@ def test_a_damaged_file_is_mended_and_what_is_damaged_is_kept(folder, written):
 def run():
     config = config_lib.default_config()
     config.name = "toy"
-    return json.loads(json.dumps(workdir.describe_run(config, 640, "0123456789abcdef")))
+    return json.loads(json.dumps(claim.describe_run(config, 640, "0123456789abcdef")))
 
 
 @pytest.mark.parametrize("count", [how_many(1000), pytest.param(MANY, marks=pytest.mark.slow)])
 def test_a_damaged_record_of_the_run_is_made_again_from_the_checkpoints_or_does_not_matter(folder, run, count, capsys):
     path = folder / "config.json"
-    workdir.claim_workdir(path, run, started=False)
+    claim.claim_workdir(path, run, started=False)
     data = path.read_bytes()
     for what, damaged in mutations(data, count, seed=3):
         path.write_bytes(damaged)
         with limits(what):
-            workdir.claim_workdir(path, run, started=True, saved=(12, run))
+            claim.claim_workdir(path, run, started=True, saved=(12, run))
         record = json.loads(path.read_bytes())
         assert {key: record[key] for key in run} == run, what
     capsys.readouterr()
@@ -140,14 +140,14 @@ def test_a_damaged_record_of_the_run_is_made_again_from_the_checkpoints_or_does_
 @pytest.mark.parametrize("count", [how_many(500)])
 def test_another_run_is_refused_whatever_happened_to_the_record(folder, run, count, capsys):
     path = folder / "other" / "config.json"
-    workdir.claim_workdir(path, run, started=False)
+    claim.claim_workdir(path, run, started=False)
     data = path.read_bytes()
     other = json.loads(json.dumps(run))
     other["config"]["train"]["batch_size"] = 64
     for what, damaged in mutations(data, count, seed=4):
         path.write_bytes(damaged)
-        with limits(what), pytest.raises(workdir.WorkdirMismatch, match=r"train\.batch_size: 4096 -> 64"):
-            workdir.claim_workdir(path, other, started=True, saved=(12, run))
+        with limits(what), pytest.raises(claim.WorkdirMismatch, match=r"train\.batch_size: 4096 -> 64"):
+            claim.claim_workdir(path, other, started=True, saved=(12, run))
         assert json.loads(path.read_bytes())["config"] == run["config"], f"{what}: the record is not made again"
     capsys.readouterr()
 

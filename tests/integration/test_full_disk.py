@@ -21,7 +21,7 @@ from toy_generation import toy_config as generation_config
 from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.export import main as export
 from synthclip_jax.models import make_model
-from synthclip_jax.workdir import describe_run
+from synthclip_jax.training.claim import describe_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEP = 600  # the one that the invented run was evaluated at

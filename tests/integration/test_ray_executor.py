@@ -17,7 +17,7 @@ from gen.concepts import load_bank
 from gen.executor import make_executor, run_local
 from gen.isolation import REASON
 from gen.store import StoreError
-from synthclip_jax.locations import location
+from synthclip_jax.files.locations import location
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")

@@ -16,14 +16,14 @@ import pytest
 import toy_config
 from toy_dataset import jpeg, picture, write_dataset
 
-from synthclip_jax import state_files
 from synthclip_jax import train as train_lib
 from synthclip_jax.checkpoint import CheckpointError, checkpoint_folder, load_model, saved_steps
 from synthclip_jax.checkpoint_files import check_checksums
-from synthclip_jax.locations import LocationError
+from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import LocationError
 from synthclip_jax.metrics_file import read_metrics
-from synthclip_jax.training_lock import WorkdirBusy, only_trainer
-from synthclip_jax.workdir import WorkdirMismatch
+from synthclip_jax.training.claim import WorkdirMismatch
+from synthclip_jax.training.lock import WorkdirBusy, only_trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 14  # 112 examples, batch 16, 2 epochs
@@ -280,7 +280,7 @@ def test_of_two_trainers_started_at_once_one_trains_and_the_other_names_it(tmp_p
 
 
 def test_a_workdir_is_free_again_when_its_trainer_was_killed(workdir):
-    hold = "import pathlib, sys, time\nfrom synthclip_jax.training_lock import only_trainer\n"
+    hold = "import pathlib, sys, time\nfrom synthclip_jax.training.lock import only_trainer\n"
     hold += "with only_trainer(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(10000)\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     holder = subprocess.Popen(

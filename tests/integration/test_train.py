@@ -23,7 +23,7 @@ from synthclip_jax import train as train_lib
 from synthclip_jax.checkpoint import checkpoint_folder, load_model, saved_steps
 from synthclip_jax.metrics import read_metrics
 from synthclip_jax.records import RecordError
-from synthclip_jax.workdir import WorkdirMismatch
+from synthclip_jax.training.claim import WorkdirMismatch
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 84  # 112 examples, batch 16, 12 epochs

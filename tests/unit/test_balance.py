@@ -34,8 +34,8 @@ from gen.keep_rate import (
 from gen.near_duplicates import first_of_alike, signatures
 from gen.selection import BalanceError, first_of_equal
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
-from synthclip_jax import storage
 from synthclip_jax.config import default_config
+from synthclip_jax.files import storage
 
 pytest.importorskip("ahocorasick_rs")
 pytest.importorskip("wordfreq")

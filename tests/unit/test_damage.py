@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gen.store import ShardOutput, StageStore, StoreError
 from gen.versions import open_version, start_version
-from synthclip_jax.generated import VersionError, find_version, record_path
 from synthclip_jax.readers.examples import ExampleReader
 from synthclip_jax.records import (
     INDEX_SUFFIX,
@@ -21,6 +20,7 @@ from synthclip_jax.records import (
     parse_example,
     serialize_example,
 )
+from synthclip_jax.workdir.versions import VersionError, find_version, record_path
 
 INPUTS = 100_000  # in the slow test, over all kinds of files together
 SECONDS_AT_MOST = 5.0  # for one damaged input: it is read, or refused, at once

@@ -19,7 +19,7 @@ from synthclip_jax.pictures import PictureError
 from synthclip_jax.readers import open_reader
 from synthclip_jax.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.sources import SourceSpec
-from synthclip_jax.workdir import WorkdirMismatch, claim_workdir, describe_run
+from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 
 EXAMPLES = 20
 

@@ -24,8 +24,8 @@ from synthclip_jax.formats.tensors import read_tensors, write_safetensors
 from synthclip_jax.import_weights import import_weights, read_foreign
 from synthclip_jax.models import make_model
 from synthclip_jax.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 from synthclip_jax.weights import WeightsError, layout, to_state_dict
-from synthclip_jax.workdir import WorkdirMismatch, claim_workdir, describe_run
 
 pytest.importorskip("safetensors")
 

@@ -26,11 +26,11 @@ from gen.executor import run_local
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.data import make_loader, open_dataset
-from synthclip_jax.locations import LocationError, location, size_of
+from synthclip_jax.files.locations import LocationError, location, size_of
+from synthclip_jax.files.storage import create_if_absent, list_files, stamp, write_atomic, write_stream
 from synthclip_jax.readers import open_reader
 from synthclip_jax.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard, serialize_example
 from synthclip_jax.sources import SourceSpec
-from synthclip_jax.storage import create_if_absent, list_files, stamp, write_atomic, write_stream
 
 SHARDS = [{"index": index, "items": 2} for index in range(6)]
 PYTHON = [sys.executable, "-c"]
@@ -85,7 +85,7 @@ def test_an_object_is_created_once_and_whole(folder):
 
 def test_of_many_that_create_one_object_at_once_one_succeeds(folder):
     create = "print(create_if_absent(sys.argv[1], sys.argv[2].encode()))"
-    script = f"import sys; from synthclip_jax.storage import create_if_absent; {create}"
+    script = f"import sys; from synthclip_jax.files.storage import create_if_absent; {create}"
     place = str(folder / "plan.json")
     processes = [
         subprocess.Popen([*PYTHON, script, place, str(number)], stdout=subprocess.PIPE, text=True)

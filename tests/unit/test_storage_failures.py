@@ -13,7 +13,7 @@ import pytest
 
 from gen.executor import run_local
 from gen.store import ShardOutput, StageStore, StoreError
-from synthclip_jax.storage import LEFTOVER_SECONDS, locked
+from synthclip_jax.files.storage import LEFTOVER_SECONDS, locked
 
 SHARDS = [{"index": index, "items": 1} for index in range(6)]
 
@@ -178,7 +178,7 @@ def test_a_lock_keeps_others_out_and_goes_with_its_process(tmp_path):
     path = tmp_path / "00000.json"
     script = textwrap.dedent("""
         import pathlib, sys, time
-        from synthclip_jax.storage import locked
+        from synthclip_jax.files.storage import locked
         with locked(pathlib.Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(60)

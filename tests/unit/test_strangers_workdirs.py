@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthclip_jax import report, state_files
+from synthclip_jax import report
 from synthclip_jax.evals import concepts, results
 from synthclip_jax.explore.guard import is_allowed, own_names
+from synthclip_jax.files import state_files
 from synthclip_jax.report import training
 from synthclip_jax.report.__main__ import main
 from synthclip_jax.report.workdir import Missing, Run
@@ -172,7 +173,7 @@ def test_only_this_machines_names_and_plain_addresses_are_answered(header, allow
 
 
 def test_a_page_that_cannot_be_written_is_one_line(workdir, monkeypatch):
-    from synthclip_jax import storage
+    from synthclip_jax.files import storage
 
     def full(*_):
         raise OSError(28, "No space left on device")

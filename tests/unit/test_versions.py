@@ -12,11 +12,11 @@ from gen import __main__ as command
 from gen import captions, images, versions
 from gen.store import PlanMismatch, StoreError, read_json
 from gen.versions import open_version, start_version
-from synthclip_jax import state_files
 from synthclip_jax.config import load_config
-from synthclip_jax.generated import Version, VersionError, find_version, list_versions, record_path, stage_folder
+from synthclip_jax.files import state_files
 from synthclip_jax.records import dataset_folder, find_shards
 from synthclip_jax.report.workdir import Run
+from synthclip_jax.workdir.versions import Version, VersionError, find_version, list_versions, record_path, stage_folder
 
 FLAGS = (
     "gen.captions.engine=templates",

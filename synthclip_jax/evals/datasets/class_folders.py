@@ -16,7 +16,7 @@ from typing import NamedTuple
 from synthclip_jax.evals.datasets import splits
 from synthclip_jax.evals.datasets.layout import MAX_DEPTH, is_picture, last, some
 from synthclip_jax.evals.datasets.spec import DatasetError
-from synthclip_jax.folders import File, Walker
+from synthclip_jax.files.folders import File, Walker
 from synthclip_jax.left_out import LeftOut
 
 MAX_BYTES = 2**30  # of one picture's file

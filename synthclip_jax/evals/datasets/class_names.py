@@ -5,10 +5,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from synthclip_jax import text_files
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets.layout import some
 from synthclip_jax.evals.datasets.spec import DatasetError
+from synthclip_jax.files import text_files
 
 CLASSNAMES_FILE = "classnames.txt"
 WNIDS_FILE = "wnids.txt"

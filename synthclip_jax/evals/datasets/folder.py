@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from synthclip_jax import text_files
 from synthclip_jax.evals.datasets.class_folders import ClassFolder, ClassFolders
 from synthclip_jax.evals.datasets.class_names import notes_on
 from synthclip_jax.evals.datasets.folder_names import FolderNames
@@ -26,7 +25,8 @@ from synthclip_jax.evals.datasets.spec import (
     missing_folder,
 )
 from synthclip_jax.evals.datasets.webdataset import own_templates
-from synthclip_jax.folders import OUTSIDE, File
+from synthclip_jax.files import text_files
+from synthclip_jax.files.folders import OUTSIDE, File
 from synthclip_jax.left_out import printable
 from synthclip_jax.pictures import IMAGE_EXTENSIONS
 

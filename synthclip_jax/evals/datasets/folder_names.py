@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from synthclip_jax import text_files
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, WNIDS_FILE, key_of, read_names
 from synthclip_jax.evals.datasets.layout import last, some
 from synthclip_jax.evals.datasets.spec import DatasetError
+from synthclip_jax.files import text_files
 
 SYNSET_FILES = ("words.txt", "LOC_synset_mapping.txt")  # WordNet id and its words, as ImageNet's subsets bring them
 _WNID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?!\d)")

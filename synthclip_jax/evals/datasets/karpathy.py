@@ -27,7 +27,7 @@ from synthclip_jax.evals.datasets.spec import (
     locate,
     missing_folder,
 )
-from synthclip_jax.folders import is_inside
+from synthclip_jax.files.folders import is_inside
 from synthclip_jax.left_out import LeftOut
 
 MAX_BYTES = 2**30  # of one picture's file

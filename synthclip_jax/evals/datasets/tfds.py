@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from synthclip_jax import state_files, text_files
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets import splits as split_names
 from synthclip_jax.evals.datasets.class_names import notes_on, own_class_names
@@ -28,6 +27,7 @@ from synthclip_jax.evals.datasets.spec import (
     missing_folder,
 )
 from synthclip_jax.evals.datasets.webdataset import check_label, own_templates
+from synthclip_jax.files import state_files, text_files
 from synthclip_jax.left_out import LeftOut
 
 IMAGE, LABEL = "image", "label"  # features, as nearly all of TFDS's classification sets call them

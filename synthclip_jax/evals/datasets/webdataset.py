@@ -17,7 +17,6 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int32
 
-from synthclip_jax import text_files
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets import splits
 from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, notes_on, own_class_names
@@ -33,6 +32,7 @@ from synthclip_jax.evals.datasets.spec import (
     locate,
     missing_folder,
 )
+from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.pictures import IMAGE_EXTENSIONS
 from synthclip_jax.readers import captions

@@ -12,8 +12,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from synthclip_jax import text_files
 from synthclip_jax.errors import UserError
+from synthclip_jax.files import text_files
 
 SLOT = "{c}"
 MAX_BYTES = 2**24  # of a file of templates

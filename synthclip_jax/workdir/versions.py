@@ -14,10 +14,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from synthclip_jax import state_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.folders import is_inside
-from synthclip_jax.locations import Location, is_url, location
+from synthclip_jax.files import state_files
+from synthclip_jax.files.folders import is_inside
+from synthclip_jax.files.locations import Location, is_url, location
 
 FIRST = "1.0.0"
 _NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")

@@ -14,10 +14,10 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from synthclip_jax import state_files
 from synthclip_jax.distributed import by_first, say
 from synthclip_jax.errors import UserError
-from synthclip_jax.storage import explained
+from synthclip_jax.files import state_files
+from synthclip_jax.files.storage import explained
 
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

@@ -13,10 +13,10 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax import text_files
 from synthclip_jax.errors import UserError
-from synthclip_jax.locations import Location
-from synthclip_jax.storage import write_atomic
+from synthclip_jax.files import text_files
+from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import write_atomic
 
 LIMIT = 256 * 2**20  # bytes; the largest state file, a balance record of 500,000 concepts, has some 20 MB
 CHECK = "check"

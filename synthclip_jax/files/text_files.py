@@ -9,7 +9,7 @@ import os
 import stat
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.locations import Location, is_url, location
+from synthclip_jax.files.locations import Location, is_url, location
 
 LIMIT = 2**30  # bytes: more is no list of names, captions or prompts
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.storage import write_stream
+from synthclip_jax.files.storage import write_stream
 
 # Kinds of NumPy's types that an array may have, and its number of dimensions: ("iu", 1) is a list of integers.
 Form = tuple[str, int]

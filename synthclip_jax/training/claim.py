@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax import __version__, state_files
+from synthclip_jax import __version__
 from synthclip_jax import config as config_lib
 from synthclip_jax.distributed import is_main, say
 from synthclip_jax.errors import UserError
+from synthclip_jax.files import state_files
 from synthclip_jax.preprocess import Preprocess
 
 PACKAGES = ("synthclip_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

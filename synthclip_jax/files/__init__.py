@@ -1,0 +1,1 @@
+"""How files are found, read and written: places and URLs, writes that are whole or absent, and checked readers."""
