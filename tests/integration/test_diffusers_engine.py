@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from toy_models import pixart, stable_diffusion_xl
 
 from gen import batch_size as batch_sizes
 from gen import random_weights
@@ -205,10 +206,10 @@ def test_what_is_compiled_is_compiled_once(tiny_model, pictures, monkeypatch):
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, plain, strict=True)) <= 1
 
 
-@pytest.mark.parametrize("kind", ["stable_diffusion_xl", "pixart"])
-def test_other_pipelines_draw_at_the_size_asked_for_with_seeds_of_their_own(kind, tmp_path):
+@pytest.mark.parametrize("write", [stable_diffusion_xl, pixart])
+def test_other_pipelines_draw_at_the_size_asked_for_with_seeds_of_their_own(write, tmp_path):
     torch.manual_seed(0)
-    engine = engine_of(getattr(random_weights, kind)(tmp_path), scheduler="dpmsolver++")
+    engine = engine_of(write(tmp_path), scheduler="dpmsolver++")
     assert type(engine.pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
     made = engine.generate(REQUESTS)
     assert {picture.shape for picture in made} == {(SIDE, SIDE, 3)}

@@ -5,9 +5,10 @@ import json
 import pathlib
 
 import pytest
+from toy_models import llava
 from toy_selected import write_selected
 
-from gen import images, random_weights, recaption
+from gen import images, recaption
 from gen.caption_filters import NothingAcceptedError
 from gen.store import StoreError
 from synthclip_jax.config import load_config
@@ -85,7 +86,7 @@ def test_a_vision_language_model_describes_each_picture_and_training_reads_it(wo
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     torch.manual_seed(0)
-    model = random_weights.llava(workdir / "llava", WORDS)
+    model = llava(workdir / "llava", WORDS)
     end_with(model, range(15, 45))  # random models seldom come to the one token that ends them
     config = config_with(
         f"gen.recaption.model={model}", "gen.recaption.engine=transformers",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from toy_models import llava
 
 from gen import estimate
 from gen.estimate import Line, Rate
@@ -106,7 +107,7 @@ def test_tiny_models_are_measured_and_images_with_both_presets(tmp_path, monkeyp
         f"gen.images.model={random_weights.stable_diffusion(tmp_path)}", "gen.images.dtype=float32",
         f"gen.images.generate_size={random_weights.TINY_SIDE}", "gen.images.size=16", "gen.images.batch_size=2",
         "gen.balance.t=0", "gen.balance.target_size=100", "gen.recaption.engine=transformers",
-        f"gen.recaption.model={random_weights.llava(tmp_path / 'llava', ['word'])}", "gen.recaption.batch_size=2",
+        f"gen.recaption.model={llava(tmp_path / 'llava', ['word'])}", "gen.recaption.batch_size=2",
         "gen.recaption.dtype=float32", "gen.recaption.max_new_tokens=4",
     )  # fmt: skip
     try:
