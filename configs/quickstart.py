@@ -8,7 +8,7 @@ differs from the paper beside size is said where it differs. `make quickstart` r
 """
 
 from synthclip_jax.config import default_config
-from synthclip_jax.schema import OPENAI_MEAN, OPENAI_STD
+from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
 
 
 def get_config():

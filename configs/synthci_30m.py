@@ -21,7 +21,7 @@ zero-shot 30.5.
 import math
 
 from synthclip_jax.config import default_config
-from synthclip_jax.schema import IMAGENET_MEAN, IMAGENET_STD, PAPER_PROMPT
+from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, PAPER_PROMPT
 
 
 def get_config():

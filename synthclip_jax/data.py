@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from synthclip_jax.augment import Augment
+from synthclip_jax.config.sources import SourceSpec, parse_sources
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.loader import Example, Fill, Loader
 from synthclip_jax.pictures import MAX_PIXELS, Picture, PictureError, decode_picture
@@ -33,7 +34,6 @@ from synthclip_jax.readers.agreement import agreeing
 from synthclip_jax.readers.recaptions import recaptioned
 from synthclip_jax.readers.subset import part_of
 from synthclip_jax.records import RecordError
-from synthclip_jax.sources import SourceSpec, parse_sources
 
 # `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad picture.
 MOST_SKIPPED_IN_A_ROW = 100

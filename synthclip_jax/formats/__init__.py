@@ -10,10 +10,10 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 
 
 class FormatError(UserError, ValueError):

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.formats import (
     MOST_HEADS,
     MOST_LAYERS,
@@ -22,7 +23,6 @@ from synthclip_jax.formats import (
     usual_preprocess,
 )
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.schema import OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.tokenizer import END_ID, START_ID
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"

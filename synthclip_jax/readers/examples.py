@@ -10,6 +10,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import cause_of_name
 from synthclip_jax.files.locations import Location, is_url, location, size_of
@@ -28,7 +29,6 @@ from synthclip_jax.records import (
     parse_index,
     scan_index,
 )
-from synthclip_jax.sources import SourceSpec
 
 
 class Payloads(Protocol):

@@ -7,10 +7,10 @@ as they were encoded. So our own reader of Examples serves, and TFDS only says w
 import dataclasses
 import pathlib
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.files import state_files
 from synthclip_jax.readers.examples import ExampleReader, open_tfrecords
 from synthclip_jax.records import RecordError
-from synthclip_jax.sources import SourceSpec
 
 
 def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:

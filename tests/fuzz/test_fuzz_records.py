@@ -13,10 +13,10 @@ import ftfy
 import pytest
 from mutations import MANY, how_many, limits, mutations
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.errors import UserError
 from synthclip_jax.readers import captions, open_reader
 from synthclip_jax.records import INDEX_SUFFIX, RecordError, frame_shard, serialize_example
-from synthclip_jax.sources import SourceSpec
 from synthclip_jax.tokenizer import Tokenizer
 
 TEXTS = [f"caption {i}" for i in range(6)]

@@ -14,11 +14,11 @@ import tempfile
 import pytest
 from mutations import MANY, how_many, limits, mutations
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.errors import UserError
 from synthclip_jax.readers import offsets, open_reader
 from synthclip_jax.readers.captions import CaptionError, problem
 from synthclip_jax.readers.tars import tar_members
-from synthclip_jax.sources import SourceSpec
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 BLOCK = 512

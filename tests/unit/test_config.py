@@ -9,7 +9,7 @@ import pytest
 
 from gen.image_engines import Sampler, sampler_of
 from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, load_saved, plain
-from synthclip_jax.sources import parse_sources
+from synthclip_jax.config.sources import parse_sources
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 

@@ -14,9 +14,9 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 from toy_dataset import caption, jpeg, picture, write_dataset
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.readers import MissingKey, Sample, examples, offsets, open_reader, tar_scan, tars
 from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard, serialize_example
-from synthclip_jax.sources import SourceSpec
 
 EXAMPLES = 10
 SAMPLES = [Sample(jpeg(picture(i)), (caption(i),)) for i in range(EXAMPLES)]

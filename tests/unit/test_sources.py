@@ -3,7 +3,7 @@
 import pytest
 
 from synthclip_jax.config import ConfigError, default_config, from_plain, load_config, plain
-from synthclip_jax.sources import SourceSpec, parse_sources
+from synthclip_jax.config.sources import SourceSpec, parse_sources
 
 
 def parse(*sources):

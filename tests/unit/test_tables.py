@@ -7,10 +7,10 @@ import pytest
 from toy_dataset import jpeg, picture
 
 from synthclip_jax.config import default_config
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data import open_dataset
 from synthclip_jax.readers import MissingKey, open_reader
 from synthclip_jax.records import RecordError
-from synthclip_jax.sources import SourceSpec
 
 HEADER = "filepath,title\n"
 

@@ -10,10 +10,10 @@ import time
 import pytest
 from toy_dataset import jpeg, picture
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.readers import offsets, open_reader
 from synthclip_jax.readers.tar_scan import MAX_END, scan_tar
 from synthclip_jax.records import RecordError
-from synthclip_jax.sources import SourceSpec
 
 BLOCK = 512
 RECORD = 10_240

@@ -8,9 +8,9 @@ import tarfile
 import pytest
 from toy_dataset import caption, jpeg, picture
 
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.readers import MissingKey, open_reader
 from synthclip_jax.records import RecordError
-from synthclip_jax.sources import SourceSpec
 
 IMAGES = [jpeg(picture(i)) for i in range(4)]
 TEXTS = [caption(i) for i in range(4)]

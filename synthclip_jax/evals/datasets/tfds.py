@@ -40,9 +40,9 @@ class Prepared:
     class_counts = None
 
     def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
+        from synthclip_jax.config.sources import SourceSpec
         from synthclip_jax.readers.tfds import open_tfds, prepared_folder
         from synthclip_jax.records import RecordError
-        from synthclip_jax.sources import SourceSpec
 
         self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
         self.left_out, self.notes = LeftOut("records"), list[str]()

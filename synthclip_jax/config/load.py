@@ -1,7 +1,7 @@
 """Loads a config file, applies `--config.section.key=value` overrides, and checks everything before any work.
 
 A config file is a Python file with `get_config()`, which takes `default_config()`, changes real values and returns it.
-What exists, its type and its bounds are in `synthclip_jax.schema`.
+What exists, its type and its bounds are in `synthclip_jax.config.schema`.
 
 `FILE.py:2M,epochs=10` calls `get_config("2M", epochs="10")`, where a file describes several experiments.
 """
@@ -22,11 +22,11 @@ from typing import Any
 
 import ml_collections
 
+from synthclip_jax.config.schema import IMAGE_SCHEDULERS, SCHEMA, Field, Tree
+from synthclip_jax.config.sources import parse_sources
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals.datasets import DatasetError, DatasetSpec
 from synthclip_jax.presence import language_problem
-from synthclip_jax.schema import IMAGE_SCHEDULERS, SCHEMA, Field, Tree
-from synthclip_jax.sources import parse_sources
 
 
 class ConfigError(UserError, ValueError):
@@ -277,7 +277,7 @@ def _nearest(key: str) -> str:
         names = difflib.get_close_matches(last, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.6)
         near = [k for k in keys if names and k.rpartition(".")[2] == names[0]]
         near = sorted(near, key=lambda k: -difflib.SequenceMatcher(None, k, key).ratio())[:1]
-    return f"Did you mean {near[0]}?" if near else "See synthclip_jax/schema.py for all keys."
+    return f"Did you mean {near[0]}?" if near else "See synthclip_jax/config/schema.py for all keys."
 
 
 def _check_tree(config: Any, tree: Tree, prefix: str) -> Iterator[str]:
