@@ -59,7 +59,7 @@ def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
     """Resizes (bicubic, PIL's default, as in the paper) if needed and encodes; None if the result does not decode."""
     from PIL import Image
 
-    from synthclip_jax.pictures import PictureError, check_picture
+    from synthclip_jax.images.decoding import PictureError, check_picture
 
     image = Image.fromarray(picture)
     if image.size != (size, size):

@@ -130,7 +130,7 @@ class RecaptionWorker:
 
 
 def _decoded(data: bytes) -> Any:
-    from synthclip_jax.pictures import PictureError, open_picture
+    from synthclip_jax.images.decoding import PictureError, open_picture
 
     try:
         return open_picture(data).convert("RGB")

@@ -12,7 +12,7 @@ from gen.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import Location, location
-from synthclip_jax.pictures import PictureError, check_picture
+from synthclip_jax.images.decoding import PictureError, check_picture
 from synthclip_jax.readers import recaptions
 from synthclip_jax.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from synthclip_jax.pictures import Picture, decode_picture
+from synthclip_jax.images.decoding import Picture, decode_picture
 from synthclip_jax.preprocess import INTERPOLATIONS
 
 __all__ = ("Augment", "Picture", "decode_picture", "draw_crop", "resize")

@@ -26,9 +26,9 @@ from jaxtyping import Int32
 
 from synthclip_jax.augment import Augment
 from synthclip_jax.config.sources import SourceSpec, parse_sources
+from synthclip_jax.images.decoding import MAX_PIXELS, Picture, PictureError, decode_picture
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.loader import Example, Fill, Loader
-from synthclip_jax.pictures import MAX_PIXELS, Picture, PictureError, decode_picture
 from synthclip_jax.readers import Reader, open_reader
 from synthclip_jax.readers.agreement import agreeing
 from synthclip_jax.readers.recaptions import recaptioned

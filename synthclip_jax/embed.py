@@ -33,8 +33,8 @@ from synthclip_jax.embeddings import DamagedPart, EmbeddingError, Part, Parts
 from synthclip_jax.errors import command, explain
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import regular_files
+from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.picture_headers import IMAGE_EXTENSIONS
 
 READERS = 16  # files opened at once: on network storage that is mostly waiting
 AHEAD = 1024  # files read ahead of the decoding

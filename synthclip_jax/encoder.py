@@ -26,9 +26,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from synthclip_jax.evals import EvaluationError
+from synthclip_jax.images.decoding import MAX_PIXELS, PictureError, open_picture
 from synthclip_jax.left_out import printable
 from synthclip_jax.loader import thread_count
-from synthclip_jax.pictures import MAX_PIXELS, PictureError, open_picture
 from synthclip_jax.preprocess import Preprocess
 from synthclip_jax.tokenizer import Tokenizer, encode
 

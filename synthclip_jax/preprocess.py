@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from synthclip_jax.pictures import PictureError, open_picture
+from synthclip_jax.images.decoding import PictureError, open_picture
 
 __all__ = ("INTERPOLATIONS", "PictureError", "Preprocess", "normalise", "open_picture")
 

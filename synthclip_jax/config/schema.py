@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax.picture_headers import MAX_PIXELS
+from synthclip_jax.images.headers import MAX_PIXELS
 from synthclip_jax.presence import LANGUAGES
 
 PAPER_PROMPT = (

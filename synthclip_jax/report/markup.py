@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from synthclip_jax.pictures import PictureError, open_picture
+from synthclip_jax.images.decoding import PictureError, open_picture
 
 VOID = frozenset({"br", "hr", "img", "link", "meta"})
 THUMBNAIL = 144  # side of the largest picture put in the page, pixels

@@ -10,7 +10,7 @@ from fuzz.mutations import MANY, how_many, limits, mutations
 from PIL import Image
 from toy_pictures import encode, photo
 
-from synthclip_jax.pictures import PictureError, check_picture, decode_picture, open_picture
+from synthclip_jax.images.decoding import PictureError, check_picture, decode_picture, open_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PIL warns of damaged metadata
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from toy_pictures import encode, jpeg_of, photo
 
-from synthclip_jax.pictures import IMAGE_EXTENSIONS, PictureError, check_picture, decode_picture, open_picture
+from synthclip_jax.images.decoding import IMAGE_EXTENSIONS, PictureError, check_picture, decode_picture, open_picture
 
 GREY = np.asarray(photo(60, 44).convert("L"))
 ORDINARY = [  # format, mode, how it is saved
@@ -266,7 +266,7 @@ BOMBS = {
 
 TRY = """
 import pathlib, resource, sys, time
-from synthclip_jax.pictures import PictureError, check_picture, decode_picture, open_picture
+from synthclip_jax.images.decoding import PictureError, check_picture, decode_picture, open_picture
 for name in sys.argv[1:]:
     data, verdicts, started = pathlib.Path(name).read_bytes(), [], time.process_time()
     for decode in (decode_picture, check_picture, open_picture):

@@ -27,8 +27,8 @@ from synthclip_jax.evals.datasets.spec import (
 from synthclip_jax.evals.datasets.webdataset import own_templates
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import OUTSIDE, File
+from synthclip_jax.images.decoding import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import printable
-from synthclip_jax.pictures import IMAGE_EXTENSIONS
 
 
 class ImageFolder:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from synthclip_jax.evals.datasets import splits
 from synthclip_jax.evals.datasets.spec import DatasetError, MissingDataset
 from synthclip_jax.files.folders import Walker
-from synthclip_jax.pictures import IMAGE_EXTENSIONS
+from synthclip_jax.images.decoding import IMAGE_EXTENSIONS
 
 MAX_DEPTH = 32  # folders below each other: more is no way to order pictures
 

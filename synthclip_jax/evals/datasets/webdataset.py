@@ -33,8 +33,8 @@ from synthclip_jax.evals.datasets.spec import (
     missing_folder,
 )
 from synthclip_jax.files import text_files
+from synthclip_jax.images.decoding import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.pictures import IMAGE_EXTENSIONS
 from synthclip_jax.readers import captions
 from synthclip_jax.readers.tar_examples import NO_CAPTION, NO_IMAGE, Grouped, group
 from synthclip_jax.readers.tar_scan import REMEDY, scan_tar

@@ -19,7 +19,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, TiffImagePlugin
 
-from synthclip_jax.picture_headers import (
+from synthclip_jax.images.headers import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
     PNG_SIGNATURE,

@@ -1,0 +1,1 @@
+"""Images as files: what their headers claim, and their pixels."""
