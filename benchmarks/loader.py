@@ -195,7 +195,7 @@ def ours(folder: pathlib.Path, batch: int) -> Batches:
     """The training loader with its default settings."""
     from synthclip_jax.config import default_config
     from synthclip_jax.data import make_loader, open_dataset
-    from synthclip_jax.tokenizer import Tokenizer
+    from synthclip_jax.text.tokenizer import Tokenizer
 
     data = default_config().data
     data.update(image_size=CROP, crop_scale=SCALE, crop_ratio=RATIO, interpolation="bilinear")
@@ -207,7 +207,7 @@ def tf_data(folder: pathlib.Path, batch: int) -> Batches:
     """The pipeline that TensorFlow's guides advise for such data."""
     import tensorflow as tf
 
-    from synthclip_jax.tokenizer import Tokenizer
+    from synthclip_jax.text.tokenizer import Tokenizer
 
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "caption")}
 

@@ -49,7 +49,7 @@ from gen.store import (
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import write_stream
-from synthclip_jax.presence import normalise
+from synthclip_jax.text.presence import normalise
 
 WORTH_A_PROCESS = 100_000  # captions: to match them takes about as long as to start a process and read the bank there
 _matcher_here: "MatchWorker | None" = None  # of a process that matches for another

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gen.concept_files import ConceptFile, is_file_name, read_file
 from gen.concept_tables import BankError
-from synthclip_jax.presence import Presence, normalise
+from synthclip_jax.text.presence import Presence, normalise
 
 _WORD = re.compile(r"[^\W_]+")
 # Letters that are not their base letter and an accent to Unicode.

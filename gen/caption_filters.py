@@ -28,7 +28,7 @@ from gen.answers import LONGEST, Answer, settled
 from gen.answers import clean as clean
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import printable
-from synthclip_jax.presence import Presence
+from synthclip_jax.text.presence import Presence
 
 NO_CONCEPT = "no_concept"
 TOO_SHORT = "too_short"

@@ -11,7 +11,7 @@ from gen.concept_files import is_file_name, read_file
 from gen.concept_sources import Brought, wordnet_folder
 from gen.store import PlanMismatch, sha256
 from synthclip_jax.files.locations import Location
-from synthclip_jax.presence import normalise
+from synthclip_jax.text.presence import normalise
 
 
 def _texts_digest(texts: Iterable[str]) -> str:

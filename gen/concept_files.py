@@ -22,7 +22,7 @@ from typing import Any
 from gen.concept_tables import HEADERS, ID, BankError, Row, TableReader, parse_json
 from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut, printable
-from synthclip_jax.presence import normalise
+from synthclip_jax.text.presence import normalise
 
 LINES = (".txt", ".lst", ".list", ".names")
 TABLES = {".csv": ",", ".tsv": "\t"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.presence import normalise
+from synthclip_jax.text.presence import normalise
 
 NAMES = (
     *("name", "display_name", "displayname", "label", "label_name", "class", "class_name", "classname", "concept"),

@@ -22,7 +22,7 @@ from synthclip_jax.config import plain
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.presence import UNSPACED, WRAPPED, Presence, is_unspaced, normalise
+from synthclip_jax.text.presence import UNSPACED, WRAPPED, Presence, is_unspaced, normalise
 
 # Where a file lies says nothing about what is in it: its texts are compared (`contents` in bank.json).
 _PATHS = ("wordnet_path", "metaclip_path", "lists", "block_list")

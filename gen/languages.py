@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from synthclip_jax.presence import ELIDING, LANGUAGES, UNSPACED, LanguageError, is_in_script
+from synthclip_jax.text.presence import ELIDING, LANGUAGES, UNSPACED, LanguageError, is_in_script
 
 # Those that a caption could be mistaken for letter by letter; other scripts show by having no word in the list.
 RIVALS = ("de", "en", "es", "fr", "id", "it", "nl", "pl", "pt", "sv", "tr", "vi")

@@ -1,4 +1,4 @@
-"""Which concepts a caption contains, fast: the rule of `synthclip_jax.presence`, for a whole bank at once.
+"""Which concepts a caption contains, fast: the rule of `synthclip_jax.text.presence`, for a whole bank at once.
 
 In English that is MetaCLIP's definition (arXiv 2309.16671): put a space before and after each of , . ; : ? ! ` and turn
 tab, newline and carriage return into spaces; pad the text and each concept with one space at both ends; a concept
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from gen.keep_rate import Matches
-from synthclip_jax.presence import WRAPPED as WRAPPED
-from synthclip_jax.presence import Presence
-from synthclip_jax.presence import space_text as space_text
+from synthclip_jax.text.presence import WRAPPED as WRAPPED
+from synthclip_jax.text.presence import Presence
+from synthclip_jax.text.presence import space_text as space_text
 
 AT_ONCE = 1000  # captions searched in one call: a block of text that stays in the processor's cache
 

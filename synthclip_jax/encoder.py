@@ -30,7 +30,7 @@ from synthclip_jax.images.decoding import MAX_PIXELS, PictureError, open_picture
 from synthclip_jax.left_out import printable
 from synthclip_jax.loader import thread_count
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.tokenizer import Tokenizer, encode
+from synthclip_jax.text.tokenizer import Tokenizer, encode
 
 TEXT_STEP = 16  # tokens: rows of text are cut to the multiple of this that holds a batch's longest one
 WINDOW = 32  # batches of text that are tokenised at once, and sorted by their length

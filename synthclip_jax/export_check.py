@@ -23,7 +23,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.import_weights import read_foreign
 from synthclip_jax.models import make_model
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.text.tokenizer import Tokenizer
 
 FEATURES = 1e-4  # largest difference of an embedding's values
 PIXELS = 1 / 255  # of a pixel between 0 and 1

@@ -41,7 +41,7 @@ from synthclip_jax.records import dataset_folder, dataset_name
 from synthclip_jax.sheet import compile_sheet, start_sheet
 from synthclip_jax.step import TrainState, make_program, seed_key
 from synthclip_jax.step_log import StepLog
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.text.tokenizer import Tokenizer
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer
 from synthclip_jax.workdir.versions import find_version

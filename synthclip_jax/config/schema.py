@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthclip_jax.images.headers import MAX_PIXELS
-from synthclip_jax.presence import LANGUAGES
+from synthclip_jax.text.presence import LANGUAGES
 
 PAPER_PROMPT = (
     "Write one image caption that contains the concept '{concept}' and describes what can be seen in a scene around it."

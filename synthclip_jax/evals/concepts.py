@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.files import state_files, text_files
-from synthclip_jax.presence import Presence, is_unspaced, normalise
+from synthclip_jax.text.presence import Presence, is_unspaced, normalise
 from synthclip_jax.workdir.versions import stage_folder
 
 IN, NEAR, OUT = "in the bank", "near the bank", "out of the bank"

@@ -12,7 +12,7 @@ import json
 import pathlib
 from typing import Any
 
-from synthclip_jax.tokenizer import END_ID, END_TOKEN, START_ID, START_TOKEN, WORD, merges, vocabulary
+from synthclip_jax.text.tokenizer import END_ID, END_TOKEN, START_ID, START_TOKEN, WORD, merges, vocabulary
 
 # What OpenAI calls the two tokens and transformers took over; the ids are the same.
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -76,7 +76,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def cleaning() -> Any:
-    """A `tokenizers` normalizer that does what `synthclip_jax.tokenizer.clean` does, as far as replacements can."""
+    """A `tokenizers` normalizer that does what `synthclip_jax.text.tokenizer.clean` does, as far as replacements can."""
     import ftfy  # noqa: F401  # knows the encoding sloppy-windows-1252
     from ftfy.chardata import CONTROL_CHARS, LIGATURES, WIDTH_MAP
     from tokenizers import Regex, normalizers

@@ -23,7 +23,7 @@ from synthclip_jax.formats import (
     usual_preprocess,
 )
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.tokenizer import END_ID, START_ID
+from synthclip_jax.text.tokenizer import END_ID, START_ID
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthclip_jax.files import text_files
 from synthclip_jax.records import RecordError
-from synthclip_jax.tokenizer import clean, encode
+from synthclip_jax.text.tokenizer import clean, encode
 
 MAX_CHARACTERS = 100_000  # a model reads some 300 of them; more is a file put into the wrong place
 MAX_BYTES = 16 * 2**20  # of the text or JSON file that holds a caption

@@ -18,7 +18,7 @@ from gen.store import StageStore, to_json
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files, text_files
-from synthclip_jax.presence import normalise
+from synthclip_jax.text.presence import normalise
 
 pytest.importorskip("wordfreq")
 

@@ -14,7 +14,7 @@ from toy_processes import Training, assert_same_run, checkpoints, last_step, log
 
 from synthclip_jax import data
 from synthclip_jax.checkpoint import checkpoint_folder
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 

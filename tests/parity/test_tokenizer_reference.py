@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.text.tokenizer import Tokenizer
 
 pytest.importorskip("torch")
 
@@ -76,6 +76,6 @@ def test_token_ids_equal_open_clips_on_1000_hard_strings(context_length):
 
 def test_the_vocabulary_equals_open_clips():
     open_clip = pytest.importorskip("open_clip")
-    from synthclip_jax import tokenizer
+    from synthclip_jax.text import tokenizer
 
     assert tokenizer.vocabulary() == open_clip.tokenizer.SimpleTokenizer().encoder

@@ -18,7 +18,7 @@ from gen.answers import Answer
 from gen.caption_filters import NothingAcceptedError
 from gen.store import PlanMismatch, StageStore
 from synthclip_jax.config import load_config
-from synthclip_jax.presence import Presence, normalise
+from synthclip_jax.text.presence import Presence, normalise
 
 pq = pytest.importorskip("pyarrow.parquet")
 

@@ -198,7 +198,7 @@ PROGRAM = """
 import multiprocessing, sys, time
 from synthclip_jax.config import default_config
 from synthclip_jax.data import make_loader, open_dataset
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.text.tokenizer import Tokenizer
 
 data = default_config().data
 data.update(workers=1, image_size=32)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gen import languages
 from gen.caption_filters import NO_CONCEPT, CaptionFilters
 from synthclip_jax.config import ConfigError, default_config, load_config
-from synthclip_jax.presence import LANGUAGES, REFUSED, SPACED, UNSPACED, Presence, normalise
+from synthclip_jax.text.presence import LANGUAGES, REFUSED, SPACED, UNSPACED, Presence, normalise
 
 pytest.importorskip("ahocorasick_rs")
 from gen.matching import Matcher

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from synthclip_jax.tokenizer import END_ID, START_ID, VOCABULARY_SIZE, Tokenizer, clean, encode, merges, vocabulary
+from synthclip_jax.text.tokenizer import END_ID, START_ID, VOCABULARY_SIZE, Tokenizer, clean, encode, merges, vocabulary
 
 
 def test_a_row_is_start_token_text_end_token_zeros():
@@ -67,7 +67,7 @@ def test_spelled_out_special_tokens_are_words_of_their_own():
 
 def test_importing_the_tokenizer_loads_neither_jax_nor_tokenizers():
     code = (
-        "import sys, synthclip_jax.tokenizer;"
+        "import sys, synthclip_jax.text.tokenizer;"
         "assert not {'jax', 'flax', 'tokenizers', 'ftfy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from synthclip_jax.formats import tokenizer_files
-from synthclip_jax.tokenizer import END_ID, Tokenizer, clean
+from synthclip_jax.text.tokenizer import END_ID, Tokenizer, clean
 
 # Each of them is changed by the cleaning, or hard to split.
 TEXTS = (

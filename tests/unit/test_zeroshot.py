@@ -18,7 +18,7 @@ from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
 from synthclip_jax.models import make_model
 from synthclip_jax.preprocess import Preprocess
-from synthclip_jax.tokenizer import Tokenizer
+from synthclip_jax.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

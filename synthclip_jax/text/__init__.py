@@ -1,0 +1,1 @@
+"""Texts: their tokens, and whether a concept is in one."""
