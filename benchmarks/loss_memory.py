@@ -31,8 +31,8 @@ def temporary_bytes(loss: str, method: str, devices: int, batch: int) -> int:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from synthclip_jax.devices.sharding import batch_sharding, make_mesh
     from synthclip_jax.losses import make_loss
-    from synthclip_jax.sharding import batch_sharding, make_mesh
 
     mesh = make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
     settings = types.SimpleNamespace(loss=loss, loss_method=method, loss_block=BLOCK)

@@ -48,10 +48,10 @@ from synthclip_jax.checkpoint_files import (
     write_checksums,
     write_evaluation,
 )
-from synthclip_jax.distributed import by_first, gather_texts, of_first
+from synthclip_jax.devices.distributed import by_first, gather_texts, of_first
+from synthclip_jax.devices.sharding import path_name
 from synthclip_jax.errors import UserError
 from synthclip_jax.models import make_model
-from synthclip_jax.sharding import path_name
 
 # What is written and read here, and where it lies.
 __all__ = ["CheckpointError", "Checkpoints", "LoadedModel", "Restored", "checkpoint_digest", "checkpoint_folder"]

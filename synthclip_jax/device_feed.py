@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, UInt8
 
-from synthclip_jax import sharding
+from synthclip_jax.devices import sharding
 from synthclip_jax.loader import Loader
 
 

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config import ConfigError
-from synthclip_jax.sharding import path_name
+from synthclip_jax.devices.sharding import path_name
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 

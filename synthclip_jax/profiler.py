@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from synthclip_jax.distributed import say
+from synthclip_jax.devices.distributed import say
 
 
 class Profiler:

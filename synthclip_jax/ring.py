@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from synthclip_jax.sharding import AXES, BATCH_AXES, batch_shards
+from synthclip_jax.devices.sharding import AXES, BATCH_AXES, batch_shards
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # finite, so that no difference of two maxima is NaN
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from synthclip_jax import flops, sharding
+from synthclip_jax import flops
 from synthclip_jax.data import Pairs
-from synthclip_jax.distributed import say
+from synthclip_jax.devices import sharding
+from synthclip_jax.devices.distributed import say
 from synthclip_jax.models import parameter_table
 from synthclip_jax.optim import Length
 from synthclip_jax.training.claim import versions

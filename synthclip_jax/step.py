@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
-from synthclip_jax import sharding
+from synthclip_jax.devices import sharding
 from synthclip_jax.flops import kept_patches
 from synthclip_jax.losses import make_loss
 from synthclip_jax.models import make_model

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from synthclip_jax import flops
 from synthclip_jax.checkpoint import Checkpoints
-from synthclip_jax.distributed import say
+from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import UserError
 from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.optim import Length

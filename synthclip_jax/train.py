@@ -25,10 +25,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import data, distributed, evaluate, host_memory, sharding, verify
+from synthclip_jax import data, evaluate, verify
 from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.device_feed import DeviceFeed
-from synthclip_jax.distributed import say
+from synthclip_jax.devices import distributed, host_memory, sharding
+from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets

@@ -26,7 +26,7 @@ from synthclip_jax.plan.chips import GIB, Topology, TopologyError
 def main(argv: Sequence[str] | None = None) -> int:
     ahead.quiet_libtpu()
     from synthclip_jax import config as config_lib
-    from synthclip_jax.sharding import MeshError
+    from synthclip_jax.devices.sharding import MeshError
 
     parser = argparse.ArgumentParser(prog="python -m synthclip_jax.plan", description=__doc__.splitlines()[0])
     config_lib.add_config_argument(parser)
@@ -85,7 +85,7 @@ def _arithmetic(topology: Topology):
 
 
 def _say_what(config: Any, topology: Topology) -> None:
-    from synthclip_jax.sharding import mesh_shape
+    from synthclip_jax.devices.sharding import mesh_shape
 
     mesh = mesh_shape(config.train.mesh, topology.chips)
     shards = mesh["data"] * mesh["fsdp"]

@@ -62,7 +62,7 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
     import jax
     from jax.experimental import topologies
 
-    from synthclip_jax import sharding
+    from synthclip_jax.devices import sharding
     from synthclip_jax.plan.estimate import any_length, state_bytes
     from synthclip_jax.step import make_program
 

@@ -16,7 +16,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import flops, sharding
+from synthclip_jax import flops
+from synthclip_jax.devices import sharding
 from synthclip_jax.models import make_model
 from synthclip_jax.optim import Length, trainable_mask
 from synthclip_jax.plan.chips import Topology

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from synthclip_jax.devices.sharding import mesh_shape
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.estimate import Work, estimate, with_changes, work
-from synthclip_jax.sharding import mesh_shape
 
 REMAT = ("none", "dots", "full")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from synthclip_jax import __version__
 from synthclip_jax import config as config_lib
-from synthclip_jax.distributed import is_main, say
+from synthclip_jax.devices.distributed import is_main, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.preprocess import Preprocess

@@ -14,7 +14,7 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from synthclip_jax.distributed import by_first, say
+from synthclip_jax.devices.distributed import by_first, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.storage import explained

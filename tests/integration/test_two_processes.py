@@ -43,7 +43,8 @@ sys.exit(train.main())
 # Training that writes down the captions of every batch that goes into a step.
 RECORDING = """
 import json, pathlib, sys, jax
-from synthclip_jax import checkpoint, sharding, train
+from synthclip_jax import checkpoint, train
+from synthclip_jax.devices import sharding
 
 workdir = pathlib.Path.cwd()
 step = max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)

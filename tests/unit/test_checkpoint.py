@@ -23,8 +23,8 @@ from synthclip_jax.checkpoint import (
     saved_steps,
 )
 from synthclip_jax.checkpoint_files import write_checksums
+from synthclip_jax.devices.sharding import infer_shardings, make_mesh
 from synthclip_jax.models import make_model
-from synthclip_jax.sharding import infer_shardings, make_mesh
 
 
 def tiny_config():

@@ -8,9 +8,9 @@ import pytest
 
 from synthclip_jax.config import default_config
 from synthclip_jax.device_feed import DeviceFeed
+from synthclip_jax.devices.sharding import make_mesh
 from synthclip_jax.loader import Batch
 from synthclip_jax.records import RecordError
-from synthclip_jax.sharding import make_mesh
 
 
 def batch(step):

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from synthclip_jax.distributed import StopRequest, _has_company, _local_devices, gather_texts, of_first
+from synthclip_jax.devices.distributed import StopRequest, _has_company, _local_devices, gather_texts, of_first
 
 SLURM = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}
 

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from synthclip_jax.host_memory import keep_freed_memory
+from synthclip_jax.devices.host_memory import keep_freed_memory
 
 if "keep" in sys.argv and not keep_freed_memory():
     sys.exit("not for this machine")

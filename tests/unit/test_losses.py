@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from synthclip_jax.devices.sharding import batch_sharding, make_mesh
 from synthclip_jax.losses import make_loss, softmax_loss
-from synthclip_jax.sharding import batch_sharding, make_mesh
 
 
 def unit_rows(seed: int, rows: int, width: int = 16):

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from synthclip_jax.config import default_config, load_config
+from synthclip_jax.devices.sharding import make_mesh
 from synthclip_jax.models import make_model, parameter_count
 from synthclip_jax.plan import search
 from synthclip_jax.plan.__main__ import main
@@ -14,7 +15,6 @@ from synthclip_jax.plan.chips import CHIPS, GIB, Topology, TopologyError
 from synthclip_jax.plan.estimate import Work, estimate, with_changes, work
 from synthclip_jax.plan.roofline import roofline
 from synthclip_jax.plan.traffic import traffic
-from synthclip_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from synthclip_jax.config import default_config
-from synthclip_jax.models import make_model
-from synthclip_jax.optim import Length, make_optimizer
-from synthclip_jax.sharding import (
+from synthclip_jax.devices.sharding import (
     RULES,
     MeshError,
     batch_sharding,
@@ -23,6 +21,8 @@ from synthclip_jax.sharding import (
     path_name,
     shard_batch,
 )
+from synthclip_jax.models import make_model
+from synthclip_jax.optim import Length, make_optimizer
 
 
 def mesh_of(data=1, fsdp=1, tensor=1, devices=None):

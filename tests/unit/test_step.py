@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import toy_config
 
-from synthclip_jax import sharding
 from synthclip_jax.config import ConfigError, check, digest
+from synthclip_jax.devices import sharding
 from synthclip_jax.optim import Length
 from synthclip_jax.step import make_program
 
