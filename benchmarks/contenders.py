@@ -36,7 +36,7 @@ def ours(config: Any) -> Contender:
     import jax.numpy as jnp
 
     from synthclip_jax.devices.sharding import make_mesh
-    from synthclip_jax.models import parameter_count
+    from synthclip_jax.model.towers import parameter_count
     from synthclip_jax.optim import Length
     from synthclip_jax.step import make_program, seed_key
 

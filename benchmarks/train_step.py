@@ -6,7 +6,7 @@
 
 Same model (`configs/synthci_30m.py`: ViT-B/16 at 224 pixels, 77 tokens), batch, precision and optimizer, one synthetic
 batch on the device, one process each. MFU = 3 x forward FLOPs of both towers x samples per second / dense bf16 peak of
-the device, for all contenders (`synthclip_jax.flops`). Memory is the most that was in use on the device, or of the
+the device, for all contenders (`synthclip_jax.model.flops`). Memory is the most that was in use on the device, or of the
 whole process where the device has none of its own. `--small` is for CPUs: a small model in float32; there the
 contenders take turns, on a GPU they follow each other. The last number is our speed over that of open_clip under
 `torch.compile` (or eager, or the only other one, where `--only` leaves that).
@@ -175,8 +175,8 @@ def main() -> None:
 
 
 def _compare_steps(arguments: argparse.Namespace) -> dict[str, Any]:
-    from synthclip_jax import flops
     from synthclip_jax.config import ConfigError, from_plain, load_config, plain
+    from synthclip_jax.model import flops
 
     base = SMALL if arguments.small else ()
     batch = arguments.batch_size or (32 if arguments.small else 512)

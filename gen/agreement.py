@@ -32,7 +32,7 @@ class AgreementWorker:
     """Scores the pairs of one shard after another.
 
     Args:
-      encoder: a checkpoint as a function; see `synthclip_jax.encoder`.
+      encoder: a checkpoint as a function; see `synthclip_jax.model.encoder`.
       folder: of the dataset.
     """
 
@@ -118,7 +118,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         ) from error
 
     def make_worker() -> AgreementWorker:
-        from synthclip_jax.encoder import load_encoder
+        from synthclip_jax.model.encoder import load_encoder
 
         return AgreementWorker(load_encoder(settings.checkpoint, step, settings.batch_size), data)
 
@@ -158,8 +158,8 @@ def summary(records: Any) -> dict[str, Any]:
 
 def _identity(settings: Any) -> tuple[int, str]:
     """The step of the checkpoint and a digest that tells it from others, wherever it is moved to; loads no model."""
-    from synthclip_jax.checkpoint import CheckpointError, checkpoint_folder, saved_steps
-    from synthclip_jax.checkpoint_files import step_of
+    from synthclip_jax.model.checkpoint import CheckpointError, checkpoint_folder, saved_steps
+    from synthclip_jax.model.checkpoint_files import step_of
 
     place = pathlib.Path(settings.checkpoint).expanduser().absolute()
     steps = saved_steps(checkpoint_folder(place))

@@ -260,7 +260,7 @@ def measure_agreement(config: Any, texts: Sequence[str]) -> Rate:
     import numpy as np
 
     from gen.images import encode_jpeg
-    from synthclip_jax.encoder import load_encoder
+    from synthclip_jax.model.encoder import load_encoder
 
     settings, images = config.gen.agreement, config.gen.images
     step = None if settings.step < 0 else settings.step

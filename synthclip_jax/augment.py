@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from synthclip_jax.images.decoding import Picture, decode_picture
-from synthclip_jax.preprocess import INTERPOLATIONS
+from synthclip_jax.model.preprocess import INTERPOLATIONS
 
 __all__ = ("Augment", "Picture", "decode_picture", "draw_crop", "resize")
 
@@ -52,7 +52,7 @@ def resize(image: Picture, size: int, interpolation: str) -> UInt8[np.ndarray, "
     """Resamples a window to a square.
 
     Bilinear is PIL's to within a grey level. OpenCV's bicubic kernel is a little sharper than PIL's, which is of no
-    account under random crops and costs a tenth (evaluation uses PIL: `synthclip_jax.preprocess`).
+    account under random crops and costs a tenth (evaluation uses PIL: `synthclip_jax.model.preprocess`).
     """
     if max(image.shape[0], image.shape[1]) < ANTIALIAS_FROM * size:
         return cv2.resize(image, (size, size), interpolation=_OPENCV_INTERPOLATIONS[interpolation])

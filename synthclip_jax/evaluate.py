@@ -143,7 +143,7 @@ def evaluate_paper(
 
 def newest_step(workdir: str | pathlib.Path) -> int:
     """The step of the newest checkpoint; 0 if there is none, and loading it then says what to do."""
-    from synthclip_jax import checkpoint
+    from synthclip_jax.model import checkpoint
 
     return max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
 
@@ -154,15 +154,15 @@ def checkpoint_digest(workdir: str | pathlib.Path, step: int) -> str:
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    from synthclip_jax import checkpoint
+    from synthclip_jax.model import checkpoint
 
     return checkpoint.checkpoint_digest(checkpoint.find_checkpoint(workdir, step))
 
 
 def load_model(workdir: str | pathlib.Path, step: int) -> Any:
     """A checkpoint's model, its parameters on all devices."""
-    from synthclip_jax import checkpoint
-    from synthclip_jax.encoder import on_all_devices
+    from synthclip_jax.model import checkpoint
+    from synthclip_jax.model.encoder import on_all_devices
 
     model = checkpoint.load_model(workdir, step)
     return model._replace(params=on_all_devices(model.params))
@@ -216,7 +216,7 @@ def describe(
     """What a result file says of each test set: how it is evaluated, and what its numbers are made from.
 
     Args:
-      weights: digest of the checkpoint, see `synthclip_jax.checkpoint.checkpoint_digest`.
+      weights: digest of the checkpoint, see `synthclip_jax.model.checkpoint.checkpoint_digest`.
     """
     described = {}
     for dataset in datasets:

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from PIL import Image
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.checkpoint import LoadedModel
 from synthclip_jax.errors import UserError
 from synthclip_jax.import_weights import read_foreign
-from synthclip_jax.models import make_model
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.checkpoint import LoadedModel
+from synthclip_jax.model.preprocess import Preprocess
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.text.tokenizer import Tokenizer
 
 FEATURES = 1e-4  # largest difference of an embedding's values

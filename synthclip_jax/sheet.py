@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from synthclip_jax import flops
 from synthclip_jax.data import Pairs
 from synthclip_jax.devices import sharding
 from synthclip_jax.devices.distributed import say
-from synthclip_jax.models import parameter_table
+from synthclip_jax.model import flops
+from synthclip_jax.model.towers import parameter_table
 from synthclip_jax.optim import Length
 from synthclip_jax.training.claim import versions
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from synthclip_jax import flops
-from synthclip_jax.checkpoint import Checkpoints
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import UserError
 from synthclip_jax.metrics import Clock, Metrics, duration
+from synthclip_jax.model import flops
+from synthclip_jax.model.checkpoint import Checkpoints
 from synthclip_jax.optim import Length
 
 # `train.non_finite="skip"` gives up after so many steps in a row without an update: that run is beyond repair.

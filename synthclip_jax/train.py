@@ -26,7 +26,6 @@ from flax import nnx
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import data, evaluate, verify
-from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.device_feed import DeviceFeed
 from synthclip_jax.devices import distributed, host_memory, sharding
 from synthclip_jax.devices.distributed import say
@@ -36,6 +35,7 @@ from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suites import SUITES, Evaluator
 from synthclip_jax.files.locations import local_path
 from synthclip_jax.metrics import Clock, Metrics, duration
+from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.optim import Length
 from synthclip_jax.profiler import Profiler
 from synthclip_jax.records import dataset_folder, dataset_name

@@ -15,11 +15,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.progress import told
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.model.encoder import Encoder
 
 MOST = 4096  # vectors whose pairs are looked at; a fixed draw where there are more
 

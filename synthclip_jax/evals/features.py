@@ -21,12 +21,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, origin
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
 from synthclip_jax.evals.datasets.joined import join, lacking
 from synthclip_jax.evals.progress import told
 from synthclip_jax.files import array_files
+from synthclip_jax.model.encoder import Encoder
 
 # lgssl takes a fifth of the train split for validation even where some publisher of these datasets has a split for it.
 CUT_FROM_TRAIN = ("food101", "cifar10", "cifar100", "sun397", "pets", "caltech101")

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthclip_jax import __version__
-from synthclip_jax.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder
 from synthclip_jax.evals.datasets import Dataset
+from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder
 
 MADE_FROM = "made_from"  # the key in a result file
 OLD_VERSION = "made by an older version, which did not note of what"
@@ -29,7 +29,7 @@ def origin(checkpoint: str, dataset: Dataset, workdir: str | os.PathLike, learns
     """What a number of a test set is made from now.
 
     Args:
-      checkpoint: digest of the weights, see `synthclip_jax.checkpoint.checkpoint_digest`.
+      checkpoint: digest of the weights, see `synthclip_jax.model.checkpoint.checkpoint_digest`.
       workdir: places inside it are noted from there, so that it may be moved.
       learns: the suite fits a classifier, and reads the splits to learn from as well.
     """

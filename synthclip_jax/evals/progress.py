@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from synthclip_jax.encoder import Embedded
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.model.encoder import Embedded
 
 SECONDS = 10  # between two lines
 

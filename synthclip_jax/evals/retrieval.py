@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.progress import told
 from synthclip_jax.evals.ranks import best_ranks
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.model.encoder import Encoder
 
 KS = (1, 5, 10)
 

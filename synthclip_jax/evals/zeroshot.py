@@ -15,11 +15,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals import EvaluationError, intervals, prompts
 from synthclip_jax.evals.datasets import Dataset, account
 from synthclip_jax.evals.progress import told
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.model.encoder import Encoder
 
 TOP = 5  # predictions kept for each picture
 METRICS = ("acc1", "acc5", "mean_per_class_recall")  # each with _low and _high, the bounds of its 95% interval
@@ -125,7 +125,7 @@ class ZeroShot:
 
     Args:
       config: `eval` says how, `data` and `model` are those of the parameters.
-      graphdef: the model; see `synthclip_jax.models.make_model`.
+      graphdef: the model; see `synthclip_jax.model.towers.make_model`.
       datasets: the test sets, opened.
       log: takes lines of text on the progress.
 

@@ -54,10 +54,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise ExploreError("the page needs Gradio: pip install 'synthclip_jax[explore]'") from None
     from starlette.middleware import Middleware
 
-    from synthclip_jax.checkpoint_files import checkpoint_digest, checkpoint_folder, find_checkpoint, saved_steps
-    from synthclip_jax.encoder import load_encoder
     from synthclip_jax.explore.collection import Collection
     from synthclip_jax.explore.page import Explorer, build_page
+    from synthclip_jax.model.checkpoint_files import checkpoint_digest, checkpoint_folder, find_checkpoint, saved_steps
+    from synthclip_jax.model.encoder import load_encoder
 
     workdir = arguments.workdir.expanduser()
     step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from synthclip_jax.encoder import Encoder
 from synthclip_jax.evals.prompts import template_sets
 from synthclip_jax.evals.zeroshot import text_classifier
 from synthclip_jax.explore.collection import Collection
 from synthclip_jax.images.decoding import PictureError, check_picture, open_picture
+from synthclip_jax.model.encoder import Encoder
 
 SHOWN = 24  # pictures of a gallery
 SIDE = 1024  # of the largest picture in it, pixels

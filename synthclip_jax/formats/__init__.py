@@ -13,7 +13,7 @@ from typing import Any
 from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.preprocess import Preprocess
 
 
 class FormatError(UserError, ValueError):

@@ -20,7 +20,7 @@ from synthclip_jax.formats import (
     Options,
     usual_preprocess,
 )
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.preprocess import Preprocess
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # timm's plain ViTs: width, layers, heads, and the patch and picture sizes that there are.

@@ -22,7 +22,7 @@ from synthclip_jax.formats import (
     tokenizer_files,
     usual_preprocess,
 )
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.preprocess import Preprocess
 from synthclip_jax.text.tokenizer import END_ID, START_ID
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"

@@ -11,7 +11,7 @@ import math
 import re
 
 from synthclip_jax.errors import UserError
-from synthclip_jax.flops import peak_flops
+from synthclip_jax.model.flops import peak_flops
 
 GIB = 2**30
 

@@ -16,12 +16,12 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import flops
 from synthclip_jax.devices import sharding
-from synthclip_jax.models import make_model
+from synthclip_jax.model import flops
+from synthclip_jax.model.preprocess import normalise
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.optim import Length, trainable_mask
 from synthclip_jax.plan.chips import Topology
-from synthclip_jax.preprocess import normalise
 from synthclip_jax.step import Program, make_program
 
 # A prime, by which residuals that grow with the batch are told from those that do not.

@@ -13,7 +13,7 @@ class Roofline(NamedTuple):
       compute: matrix products, those done twice and those of the loss included.
       memory: bytes to and from HBM.
       interconnect: bytes between chips.
-      mfu: model FLOPs utilisation (see `synthclip_jax.flops`) of a step in which these three overlap wholly.
+      mfu: model FLOPs utilisation (see `synthclip_jax.model.flops`) of a step in which these three overlap wholly.
       mfu_apart: the same if they do not overlap at all.
     """
 

@@ -14,7 +14,7 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.devices.distributed import is_main, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.preprocess import Preprocess
 
 PACKAGES = ("synthclip_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What may differ between two starts of one run: it changes speed, placement or reports, not what is trained.

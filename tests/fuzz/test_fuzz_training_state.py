@@ -10,7 +10,10 @@ import pytest
 from mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.checkpoint_files import (
+from synthclip_jax.errors import UserError
+from synthclip_jax.left_out import LeftOut
+from synthclip_jax.metrics_file import MetricsFile, read_metrics
+from synthclip_jax.model.checkpoint_files import (
     CHECKSUMS,
     METADATA,
     CheckpointError,
@@ -18,9 +21,6 @@ from synthclip_jax.checkpoint_files import (
     checkpoint_digest,
     write_checksums,
 )
-from synthclip_jax.errors import UserError
-from synthclip_jax.left_out import LeftOut
-from synthclip_jax.metrics_file import MetricsFile, read_metrics
 from synthclip_jax.training import claim
 
 COUNTS = [how_many(2000), pytest.param(MANY, marks=pytest.mark.slow)]

@@ -24,7 +24,7 @@ class Colours:
         return np.array([[1.0, 0.0] if "snow" in text else [0.0, 1.0] for text in texts], np.float32)
 
     def pictures(self, items):
-        from synthclip_jax.encoder import Embedded
+        from synthclip_jax.model.encoder import Embedded
 
         items = list(items)
         bad = [key for key, data in items if not data.startswith(b"\xff\xd8")]
@@ -34,7 +34,7 @@ class Colours:
 
 
 def scored(workdir, monkeypatch, *overrides, encoder=Colours):
-    monkeypatch.setattr("synthclip_jax.encoder.load_encoder", lambda place, step, batch_size: encoder())
+    monkeypatch.setattr("synthclip_jax.model.encoder.load_encoder", lambda place, step, batch_size: encoder())
     checkpoint = workdir / "checkpoint" / "7"
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / "weights").write_bytes(b"these")
@@ -184,8 +184,8 @@ def test_scores_are_those_of_the_model(workdir):
     import jax
 
     from gen.agreement import AgreementWorker
-    from synthclip_jax.encoder import Encoder
-    from synthclip_jax.models import make_model
+    from synthclip_jax.model.encoder import Encoder
+    from synthclip_jax.model.towers import make_model
     from synthclip_jax.records import IndexedShard, parse_example
 
     config = ml_collections.ConfigDict(toy_config())

@@ -14,11 +14,11 @@ from toy_testset import COLOURS, picture, write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
-from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.evals import catalogue, prompts, results
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import ZeroShot
-from synthclip_jax.models import make_model
+from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.towers import make_model
 
 CONFIG = pathlib.Path(toy_config.__file__)
 

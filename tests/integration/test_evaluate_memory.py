@@ -18,7 +18,7 @@ import jax
 from synthclip_jax.config import default_config
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import ZeroShot
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 
 folder, sizes = pathlib.Path(sys.argv[1]), [int(size) for size in sys.argv[2:]]
 config = default_config()

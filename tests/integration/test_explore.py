@@ -21,12 +21,12 @@ from PIL import Image
 from toy_processes import free_port
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
-from synthclip_jax.encoder import load_encoder
 from synthclip_jax.explore.__main__ import ExploreError, trained_on
 from synthclip_jax.explore.collection import Collection
 from synthclip_jax.explore.guard import UPLOAD
-from synthclip_jax.models import make_model
+from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.encoder import load_encoder
+from synthclip_jax.model.towers import make_model
 
 HOSTILE = "A dog <img src=x onerror='document.title=`taken over`'> on a <b>table</b>."
 CONCEPTS = ("cat", "dog", "zebra")

@@ -18,9 +18,9 @@ from toy_dataset import write_dataset
 from toy_generation import generate
 from toy_generation import toy_config as generation_config
 
-from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.export import main as export
-from synthclip_jax.models import make_model
+from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import describe_run
 
 ROOT = pathlib.Path(__file__).parents[2]

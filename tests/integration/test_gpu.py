@@ -11,7 +11,7 @@ import toy_config
 from flax import nnx
 
 from synthclip_jax.devices import sharding
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.optim import Length
 from synthclip_jax.step import make_program
 

@@ -19,9 +19,9 @@ from toy_testset import write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import train as train_lib
-from synthclip_jax.checkpoint import checkpoint_folder, load_model, saved_steps
 from synthclip_jax.devices import sharding
 from synthclip_jax.metrics import read_metrics
+from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
 from synthclip_jax.records import RecordError
 from synthclip_jax.training.claim import WorkdirMismatch
 

@@ -13,7 +13,7 @@ from toy_dataset import write_dataset
 from toy_processes import Training, assert_same_run, checkpoints, last_step, logged, losses, run
 
 from synthclip_jax import data
-from synthclip_jax.checkpoint import checkpoint_folder
+from synthclip_jax.model.checkpoint import checkpoint_folder
 from synthclip_jax.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,8 @@ sys.exit(train.main())
 # Training that writes down the captions of every batch that goes into a step.
 RECORDING = """
 import json, pathlib, sys, jax
-from synthclip_jax import checkpoint, train
+from synthclip_jax.model import checkpoint
+from synthclip_jax import train
 from synthclip_jax.devices import sharding
 
 workdir = pathlib.Path.cwd()

@@ -14,10 +14,10 @@ from PIL import Image
 from toy_dataset import COLOURS, PAIRS, picture, write_dataset
 
 from benchmarks import referee
-from synthclip_jax.checkpoint import load_model
-from synthclip_jax.encoder import load_encoder
 from synthclip_jax.import_weights import import_weights, read_foreign
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.checkpoint import load_model
+from synthclip_jax.model.encoder import load_encoder
+from synthclip_jax.model.preprocess import Preprocess
 
 pytestmark = pytest.mark.skipif(not referee.is_installed(), reason="the Makefile installs the referee")
 TOWERS = ("openai", "slip")

@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.checkpoint import (
+from synthclip_jax.devices.sharding import infer_shardings, make_mesh
+from synthclip_jax.model.checkpoint import (
     CheckpointError,
     Checkpoints,
     checkpoint_digest,
@@ -22,9 +23,8 @@ from synthclip_jax.checkpoint import (
     load_parameters,
     saved_steps,
 )
-from synthclip_jax.checkpoint_files import write_checksums
-from synthclip_jax.devices.sharding import infer_shardings, make_mesh
-from synthclip_jax.models import make_model
+from synthclip_jax.model.checkpoint_files import write_checksums
+from synthclip_jax.model.towers import make_model
 
 
 def tiny_config():
@@ -217,7 +217,7 @@ def test_a_save_that_fails_is_reported_and_costs_none_of_those_before(folder, mo
     def no_space(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("synthclip_jax.checkpoint.write_checksums", no_space)
+    monkeypatch.setattr("synthclip_jax.model.checkpoint.write_checksums", no_space)
     checkpoints.save(2, *states[1], {})
     with pytest.raises(CheckpointError, match=r"step 2 could not be written \(OSError: .*No space left.*Make room"):
         checkpoints.wait()

@@ -13,12 +13,12 @@ from toy_dataset import jpeg, picture
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import embed as embed_lib
-from synthclip_jax.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.embed import embed, main
 from synthclip_jax.embeddings import EmbeddingError, Parts
-from synthclip_jax.encoder import Encoder, load_encoder
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.models import make_model
+from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.encoder import Encoder, load_encoder
+from synthclip_jax.model.towers import make_model
 
 TEXTS = ["a red square", "", "two blue ones", "naïve café", "x " * 60]
 

@@ -12,11 +12,11 @@ from flax import nnx
 from PIL import Image
 from toy_pictures import encode, jpeg_of, photo
 
-from synthclip_jax import encoder as encoder_lib
 from synthclip_jax.config import default_config
-from synthclip_jax.encoder import Encoder, on_all_devices
 from synthclip_jax.evals import EvaluationError
-from synthclip_jax.models import make_model
+from synthclip_jax.model import encoder as encoder_lib
+from synthclip_jax.model.encoder import Encoder, on_all_devices
+from synthclip_jax.model.towers import make_model
 
 TEXTS = ["a dog", "", "three very small red cars parked in a row beside the old town hall", "a cat", "snow " * 60]
 

@@ -168,7 +168,7 @@ class Scores:
 
 def test_the_agreement_stage_has_its_line(tmp_path, monkeypatch):
     encoder = Scores()
-    monkeypatch.setattr("synthclip_jax.encoder.load_encoder", lambda place, step, batch_size: encoder)
+    monkeypatch.setattr("synthclip_jax.model.encoder.load_encoder", lambda place, step, batch_size: encoder)
     config = config_with(
         "configs/quickstart.py", "gen.captions.engine=templates", "gen.agreement.checkpoint=somewhere",
         "gen.agreement.batch_size=20",

@@ -14,8 +14,6 @@ import pytest
 from synthclip_jax import config as config_lib
 from synthclip_jax import export as export_lib
 from synthclip_jax import import_weights as import_lib
-from synthclip_jax.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
-from synthclip_jax.checkpoint_files import checkpoint_digest, find_checkpoint
 from synthclip_jax.config import default_config
 from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.export import ExportError, export, push
@@ -23,7 +21,9 @@ from synthclip_jax.export_check import ExportMismatch
 from synthclip_jax.formats import FormatError, open_clip
 from synthclip_jax.formats.tensors import read_tensors, write_safetensors
 from synthclip_jax.import_weights import import_weights, read_foreign
-from synthclip_jax.models import make_model
+from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
+from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 from synthclip_jax.weights import WeightsError, layout, to_state_dict
 

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from synthclip_jax.config import default_config
-from synthclip_jax.flops import forward_flops, image_flops, peak_flops, text_flops, train_flops
-from synthclip_jax.models import make_model
+from synthclip_jax.model.flops import forward_flops, image_flops, peak_flops, text_flops, train_flops
+from synthclip_jax.model.towers import make_model
 
 
 def test_b16_costs_what_open_clip_publishes():

@@ -10,7 +10,7 @@ from flax import nnx
 
 from synthclip_jax.config import default_config
 from synthclip_jax.losses import softmax_loss
-from synthclip_jax.models import make_model, parameter_count, parameter_table
+from synthclip_jax.model.towers import make_model, parameter_count, parameter_table
 
 IMAGE_SIZE, CONTEXT, VOCABULARY = 16, 10, 300
 

@@ -10,7 +10,7 @@ import pytest
 
 from synthclip_jax.config import default_config
 from synthclip_jax.devices.sharding import path_name
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.optim import Length, clamp_logit_scale, decay_mask, make_optimizer, warmup_cosine
 
 

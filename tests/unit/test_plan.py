@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from synthclip_jax.config import default_config, load_config
 from synthclip_jax.devices.sharding import make_mesh
-from synthclip_jax.models import make_model, parameter_count
+from synthclip_jax.model.towers import make_model, parameter_count
 from synthclip_jax.plan import search
 from synthclip_jax.plan.__main__ import main
 from synthclip_jax.plan.ahead import Attempt, CompilerError, parse_refusal

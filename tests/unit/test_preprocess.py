@@ -9,7 +9,7 @@ from PIL import Image
 from toy_pictures import encode
 
 from synthclip_jax.config import default_config
-from synthclip_jax.preprocess import Preprocess, normalise
+from synthclip_jax.model.preprocess import Preprocess, normalise
 
 PREPROCESS = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic")
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from synthclip_jax import compare, compare_runs, report
-from synthclip_jax.checkpoint_files import checkpoint_digest, write_checksums
 from synthclip_jax.evals.build import build as build_results
+from synthclip_jax.model.checkpoint_files import checkpoint_digest, write_checksums
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, tag, text, thumbnail
 from synthclip_jax.report.workdir import Missing, Run

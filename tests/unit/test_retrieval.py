@@ -16,7 +16,7 @@ from synthclip_jax.evals import EvaluationError, intervals
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.ranks import best_ranks
 from synthclip_jax.evals.retrieval import Ranks, Retrieval, _chance, metrics, rank
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 
 
 def sorted_ranks(queries, gallery, right):
@@ -158,7 +158,7 @@ def test_the_evaluator_ranks_what_the_model_says(tmp_path, model):
     evaluator = Retrieval(config, graphdef, [open_dataset(f"wds:{folder}")])
     values = evaluator.run(params)
 
-    from synthclip_jax.encoder import Encoder
+    from synthclip_jax.model.encoder import Encoder
 
     # Batches of the same size: pictures of one colour are told apart by the last bits alone.
     encoder = Encoder(config, graphdef, params, config.eval.batch_size)

@@ -21,7 +21,7 @@ from synthclip_jax.devices.sharding import (
     path_name,
     shard_batch,
 )
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.optim import Length, make_optimizer
 
 

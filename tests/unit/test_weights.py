@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from synthclip_jax.config import default_config
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.weights import WeightsError, from_state_dict, layout, to_state_dict
 
 LAYOUTS = [

@@ -10,14 +10,14 @@ from toy_testset import CLASSES, coloured, picture, write_wds
 
 from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
-from synthclip_jax.encoder import on_all_devices
 from synthclip_jax.evals import EvaluationError, intervals, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
-from synthclip_jax.models import make_model
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.encoder import on_all_devices
+from synthclip_jax.model.preprocess import Preprocess
+from synthclip_jax.model.towers import make_model
 from synthclip_jax.text.tokenizer import Tokenizer
 
 

@@ -26,7 +26,10 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.checkpoint_files import (
+from synthclip_jax.devices.distributed import by_first, gather_texts, of_first
+from synthclip_jax.devices.sharding import path_name
+from synthclip_jax.errors import UserError
+from synthclip_jax.model.checkpoint_files import (
     FORMAT,
     SAVING,
     CheckpointError,
@@ -48,10 +51,7 @@ from synthclip_jax.checkpoint_files import (
     write_checksums,
     write_evaluation,
 )
-from synthclip_jax.devices.distributed import by_first, gather_texts, of_first
-from synthclip_jax.devices.sharding import path_name
-from synthclip_jax.errors import UserError
-from synthclip_jax.models import make_model
+from synthclip_jax.model.towers import make_model
 
 # What is written and read here, and where it lies.
 __all__ = ["CheckpointError", "Checkpoints", "LoadedModel", "Restored", "checkpoint_digest", "checkpoint_folder"]

@@ -29,7 +29,7 @@ from synthclip_jax.evals import EvaluationError
 from synthclip_jax.images.decoding import MAX_PIXELS, PictureError, open_picture
 from synthclip_jax.left_out import printable
 from synthclip_jax.loader import thread_count
-from synthclip_jax.preprocess import Preprocess
+from synthclip_jax.model.preprocess import Preprocess
 from synthclip_jax.text.tokenizer import Tokenizer, encode
 
 TEXT_STEP = 16  # tokens: rows of text are cut to the multiple of this that holds a batch's longest one
@@ -58,7 +58,7 @@ class Encoder:
 
     Args:
       config: `data` says how pictures are prepared, `model` what the model is; the one saved with the parameters.
-      graphdef: the model; see `synthclip_jax.models.make_model`.
+      graphdef: the model; see `synthclip_jax.model.towers.make_model`.
       params: its parameters. Batches are spread over the mesh that they lie on.
       batch_size: pictures or texts encoded at once, over all devices; rounded up to what the devices divide.
       tower: pictures give the image tower's output before the projection, of any length, instead of unit vectors.
@@ -215,7 +215,7 @@ def load_encoder(location: str | pathlib.Path, step: int | None = None, batch_si
     Raises:
       CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    from synthclip_jax.checkpoint import load_model
+    from synthclip_jax.model.checkpoint import load_model
 
     model = load_model(location, step)
     return Encoder(model.config, model.graphdef, on_all_devices(model.params), batch_size)

@@ -1,0 +1,1 @@
+"""The model: towers, what its input goes through, checkpoints, and the encoder that a checkpoint is."""
