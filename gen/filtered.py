@@ -7,8 +7,8 @@ from gen.agreement import open_scores
 from gen.executor import Executor, run_local
 from gen.images import SPLIT
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
+from synthclip_jax.data.readers.agreement import load_scores
 from synthclip_jax.files.locations import Location
-from synthclip_jax.readers.agreement import load_scores
 from synthclip_jax.records import (
     INDEX_SUFFIX,
     RecordError,

@@ -22,12 +22,12 @@ from gen.store import (
     to_json,
     write_atomic,
 )
+from synthclip_jax.data.readers.agreement import SUFFIX as SCORES
+from synthclip_jax.data.readers.recaptions import SUFFIX as RECAPTIONS
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
-from synthclip_jax.readers.agreement import SUFFIX as SCORES
-from synthclip_jax.readers.recaptions import SUFFIX as RECAPTIONS
 from synthclip_jax.records import INDEX_SUFFIX
 
 OTHERWISE = (

@@ -26,13 +26,13 @@ from jaxtyping import Int32
 
 from synthclip_jax.augment import Augment
 from synthclip_jax.config.sources import SourceSpec, parse_sources
+from synthclip_jax.data.readers import Reader, open_reader
+from synthclip_jax.data.readers.agreement import agreeing
+from synthclip_jax.data.readers.recaptions import recaptioned
+from synthclip_jax.data.readers.subset import part_of
 from synthclip_jax.images.decoding import MAX_PIXELS, Picture, PictureError, decode_picture
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.loader import Example, Fill, Loader
-from synthclip_jax.readers import Reader, open_reader
-from synthclip_jax.readers.agreement import agreeing
-from synthclip_jax.readers.recaptions import recaptioned
-from synthclip_jax.readers.subset import part_of
 from synthclip_jax.records import RecordError
 
 # `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad picture.

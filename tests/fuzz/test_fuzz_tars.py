@@ -15,10 +15,10 @@ import pytest
 from mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.readers import offsets, open_reader
+from synthclip_jax.data.readers.captions import CaptionError, problem
+from synthclip_jax.data.readers.tars import tar_members
 from synthclip_jax.errors import UserError
-from synthclip_jax.readers import offsets, open_reader
-from synthclip_jax.readers.captions import CaptionError, problem
-from synthclip_jax.readers.tars import tar_members
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 BLOCK = 512

@@ -13,7 +13,7 @@ from gen.caption_filters import NothingAcceptedError
 from gen.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data import open_dataset
-from synthclip_jax.readers.recaptions import SUFFIX
+from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.records import IndexedShard, RecordError, dataset_folder, find_shards, parse_example
 
 pq = pytest.importorskip("pyarrow.parquet")

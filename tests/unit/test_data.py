@@ -15,9 +15,9 @@ from synthclip_jax import data as data_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data import Pairs, make_loader
+from synthclip_jax.data.readers import open_reader
 from synthclip_jax.images.decoding import PictureError
 from synthclip_jax.loader import Batch
-from synthclip_jax.readers import open_reader
 from synthclip_jax.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 

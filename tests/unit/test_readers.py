@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from toy_dataset import caption, jpeg, picture, write_dataset
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.readers import MissingKey, Sample, examples, offsets, open_reader, tar_scan, tars
+from synthclip_jax.data.readers import MissingKey, Sample, examples, offsets, open_reader, tar_scan, tars
 from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard, serialize_example
 
 EXAMPLES = 10
@@ -509,7 +509,7 @@ def test_a_parquet_file_of_something_else_is_named(tmp_path):
 
 
 def test_many_texts_take_little_memory():
-    from synthclip_jax.readers.tables import _Texts
+    from synthclip_jax.data.readers.tables import _Texts
 
     texts = [f"text {i} é" for i in range(1000)]
     packed = _Texts(texts)

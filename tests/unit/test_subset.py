@@ -8,7 +8,7 @@ from toy_dataset import write_dataset
 
 from synthclip_jax import data as data_lib
 from synthclip_jax.config import default_config
-from synthclip_jax.readers.subset import chosen
+from synthclip_jax.data.readers.subset import chosen
 from synthclip_jax.records import RecordError
 from synthclip_jax.verify import verify
 

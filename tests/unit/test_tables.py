@@ -9,7 +9,7 @@ from toy_dataset import jpeg, picture
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data import open_dataset
-from synthclip_jax.readers import MissingKey, open_reader
+from synthclip_jax.data.readers import MissingKey, open_reader
 from synthclip_jax.records import RecordError
 
 HEADER = "filepath,title\n"
@@ -194,7 +194,7 @@ def test_a_damaged_gzip_is_named(folder, damage):
 
 
 def test_a_table_that_expands_without_end_is_stopped(folder, monkeypatch):
-    from synthclip_jax.readers import table_files
+    from synthclip_jax.data.readers import table_files
 
     monkeypatch.setattr(table_files, "MIN_EXPANDED", 2**20)
     with pytest.raises(RecordError, match="200 times"):

@@ -9,7 +9,7 @@ import pytest
 from toy_dataset import caption, jpeg, picture
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.readers import MissingKey, open_reader
+from synthclip_jax.data.readers import MissingKey, open_reader
 from synthclip_jax.records import RecordError
 
 IMAGES = [jpeg(picture(i)) for i in range(4)]

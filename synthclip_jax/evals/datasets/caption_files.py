@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from synthclip_jax.data.readers import captions
 from synthclip_jax.evals.datasets.layout import is_picture, some
 from synthclip_jax.evals.datasets.spec import DatasetError
 from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.readers import captions
 
 LIMIT = 512 * 2**20  # bytes; Karpathy's of COCO has 144 MB
 # What people call the two columns of a list.

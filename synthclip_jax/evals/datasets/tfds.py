@@ -41,7 +41,7 @@ class Prepared:
 
     def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
         from synthclip_jax.config.sources import SourceSpec
-        from synthclip_jax.readers.tfds import open_tfds, prepared_folder
+        from synthclip_jax.data.readers.tfds import open_tfds, prepared_folder
         from synthclip_jax.records import RecordError
 
         self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir

@@ -8,8 +8,8 @@ import dataclasses
 import pathlib
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.readers.examples import ExampleReader, open_tfrecords
 from synthclip_jax.files import state_files
-from synthclip_jax.readers.examples import ExampleReader, open_tfrecords
 from synthclip_jax.records import RecordError
 
 

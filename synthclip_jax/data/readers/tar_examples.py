@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from synthclip_jax.data.readers import captions
+from synthclip_jax.data.readers.tar_scan import HARD_LINK, SPARSE, SPECIAL, SYMBOLIC_LINK, Member
 from synthclip_jax.files.folders import HIDDEN, SYSTEM, SYSTEM_CAUSE, SYSTEM_FILES
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.readers import captions
-from synthclip_jax.readers.tar_scan import HARD_LINK, SPARSE, SPECIAL, SYMBOLIC_LINK, Member
 
 MAX_LINKS = 40  # one after the other
 

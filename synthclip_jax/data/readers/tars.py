@@ -14,12 +14,21 @@ import os
 import pathlib
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.readers import (
+    IMAGE_KEYS,
+    Sample,
+    Shard,
+    captions,
+    damage_report,
+    keys_of,
+    missing_key,
+    open_files,
+)
+from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
+from synthclip_jax.data.readers.patterns import find_tars
+from synthclip_jax.data.readers.tar_examples import Grouped, group
+from synthclip_jax.data.readers.tar_scan import REMEDY, Member, scan_tar
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.readers import IMAGE_KEYS, Sample, Shard, captions, damage_report, keys_of, missing_key, open_files
-from synthclip_jax.readers.offsets import cached_offsets, digest_of_files
-from synthclip_jax.readers.patterns import find_tars
-from synthclip_jax.readers.tar_examples import Grouped, group
-from synthclip_jax.readers.tar_scan import REMEDY, Member, scan_tar
 from synthclip_jax.records import RandomAccessFile, RecordError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt64
 
+from synthclip_jax.data.readers import Reader, Sample, Shard
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.readers import Reader, Sample, Shard
 from synthclip_jax.records import RecordError
 
 

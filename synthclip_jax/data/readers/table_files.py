@@ -16,10 +16,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from synthclip_jax.data.readers import missing_key
 from synthclip_jax.files import text_files
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import printable
-from synthclip_jax.readers import missing_key
 from synthclip_jax.records import RecordError
 
 PARQUET = (".parquet", ".pq")

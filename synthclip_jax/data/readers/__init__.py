@@ -105,19 +105,19 @@ def open_reader(
         raise RecordError(f"{spec.kind}:{printable(spec.place)}: a NUL in the name of a place. Name another one")
     reader: Reader
     if spec.kind == "table":
-        from synthclip_jax.readers.tables import TableReader
+        from synthclip_jax.data.readers.tables import TableReader
 
         reader = TableReader(spec, on_error, allow_outside)
     elif spec.kind == "wds":
-        from synthclip_jax.readers.tars import TarReader
+        from synthclip_jax.data.readers.tars import TarReader
 
         reader = TarReader(spec, on_error, fresh)
     elif spec.kind == "tfds":
-        from synthclip_jax.readers.tfds import open_tfds
+        from synthclip_jax.data.readers.tfds import open_tfds
 
         reader = open_tfds(spec, split, check_crc, on_error, fresh)
     else:
-        from synthclip_jax.readers.examples import open_img2dataset, open_tfrecords
+        from synthclip_jax.data.readers.examples import open_img2dataset, open_tfrecords
 
         open_kind = {"tfrecord": open_tfrecords, "img2dataset": open_img2dataset}[spec.kind]
         reader = open_kind(spec, split, check_crc, on_error, fresh)
