@@ -194,7 +194,7 @@ def take(batches: Batches, pictures: int) -> None:
 def ours(folder: pathlib.Path, batch: int) -> Batches:
     """The training loader with its default settings."""
     from synthclip_jax.config import default_config
-    from synthclip_jax.data import make_loader, open_dataset
+    from synthclip_jax.data.stream import make_loader, open_dataset
     from synthclip_jax.text.tokenizer import Tokenizer
 
     data = default_config().data
@@ -248,7 +248,7 @@ PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_da
 
 def write_dataset(folder: pathlib.Path, pictures: int, side: int = SIZE) -> int:
     """Writes shards of pictures as rich in detail as photographs, with captions; returns the bytes of the pictures."""
-    from synthclip_jax.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+    from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
 
     folder.mkdir(exist_ok=True)
     total = 0

@@ -22,8 +22,8 @@ from gen.executor import Executor, run_local
 from gen.finished_pictures import finished_pictures
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json, stage_folder
 from synthclip_jax.data.readers.agreement import SUFFIX
+from synthclip_jax.data.records import RecordError, dataset_folder, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
-from synthclip_jax.records import RecordError, dataset_folder, parse_example, unframe_shard
 
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
 

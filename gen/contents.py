@@ -8,8 +8,8 @@ from gen.evidence import stages_of
 from gen.planned import Planned, planned_stages
 from gen.shard_checks import Fault
 from gen.store import StoreError, read_json
+from synthclip_jax.data.records import dataset_folder
 from synthclip_jax.files.locations import Location, location
-from synthclip_jax.records import dataset_folder
 from synthclip_jax.workdir.versions import DATASET_NAME, Version
 
 

@@ -8,8 +8,7 @@ from gen.executor import Executor, run_local
 from gen.images import SPLIT
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
 from synthclip_jax.data.readers.agreement import load_scores
-from synthclip_jax.files.locations import Location
-from synthclip_jax.records import (
+from synthclip_jax.data.records import (
     INDEX_SUFFIX,
     RecordError,
     ShardName,
@@ -18,6 +17,7 @@ from synthclip_jax.records import (
     frame_shard,
     unframe_shard,
 )
+from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import find_version
 
 LOW_AGREEMENT = "low_agreement"  # the reason that is counted

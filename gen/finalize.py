@@ -21,9 +21,9 @@ from gen.image_engines import sampler_of
 from gen.images import SPLIT, dataset_features
 from gen.store import DATA_PREFIX, StageStore, StoreError, stage_folder, to_json, write_atomic
 from synthclip_jax.config import plain
+from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, dataset_name, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
-from synthclip_jax.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, dataset_name, frame
 from synthclip_jax.workdir.versions import Version, find_version
 
 STAGES = (

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gen.store import DATA_PREFIX, StageStore, StoreError, stage_folder
+from synthclip_jax.data.records import INDEX_SUFFIX, dataset_folder
 from synthclip_jax.files.locations import Location
-from synthclip_jax.records import INDEX_SUFFIX, dataset_folder
 from synthclip_jax.workdir.versions import find_version
 
 

@@ -25,8 +25,8 @@ from gen.picture_filters import UNDECODABLE, reject_reason
 from gen.picture_order import forget_order, picture_order, read_order, write_order
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, dataset_folder, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
-from synthclip_jax.records import INDEX_SUFFIX, ShardName, dataset_folder, frame_shard
 from synthclip_jax.workdir.versions import find_version
 
 SPLIT = "train"

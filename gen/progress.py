@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gen.store import StageStore, StoreError, list_files, read_json, stage_folder
+from synthclip_jax.data.records import dataset_folder
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.metrics import duration
-from synthclip_jax.records import dataset_folder
 
 UNITS = {
     "captions": "captions", "balance": "captions", "images": "pictures", "recaption": "pictures", "agreement": "pairs",

@@ -28,8 +28,8 @@ from gen.progress import Progress
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
 from gen.vision_engines import VisionEngine, make_engine
 from synthclip_jax.data.readers.recaptions import SUFFIX
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
-from synthclip_jax.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 
 UNDECODABLE = "undecodable"
 _PLANNED = (

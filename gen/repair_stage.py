@@ -24,11 +24,11 @@ from gen.store import (
 )
 from synthclip_jax.data.readers.agreement import SUFFIX as SCORES
 from synthclip_jax.data.readers.recaptions import SUFFIX as RECAPTIONS
+from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
-from synthclip_jax.records import INDEX_SUFFIX
 
 OTHERWISE = (
     "comes out otherwise than what the dataset was made from, so it is left as it is. Restore it from a copy, or start"

@@ -10,11 +10,11 @@ import numpy as np
 
 from gen.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
 from synthclip_jax.data.readers import recaptions
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.images.decoding import PictureError, check_picture
-from synthclip_jax.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
 
 OTHER_PLAN = "belongs to another plan"
 NAMED = 5  # ids named in one fault

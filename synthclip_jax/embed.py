@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax.embeddings import DamagedPart, EmbeddingError, Part, Parts
+from synthclip_jax.data.embeddings import DamagedPart, EmbeddingError, Part, Parts
 from synthclip_jax.errors import command, explain
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import regular_files

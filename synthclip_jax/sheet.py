@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from synthclip_jax.data import Pairs
+from synthclip_jax.data.stream import Pairs
 from synthclip_jax.devices import sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.model import flops

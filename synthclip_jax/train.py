@@ -25,8 +25,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import data, evaluate, verify
-from synthclip_jax.device_feed import DeviceFeed
+from synthclip_jax import evaluate
+from synthclip_jax.data.device_feed import DeviceFeed
+from synthclip_jax.data.records import dataset_folder, dataset_name
+from synthclip_jax.data.stream import stream as data
+from synthclip_jax.data.stream import verify
 from synthclip_jax.devices import distributed, host_memory, sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
@@ -38,7 +41,6 @@ from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.optim import Length
 from synthclip_jax.profiler import Profiler
-from synthclip_jax.records import dataset_folder, dataset_name
 from synthclip_jax.sheet import compile_sheet, start_sheet
 from synthclip_jax.step import TrainState, make_program, seed_key
 from synthclip_jax.step_log import StepLog

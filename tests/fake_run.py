@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from synthclip_jax.config import default_config, digest, plain
+from synthclip_jax.data.records import ShardName, frame_shard, serialize_example
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import Predictions, describe, metrics
 from synthclip_jax.files import state_files
-from synthclip_jax.records import ShardName, frame_shard, serialize_example
 
 CONCEPTS = ("cat", "dog", "violin", "lighthouse", "teapot", "bicycle", "owl", "cactus")
 BANK_DIGEST = "5f0c2a9d1b7e4c33"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Float
 
+from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin
 from synthclip_jax.evals.datasets.identity import digest, identify
@@ -18,7 +19,6 @@ from synthclip_jax.files import array_files, state_files
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.metrics import duration
 from synthclip_jax.model.encoder import Encoder
-from synthclip_jax.records import IndexedShard, find_shards, parse_example
 
 _ARRAYS: Mapping[str, array_files.Form] = {"embeddings": ("f", 2), "entries": ("iu", 1), "made_from": ("U", 0)}
 

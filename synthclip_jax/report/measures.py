@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from synthclip_jax.data.readers.agreement import SUFFIX
+from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.images.decoding import PictureError, open_picture
-from synthclip_jax.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.report.examples import Record, read_columns, read_record
 from synthclip_jax.report.workdir import Missing, Run
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dataset
@@ -21,7 +22,6 @@ from synthclip_jax.evals.datasets.spec import locate
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.metrics import read_metrics
-from synthclip_jax.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.report.examples import Record, read_columns, read_record
 from synthclip_jax.workdir.versions import find_version, list_versions, stage_folder
 

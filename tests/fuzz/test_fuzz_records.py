@@ -15,8 +15,8 @@ from mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import captions, open_reader
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, serialize_example
 from synthclip_jax.errors import UserError
-from synthclip_jax.records import INDEX_SUFFIX, RecordError, frame_shard, serialize_example
 from synthclip_jax.text.tokenizer import Tokenizer
 
 TEXTS = [f"caption {i}" for i in range(6)]

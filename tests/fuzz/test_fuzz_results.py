@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 
-from synthclip_jax.embeddings import DamagedPart, EmbeddingError, Part, Parts, read_plan
+from synthclip_jax.data.embeddings import DamagedPart, EmbeddingError, Part, Parts, read_plan
 from synthclip_jax.evals import results
 from synthclip_jax.files import array_files
 

@@ -9,7 +9,7 @@ from fuzz.mutations import MANY, how_many, limits, mutations
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers.table_files import DELIMITERS, HEADER_AGAIN, read_rows
 from synthclip_jax.data.readers.tables import TableReader
-from synthclip_jax.records import RecordError
+from synthclip_jax.data.records import RecordError
 
 IMAGES, CAPTIONS = ("image", "path", "filepath"), ("caption", "text", "title")
 ROWS = [

@@ -54,7 +54,7 @@ def workdir(made, tmp_path):
 
 
 def pairs(folder):
-    from synthclip_jax.records import IndexedShard, find_shards, parse_example
+    from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
 
     for path in find_shards(folder, "train"):
         rows = [parse_example(payload) for payload in IndexedShard(path)]
@@ -90,7 +90,7 @@ def test_how_often_another_caption_fits_as_well_is_counted(workdir, monkeypatch)
 
 def test_a_picture_that_does_not_decode_has_no_score_and_is_counted():
     from gen.agreement import AgreementWorker
-    from synthclip_jax.records import frame_shard, serialize_example
+    from synthclip_jax.data.records import frame_shard, serialize_example
 
     class Folder:
         def __truediv__(self, name):
@@ -127,8 +127,8 @@ def test_another_checkpoint_on_scored_pairs_is_refused(workdir, monkeypatch):
 
 def test_training_leaves_out_pairs_below_the_threshold_and_says_how_many(workdir, monkeypatch):
     from gen import agreement
-    from synthclip_jax.data import open_dataset
-    from synthclip_jax.records import RecordError
+    from synthclip_jax.data.records import RecordError
+    from synthclip_jax.data.stream import open_dataset
 
     data = ml_collections.ConfigDict(toy_config().data)
     data.min_agreement = 0.7
@@ -157,7 +157,7 @@ def test_finalize_writes_a_dataset_without_the_low_pairs_that_tfds_reads(workdir
     from gen import agreement, finalize
     from gen.store import StoreError
     from gen.verify import verify
-    from synthclip_jax.records import dataset_name
+    from synthclip_jax.data.records import dataset_name
 
     config = scored(workdir, monkeypatch, "gen.agreement.min_score=0.7")
     with pytest.raises(StoreError, match="no agreement scores yet"):
@@ -184,9 +184,9 @@ def test_scores_are_those_of_the_model(workdir):
     import jax
 
     from gen.agreement import AgreementWorker
+    from synthclip_jax.data.records import IndexedShard, parse_example
     from synthclip_jax.model.encoder import Encoder
     from synthclip_jax.model.towers import make_model
-    from synthclip_jax.records import IndexedShard, parse_example
 
     config = ml_collections.ConfigDict(toy_config())
     config.data.image_size = 32

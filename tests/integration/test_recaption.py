@@ -12,9 +12,9 @@ from gen import images, recaption
 from gen.caption_filters import NothingAcceptedError
 from gen.store import StoreError
 from synthclip_jax.config import load_config
-from synthclip_jax.data import open_dataset
 from synthclip_jax.data.readers.recaptions import SUFFIX
-from synthclip_jax.records import IndexedShard, RecordError, dataset_folder, find_shards, parse_example
+from synthclip_jax.data.records import IndexedShard, RecordError, dataset_folder, find_shards, parse_example
+from synthclip_jax.data.stream import open_dataset
 
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("tensorflow_datasets")

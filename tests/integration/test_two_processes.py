@@ -12,7 +12,7 @@ import toy_config
 from toy_dataset import write_dataset
 from toy_processes import Training, assert_same_run, checkpoints, last_step, logged, losses, run
 
-from synthclip_jax import data
+from synthclip_jax.data.stream import stream as data
 from synthclip_jax.model.checkpoint import checkpoint_folder
 from synthclip_jax.text.tokenizer import Tokenizer
 

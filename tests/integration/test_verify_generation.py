@@ -73,7 +73,7 @@ def rewrite_record(workdir, stage, shard, **changes):
 
 def replace_payloads(workdir, change):
     """Rewrites a shard with changed records, its index and its commit record along with it."""
-    from synthclip_jax.records import IndexedShard, frame_shard
+    from synthclip_jax.data.records import IndexedShard, frame_shard
 
     payloads = list(IndexedShard(workdir / SHARD))
     data, index = frame_shard(change(payloads))
@@ -84,7 +84,7 @@ def replace_payloads(workdir, change):
 
 
 def changed_example(payload, **values):
-    from synthclip_jax.records import parse_example, serialize_example
+    from synthclip_jax.data.records import parse_example, serialize_example
 
     return serialize_example(parse_example(payload) | values)
 
@@ -282,7 +282,7 @@ def fake_scores(workdir):
 
 def fake_descriptions(workdir):
     from gen.store import ShardOutput
-    from synthclip_jax.records import frame_shard
+    from synthclip_jax.data.records import frame_shard
 
     def texts(shard):
         data, index = frame_shard(f"A picture, number {number}.".encode() for number in range(shard["items"]))
@@ -361,7 +361,7 @@ def test_a_dataset_of_an_older_version_is_checked_for_what_its_provenance_record
 
 
 def test_pairs_that_are_not_those_of_high_agreement_are_a_fault(whole, tmp_path):
-    from synthclip_jax.records import IndexedShard, frame_shard
+    from synthclip_jax.data.records import IndexedShard, frame_shard
 
     workdir = shutil.copytree(whole, tmp_path / "run")
     folder = workdir / "dataset/quickstart_filtered/1.0.0"

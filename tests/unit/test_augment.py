@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from toy_dataset import picture
 
-from synthclip_jax.augment import Augment, draw_crop, resize
+from synthclip_jax.data.augment import Augment, draw_crop, resize
 
 
 def test_crops_follow_torchvisions_definition():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gen.store import ShardOutput, StageStore, StoreError
 from gen.versions import open_version, start_version
 from synthclip_jax.data.readers.examples import ExampleReader
-from synthclip_jax.records import (
+from synthclip_jax.data.records import (
     INDEX_SUFFIX,
     IndexedShard,
     RecordError,

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from toy_dataset import caption, jpeg, picture, write_dataset
 
-from synthclip_jax import data as data_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data import Pairs, make_loader
+from synthclip_jax.data.loader import Batch
 from synthclip_jax.data.readers import open_reader
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError
+from synthclip_jax.data.stream import Pairs, make_loader
+from synthclip_jax.data.stream import stream as data_lib
 from synthclip_jax.images.decoding import PictureError
-from synthclip_jax.loader import Batch
-from synthclip_jax.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 
 EXAMPLES = 20

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from synthclip_jax.config import default_config
-from synthclip_jax.device_feed import DeviceFeed
+from synthclip_jax.data.device_feed import DeviceFeed
+from synthclip_jax.data.loader import Batch
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.devices.sharding import make_mesh
-from synthclip_jax.loader import Batch
-from synthclip_jax.records import RecordError
 
 
 def batch(step):

@@ -13,8 +13,8 @@ from toy_dataset import jpeg, picture
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import embed as embed_lib
+from synthclip_jax.data.embeddings import EmbeddingError, Parts
 from synthclip_jax.embed import embed, main
-from synthclip_jax.embeddings import EmbeddingError, Parts
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.model.encoder import Encoder, load_encoder

@@ -18,7 +18,7 @@ from gen.image_batches import ImageBatches
 from gen.image_engines import Request
 from gen.isolation import IN_A_ROW, EngineFailure, Isolation, is_fatal
 from synthclip_jax.config import default_config
-from synthclip_jax.records import load_index
+from synthclip_jax.data.records import load_index
 
 
 class Poisoned(RuntimeError):

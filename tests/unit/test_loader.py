@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from toy_dataset import write_dataset
 
-from synthclip_jax.loader import PART, Example, Fill, Loader, thread_count
-from synthclip_jax.records import RecordError
+from synthclip_jax.data.loader import PART, Example, Fill, Loader, thread_count
+from synthclip_jax.data.records import RecordError
 
 SIZE = 4
 
@@ -197,7 +197,7 @@ def test_closing_drops_what_is_not_begun():
 PROGRAM = """
 import multiprocessing, sys, time
 from synthclip_jax.config import default_config
-from synthclip_jax.data import make_loader, open_dataset
+from synthclip_jax.data.stream import make_loader, open_dataset
 from synthclip_jax.text.tokenizer import Tokenizer
 
 data = default_config().data

@@ -26,11 +26,11 @@ from gen.executor import run_local
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data import make_loader, open_dataset
 from synthclip_jax.data.readers import open_reader
+from synthclip_jax.data.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard, serialize_example
+from synthclip_jax.data.stream import make_loader, open_dataset
 from synthclip_jax.files.locations import LocationError, location, size_of
 from synthclip_jax.files.storage import create_if_absent, list_files, stamp, write_atomic, write_stream
-from synthclip_jax.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard, serialize_example
 
 SHARDS = [{"index": index, "items": 2} for index in range(6)]
 PYTHON = [sys.executable, "-c"]

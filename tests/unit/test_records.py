@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthclip_jax import records
-from synthclip_jax.records import IndexedShard, RecordError, find_shards, frame_shard, parse_example, serialize_example
+from synthclip_jax.data.records import (
+    IndexedShard,
+    RecordError,
+    find_shards,
+    frame_shard,
+    parse_example,
+    serialize_example,
+)
+from synthclip_jax.data.stream import records
 
 
 def write(folder, payloads, index=True, name="d-train.tfrecord-00000-of-00001"):

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_dataset import write_dataset
 
-from synthclip_jax import data as data_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.data.readers.subset import chosen
-from synthclip_jax.records import RecordError
-from synthclip_jax.verify import verify
+from synthclip_jax.data.records import RecordError
+from synthclip_jax.data.stream import stream as data_lib
+from synthclip_jax.data.verify import verify
 
 
 @given(st.integers(1, 400), st.integers(0, 2**63 - 1), st.data())

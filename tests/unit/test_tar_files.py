@@ -13,7 +13,7 @@ from toy_dataset import jpeg, picture
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import offsets, open_reader
 from synthclip_jax.data.readers.tar_scan import MAX_END, scan_tar
-from synthclip_jax.records import RecordError
+from synthclip_jax.data.records import RecordError
 
 BLOCK = 512
 RECORD = 10_240

@@ -10,7 +10,7 @@ from toy_dataset import caption, jpeg, picture
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import MissingKey, open_reader
-from synthclip_jax.records import RecordError
+from synthclip_jax.data.records import RecordError
 
 IMAGES = [jpeg(picture(i)) for i in range(4)]
 TEXTS = [caption(i) for i in range(4)]

@@ -13,8 +13,8 @@ from gen import captions, images, versions
 from gen.store import PlanMismatch, StoreError, read_json
 from gen.versions import open_version, start_version
 from synthclip_jax.config import load_config
+from synthclip_jax.data.records import dataset_folder, find_shards
 from synthclip_jax.files import state_files
-from synthclip_jax.records import dataset_folder, find_shards
 from synthclip_jax.report.workdir import Run
 from synthclip_jax.workdir.versions import Version, VersionError, find_version, list_versions, record_path, stage_folder
 

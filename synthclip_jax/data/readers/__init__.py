@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files.locations import is_unreachable
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut, printable
-from synthclip_jax.records import RecordError
 
 # Opening a file on network storage is waiting, of which many can be done at once.
 OPENING_THREADS = 16

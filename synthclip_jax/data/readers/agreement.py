@@ -5,10 +5,10 @@ from jaxtyping import Float32, Int
 
 from synthclip_jax.data.readers import Reader
 from synthclip_jax.data.readers.subset import Subset
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import location, size_of
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import RecordError
 
 MAX_HEADER = 2**16  # bytes that NumPy writes ahead of an array, at most
 SUFFIX = ".agreement.npy"  # after the name of a shard; written by gen.agreement

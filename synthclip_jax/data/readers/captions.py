@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
-from synthclip_jax.records import RecordError
 from synthclip_jax.text.tokenizer import clean, encode
 
 MAX_CHARACTERS = 100_000  # a model reads some 300 of them; more is a file put into the wrong place

@@ -14,11 +14,7 @@ from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import IMAGE_KEYS, Sample, Shard, captions, keys_of, missing_key, open_files
 from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.data.readers.patterns import gaps
-from synthclip_jax.files import state_files
-from synthclip_jax.files.folders import cause_of_name
-from synthclip_jax.files.locations import Location, is_url, location, size_of
-from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import (
+from synthclip_jax.data.records import (
     INDEX_SUFFIX,
     IndexedShard,
     RecordError,
@@ -29,6 +25,10 @@ from synthclip_jax.records import (
     parse_index,
     scan_index,
 )
+from synthclip_jax.files import state_files
+from synthclip_jax.files.folders import cause_of_name
+from synthclip_jax.files.locations import Location, is_url, location, size_of
+from synthclip_jax.left_out import LeftOut
 
 
 class Payloads(Protocol):

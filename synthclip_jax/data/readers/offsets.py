@@ -12,10 +12,10 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.files.locations import Location, is_url, location, size_of
 from synthclip_jax.files.storage import StoreError, write_atomic
-from synthclip_jax.records import RecordError
 
 SUFFIX = ".offsets"
 THREADS = 16  # that read at once: on network storage that is waiting

@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files.folders import cause_of_name
 from synthclip_jax.files.locations import Location, is_url
 from synthclip_jax.left_out import LeftOut, printable
-from synthclip_jax.records import RecordError
 
 MAX_FILES = 1_000_000  # of one pattern
 SEARCHED = 1000  # folders in which tars are looked for, to say where they lie

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from synthclip_jax.data.readers import Reader, Sample, Shard, captions
 from synthclip_jax.data.readers.offsets import digest_of_files
+from synthclip_jax.data.records import FOOTER_BYTES, HEADER_BYTES, IndexedShard, RecordError
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import FOOTER_BYTES, HEADER_BYTES, IndexedShard, RecordError
 
 SUFFIX = ".recaptions"  # after the name of a shard; written by gen.recaption: framed like a shard, a text per record
 

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from synthclip_jax.data.readers import Reader, Sample, Shard
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import RecordError
 
 
 def part_of(reader: Reader, part: float, seed: int) -> Reader:

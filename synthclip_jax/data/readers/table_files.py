@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from synthclip_jax.data.readers import missing_key
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import printable
-from synthclip_jax.records import RecordError
 
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")

@@ -13,10 +13,10 @@ from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import Sample, Shard, keys_of, open_files
 from synthclip_jax.data.readers.captions import CaptionError, usable
 from synthclip_jax.data.readers.table_files import DOWNLOAD, is_url, read_rows, table_kind
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.left_out import LeftOut, printable
-from synthclip_jax.records import RecordError
 
 MAX_IMAGE = 2**28  # bytes of an image file
 

@@ -10,8 +10,8 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.left_out import printable
-from synthclip_jax.records import RecordError
 
 BLOCK = 512  # bytes; headers and data start at multiples of it
 RECORD = 20 * BLOCK  # what tar pads archives to

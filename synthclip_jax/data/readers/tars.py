@@ -28,8 +28,8 @@ from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.data.readers.patterns import find_tars
 from synthclip_jax.data.readers.tar_examples import Grouped, group
 from synthclip_jax.data.readers.tar_scan import REMEDY, Member, scan_tar
+from synthclip_jax.data.records import RandomAccessFile, RecordError
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import RandomAccessFile, RecordError
 
 
 class TarReader:

@@ -9,8 +9,8 @@ import pathlib
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers.examples import ExampleReader, open_tfrecords
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import state_files
-from synthclip_jax.records import RecordError
 
 
 def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:

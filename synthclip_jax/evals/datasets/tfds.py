@@ -42,7 +42,7 @@ class Prepared:
     def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
         from synthclip_jax.config.sources import SourceSpec
         from synthclip_jax.data.readers.tfds import open_tfds, prepared_folder
-        from synthclip_jax.records import RecordError
+        from synthclip_jax.data.records import RecordError
 
         self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
         self.left_out, self.notes = LeftOut("records"), list[str]()
@@ -121,7 +121,7 @@ class Prepared:
         Raises:
           DatasetError: a record is damaged, or has no picture or label, or a label without a class.
         """
-        from synthclip_jax.records import RecordError, feature_values, parse_features
+        from synthclip_jax.data.records import RecordError, feature_values, parse_features
 
         for shard in self._shards.payloads:
             for record in range(len(shard)):

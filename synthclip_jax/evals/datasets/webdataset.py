@@ -20,6 +20,7 @@ from jaxtyping import Int32
 from synthclip_jax.data.readers import captions
 from synthclip_jax.data.readers.tar_examples import NO_CAPTION, NO_IMAGE, Grouped, group
 from synthclip_jax.data.readers.tar_scan import REMEDY, scan_tar
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets import splits
 from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, notes_on, own_class_names
@@ -38,7 +39,6 @@ from synthclip_jax.evals.datasets.spec import (
 from synthclip_jax.files import text_files
 from synthclip_jax.images.decoding import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.records import RecordError
 
 LABEL_BYTES = 64  # more is no number
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"

@@ -24,16 +24,16 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
-from synthclip_jax.augment import Augment
 from synthclip_jax.config.sources import SourceSpec, parse_sources
+from synthclip_jax.data.augment import Augment
+from synthclip_jax.data.loader import Example, Fill, Loader
 from synthclip_jax.data.readers import Reader, open_reader
 from synthclip_jax.data.readers.agreement import agreeing
 from synthclip_jax.data.readers.recaptions import recaptioned
 from synthclip_jax.data.readers.subset import part_of
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.images.decoding import MAX_PIXELS, Picture, PictureError, decode_picture
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.loader import Example, Fill, Loader
-from synthclip_jax.records import RecordError
 
 # `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad picture.
 MOST_SKIPPED_IN_A_ROW = 100
@@ -182,7 +182,7 @@ def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     `seed` chooses those that are used where `data.part` asks for less than all.
 
     With `data.verify` files that are missing or cut off are left out here, to be named with all other damage by
-    `synthclip_jax.verify`.
+    `synthclip_jax.data.verify`.
 
     Raises:
       RecordError: there is no such dataset, or files of it are missing or cut off; all of them are named.

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, UInt8
 
+from synthclip_jax.data.loader import Loader
 from synthclip_jax.devices import sharding
-from synthclip_jax.loader import Loader
 
 
 class DeviceBatch(NamedTuple):
