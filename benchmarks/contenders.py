@@ -31,14 +31,14 @@ class Contender(NamedTuple):
 
 
 def ours(config: Any) -> Contender:
-    """`synthclip_jax.step`, the step that training takes."""
+    """`synthclip_jax.training.step`, the step that training takes."""
     import jax
     import jax.numpy as jnp
 
     from synthclip_jax.devices.sharding import make_mesh
     from synthclip_jax.model.towers import parameter_count
-    from synthclip_jax.optim import Length
-    from synthclip_jax.step import make_program, seed_key
+    from synthclip_jax.training.optim import Length
+    from synthclip_jax.training.step import make_program, seed_key
 
     batch = config.train.batch_size
     mesh = make_mesh(config.train.mesh, jax.devices()[:1])

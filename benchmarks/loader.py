@@ -117,7 +117,7 @@ def summarise(turns: dict[str, list[dict[str, float]]], arguments: argparse.Name
 def data_wait(steps: int) -> float:
     """Share of a step for which the quickstart's training waits for data, with pictures invented."""
     from synthclip_jax.config import load_config
-    from synthclip_jax.metrics import read_metrics
+    from synthclip_jax.training.metrics import read_metrics
 
     config = load_config(QUICKSTART)
     pictures = 80 * config.train.batch_size  # as many as the quickstart draws, or so

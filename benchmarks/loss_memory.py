@@ -32,7 +32,7 @@ def temporary_bytes(loss: str, method: str, devices: int, batch: int) -> int:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from synthclip_jax.devices.sharding import batch_sharding, make_mesh
-    from synthclip_jax.losses import make_loss
+    from synthclip_jax.training.losses import make_loss
 
     mesh = make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
     settings = types.SimpleNamespace(loss=loss, loss_method=method, loss_block=BLOCK)

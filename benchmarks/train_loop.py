@@ -23,8 +23,8 @@ from synthclip_jax import train as train_loop
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
 from synthclip_jax.devices.sharding import make_mesh
-from synthclip_jax.optim import Length
-from synthclip_jax.step import make_program, seed_key
+from synthclip_jax.training.optim import Length
+from synthclip_jax.training.step import make_program, seed_key
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 PICTURES = 1024

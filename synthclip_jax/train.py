@@ -37,16 +37,16 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suites import SUITES, Evaluator
 from synthclip_jax.files.locations import local_path
-from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
-from synthclip_jax.optim import Length
-from synthclip_jax.profiler import Profiler
-from synthclip_jax.sheet import compile_sheet, start_sheet
-from synthclip_jax.step import TrainState, make_program, seed_key
-from synthclip_jax.step_log import StepLog
 from synthclip_jax.text.tokenizer import Tokenizer
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer
+from synthclip_jax.training.metrics import Clock, Metrics, duration
+from synthclip_jax.training.optim import Length
+from synthclip_jax.training.profiler import Profiler
+from synthclip_jax.training.sheet import compile_sheet, start_sheet
+from synthclip_jax.training.step import TrainState, make_program, seed_key
+from synthclip_jax.training.step_log import StepLog
 from synthclip_jax.workdir.versions import find_version
 
 

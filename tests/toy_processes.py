@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import toy_config
 
-from synthclip_jax.metrics import read_metrics
 from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
+from synthclip_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIMES = {"examples_per_second", "data_wait", "seconds"}  # what no two runs have in common

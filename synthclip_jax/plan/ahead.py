@@ -64,7 +64,7 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
 
     from synthclip_jax.devices import sharding
     from synthclip_jax.plan.estimate import any_length, state_bytes
-    from synthclip_jax.step import make_program
+    from synthclip_jax.training.step import make_program
 
     options: dict[str, Any] = {}
     if topology.name.startswith("v4:"):

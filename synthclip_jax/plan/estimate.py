@@ -20,9 +20,9 @@ from synthclip_jax.devices import sharding
 from synthclip_jax.model import flops
 from synthclip_jax.model.preprocess import normalise
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.optim import Length, trainable_mask
 from synthclip_jax.plan.chips import Topology
-from synthclip_jax.step import Program, make_program
+from synthclip_jax.training.optim import Length, trainable_mask
+from synthclip_jax.training.step import Program, make_program
 
 # A prime, by which residuals that grow with the batch are told from those that do not.
 _PROBE = 1009

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax.metrics import duration
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, plural, tag, text, thumbnail
 from synthclip_jax.report.plots import Axis, Line, Mark
 from synthclip_jax.report.workdir import Missing, Run, Stage, optional
+from synthclip_jax.training.metrics import duration
 
 MOVERS = 10  # concepts shown that balancing thins most
 

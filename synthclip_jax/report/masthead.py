@@ -4,9 +4,9 @@ from typing import Any
 
 from synthclip_jax.evals import origin
 from synthclip_jax.evals.results import group
-from synthclip_jax.metrics import duration
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
 from synthclip_jax.report.workdir import Run, Stage, optional
+from synthclip_jax.training.metrics import duration
 
 
 def masthead(run: Run) -> Html:

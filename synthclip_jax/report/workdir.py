@@ -21,8 +21,8 @@ from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dat
 from synthclip_jax.evals.datasets.spec import locate
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
-from synthclip_jax.metrics import read_metrics
 from synthclip_jax.report.examples import Record, read_columns, read_record
+from synthclip_jax.training.metrics import read_metrics
 from synthclip_jax.workdir.versions import find_version, list_versions, stage_folder
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top

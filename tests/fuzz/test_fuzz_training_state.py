@@ -12,7 +12,6 @@ from mutations import MANY, how_many, limits, mutations
 from synthclip_jax import config as config_lib
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.metrics_file import MetricsFile, read_metrics
 from synthclip_jax.model.checkpoint_files import (
     CHECKSUMS,
     METADATA,
@@ -22,6 +21,7 @@ from synthclip_jax.model.checkpoint_files import (
     write_checksums,
 )
 from synthclip_jax.training import claim
+from synthclip_jax.training.metrics_file import MetricsFile, read_metrics
 
 COUNTS = [how_many(2000), pytest.param(MANY, marks=pytest.mark.slow)]
 

@@ -12,8 +12,8 @@ from flax import nnx
 
 from synthclip_jax.devices import sharding
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.optim import Length
-from synthclip_jax.step import make_program
+from synthclip_jax.training.optim import Length
+from synthclip_jax.training.step import make_program
 
 pytestmark = pytest.mark.gpu
 

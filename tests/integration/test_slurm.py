@@ -17,8 +17,8 @@ import toy_config
 from toy_dataset import write_dataset
 from toy_selected import write_selected
 
-from synthclip_jax.metrics import read_metrics
 from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
+from synthclip_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -21,9 +21,9 @@ from synthclip_jax import config as config_lib
 from synthclip_jax import train as train_lib
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.devices import sharding
-from synthclip_jax.metrics import read_metrics
 from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
 from synthclip_jax.training.claim import WorkdirMismatch
+from synthclip_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 84  # 112 examples, batch 16, 12 epochs

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from synthclip_jax.losses import sigmoid_loss, softmax_loss
+from synthclip_jax.training.losses import sigmoid_loss, softmax_loss
 
 torch = pytest.importorskip("torch")
 

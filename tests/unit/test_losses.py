@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from synthclip_jax.devices.sharding import batch_sharding, make_mesh
-from synthclip_jax.losses import make_loss, softmax_loss
+from synthclip_jax.training.losses import make_loss, softmax_loss
 
 
 def unit_rows(seed: int, rows: int, width: int = 16):

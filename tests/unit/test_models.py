@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from synthclip_jax.config import default_config
-from synthclip_jax.losses import softmax_loss
 from synthclip_jax.model.towers import make_model, parameter_count, parameter_table
+from synthclip_jax.training.losses import softmax_loss
 
 IMAGE_SIZE, CONTEXT, VOCABULARY = 16, 10, 300
 

@@ -11,7 +11,7 @@ import pytest
 from synthclip_jax.config import default_config
 from synthclip_jax.devices.sharding import path_name
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.optim import Length, clamp_logit_scale, decay_mask, make_optimizer, warmup_cosine
+from synthclip_jax.training.optim import Length, clamp_logit_scale, decay_mask, make_optimizer, warmup_cosine
 
 
 def reference_schedule(base_value, final_value, total, warmup, start_warmup_value):

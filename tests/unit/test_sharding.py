@@ -22,7 +22,7 @@ from synthclip_jax.devices.sharding import (
     shard_batch,
 )
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.optim import Length, make_optimizer
+from synthclip_jax.training.optim import Length, make_optimizer
 
 
 def mesh_of(data=1, fsdp=1, tensor=1, devices=None):

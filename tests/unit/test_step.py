@@ -10,8 +10,8 @@ import toy_config
 
 from synthclip_jax.config import ConfigError, check, digest
 from synthclip_jax.devices import sharding
-from synthclip_jax.optim import Length
-from synthclip_jax.step import make_program
+from synthclip_jax.training.optim import Length
+from synthclip_jax.training.step import make_program
 
 LENGTH = Length(112, 16, 28, 3)
 

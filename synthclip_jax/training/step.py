@@ -25,11 +25,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from synthclip_jax.devices import sharding
-from synthclip_jax.losses import make_loss
 from synthclip_jax.model.flops import kept_patches
 from synthclip_jax.model.preprocess import normalise
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.optim import Length, clamp_logit_scale, make_optimizer, trainable_mask
+from synthclip_jax.training.losses import make_loss
+from synthclip_jax.training.optim import Length, clamp_logit_scale, make_optimizer, trainable_mask
 
 
 class TrainState(NamedTuple):

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from synthclip_jax.metrics_file import MetricsFile, read_metrics
-from synthclip_jax.trackers import open_trackers
+from synthclip_jax.training.metrics_file import MetricsFile, read_metrics
+from synthclip_jax.training.trackers import open_trackers
 
 __all__ = ["Clock", "Metrics", "MetricsFile", "duration", "read_metrics"]
 

@@ -35,7 +35,7 @@ _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 def make_ring_loss(
     loss: str, mesh: Mesh, block: int
 ) -> Callable[..., tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
-    """The loss named `loss` (softmax, sigmoid) over a mesh, as `synthclip_jax.losses` defines it.
+    """The loss named `loss` (softmax, sigmoid) over a mesh, as `synthclip_jax.training.losses` defines it.
 
     Args:
       loss: softmax or sigmoid.

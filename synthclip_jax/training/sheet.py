@@ -10,8 +10,8 @@ from synthclip_jax.devices import sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.model import flops
 from synthclip_jax.model.towers import parameter_table
-from synthclip_jax.optim import Length
 from synthclip_jax.training.claim import versions
+from synthclip_jax.training.optim import Length
 
 
 def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pairs) -> None:

@@ -9,10 +9,10 @@ from jaxtyping import Array
 
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import UserError
-from synthclip_jax.metrics import Clock, Metrics, duration
 from synthclip_jax.model import flops
 from synthclip_jax.model.checkpoint import Checkpoints
-from synthclip_jax.optim import Length
+from synthclip_jax.training.metrics import Clock, Metrics, duration
+from synthclip_jax.training.optim import Length
 
 # `train.non_finite="skip"` gives up after so many steps in a row without an update: that run is beyond repair.
 MOST_SKIPPED_IN_A_ROW = 100
