@@ -149,7 +149,7 @@ def _open_clip(config: Any, prepare: Callable) -> Contender:
 
 
 def _open_clip_model(config: Any) -> Any:
-    """The model of `config.model`, as `synthclip_jax.weights` would fill it."""
+    """The model of `config.model`, as `synthclip_jax.formats.weights` would fill it."""
     import open_clip
 
     vision, text = config.model.vision, config.model.text

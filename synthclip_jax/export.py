@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from synthclip_jax.errors import UserError, command
-from synthclip_jax.export_check import check_export
 from synthclip_jax.formats import open_clip, tokenizer_files, transformers
+from synthclip_jax.formats.card import model_card
+from synthclip_jax.formats.check import check_export
 from synthclip_jax.formats.tensors import write_safetensors
+from synthclip_jax.formats.weights import layout, to_state_dict
 from synthclip_jax.model.checkpoint import LoadedModel, load_model
 from synthclip_jax.model.preprocess import Preprocess
-from synthclip_jax.model_card import model_card
-from synthclip_jax.weights import layout, to_state_dict
 
 FORMATS = {"open_clip": ("open_clip",), "hf": ("transformers",), "both": ("open_clip", "transformers")}
 

@@ -33,11 +33,11 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.errors import command
 from synthclip_jax.formats import Description, FormatError, bare, open_clip, read_config, transformers
 from synthclip_jax.formats.tensors import INDEX, read_tensors
+from synthclip_jax.formats.weights import WeightsError, from_state_dict, layout
 from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, saved_steps
 from synthclip_jax.model.towers import make_model, parameter_count
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer
-from synthclip_jax.weights import WeightsError, from_state_dict, layout
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")
 CONFIGS = {"open_clip": open_clip.CONFIG, "transformers": transformers.CONFIG}

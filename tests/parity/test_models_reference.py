@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from synthclip_jax.config import default_config
+from synthclip_jax.formats.weights import from_state_dict, layout, to_state_dict
 from synthclip_jax.model.towers import LOGIT_SCALE_INIT, make_model
-from synthclip_jax.weights import from_state_dict, layout, to_state_dict
 
 torch = pytest.importorskip("torch")
 TOLERANCE = 1e-4

@@ -17,15 +17,15 @@ from synthclip_jax import import_weights as import_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.export import ExportError, export, push
-from synthclip_jax.export_check import ExportMismatch
 from synthclip_jax.formats import FormatError, open_clip
+from synthclip_jax.formats.check import ExportMismatch
 from synthclip_jax.formats.tensors import read_tensors, write_safetensors
+from synthclip_jax.formats.weights import WeightsError, layout, to_state_dict
 from synthclip_jax.import_weights import import_weights, read_foreign
 from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
 from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
-from synthclip_jax.weights import WeightsError, layout, to_state_dict
 
 pytest.importorskip("safetensors")
 
@@ -128,7 +128,7 @@ def test_an_export_that_reads_back_otherwise_is_not_put_in_place(openai, tmp_pat
 
 def test_features_that_differ_or_are_not_numbers_fail_the_check(openai, tmp_path, monkeypatch):
     """Stands in for open_clip, to see that the comparison can fail."""
-    from synthclip_jax import export_check
+    from synthclip_jax.formats import check as export_check
 
     model = load_model(openai)
 
@@ -357,7 +357,7 @@ def test_a_bare_state_dict_brings_its_familys_preprocessing(slip, tmp_path):
 
 def card_data(workdir, gen, plans, **changes):
     """What a card says of the data that a run was trained on."""
-    from synthclip_jax import model_card
+    from synthclip_jax.formats import card as model_card
 
     folder = workdir / "dataset" / changes.pop("folder", "toy") / "1.0.0"
     folder.mkdir(parents=True)

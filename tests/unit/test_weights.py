@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from synthclip_jax.config import default_config
+from synthclip_jax.formats.weights import WeightsError, from_state_dict, layout, to_state_dict
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.weights import WeightsError, from_state_dict, layout, to_state_dict
 
 LAYOUTS = [
     ("open_clip", "openai"),
