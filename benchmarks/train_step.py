@@ -6,8 +6,8 @@
 
 Same model (`configs/synthci_30m.py`: ViT-B/16 at 224 pixels, 77 tokens), batch, precision and optimizer, one synthetic
 batch on the device, one process each. MFU = 3 x forward FLOPs of both towers x samples per second / dense bf16 peak of
-the device, for all contenders (`synthclip_jax.model.flops`). Memory is the most that was in use on the device, or of the
-whole process where the device has none of its own. `--small` is for CPUs: a small model in float32; there the
+the device, for all contenders (`synthclip_jax.model.flops`). Memory is the most that was in use on the device, or of
+the whole process where the device has none of its own. `--small` is for CPUs: a small model in float32; there the
 contenders take turns, on a GPU they follow each other. The last number is our speed over that of open_clip under
 `torch.compile` (or eager, or the only other one, where `--only` leaves that).
 

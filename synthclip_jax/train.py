@@ -26,10 +26,9 @@ from flax import nnx
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
+from synthclip_jax.data import stream, verify
 from synthclip_jax.data.device_feed import DeviceFeed
 from synthclip_jax.data.records import dataset_folder, dataset_name
-from synthclip_jax.data.stream import stream as data
-from synthclip_jax.data.stream import verify
 from synthclip_jax.devices import distributed, host_memory, sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
@@ -75,7 +74,7 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     mesh = sharding.make_mesh(config.train.mesh)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
     own = dataset_folder(workdir, dataset_name(config), config.gen.version)
-    pairs = data.open_dataset(config.data, own, config.seed)
+    pairs = stream.open_dataset(config.data, own, config.seed)
     if config.data.verify:
         hosts = jax.process_index(), jax.process_count()
         verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)
@@ -89,7 +88,7 @@ def _train_alone(
     workdir: pathlib.Path,
     stop_request: distributed.StopRequest,
     mesh: jax.sharding.Mesh,
-    pairs: data.Pairs,
+    pairs: stream.Pairs,
     length: Length,
 ) -> None:
     total_steps, batch_size = length.total_steps, length.batch_size
@@ -142,7 +141,7 @@ def _train_alone(
         if first_step < total_steps:
             share = sharding.batch_share(mesh, jax.process_index())
             tokenize = Tokenizer(config.model.text.context_length)
-            loader = data.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
+            loader = stream.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
             batches = DeviceFeed(loader, mesh, total_steps - first_step)
             closing.later(batches.close)
             started = time.perf_counter()

@@ -1,7 +1,8 @@
 """Other people's checkpoint folders: what their config files say, and how ours is said in their words.
 
 `open_clip` and `transformers` translate configs both ways, `bare` reads a state dict without one, `tensors` reads and
-writes the files. Names and shapes of the tensors are in `synthclip_jax.formats.weights`. Nothing here needs JAX or torch.
+writes the files. Names and shapes of the tensors are in `weights`. Nothing of this needs JAX or torch; `card`
+and `check`, which an export comes with, do.
 """
 
 import dataclasses

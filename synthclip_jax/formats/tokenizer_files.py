@@ -76,7 +76,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def cleaning() -> Any:
-    """A `tokenizers` normalizer that does what `synthclip_jax.text.tokenizer.clean` does, as far as replacements can."""
+    """A `tokenizers` normalizer that does what `text.tokenizer.clean` does, as far as replacements can."""
     import ftfy  # noqa: F401  # knows the encoding sloppy-windows-1252
     from ftfy.chardata import CONTROL_CHARS, LIGATURES, WIDTH_MAP
     from tokenizers import Regex, normalizers

@@ -1,6 +1,6 @@
 """The files of checkpoints: where they lie, whether they are as they were written, and which weights they hold.
 
-Nothing here knows what is inside them, and nothing heavy is imported; `synthclip_jax.model.checkpoint` writes and reads them.
+Nothing here knows what is inside them, and nothing heavy is imported; `checkpoint` writes and reads them.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """From a picture to what the model sees: resize and centre crop on the host, mean and standard deviation on device.
 
-This is the evaluation transform (the training one, with its random crop, is in `synthclip_jax.data.augment`). It does what
+This is the evaluation transform (the training one, with its random crop, is in `data.augment`). It does what
 open_clip and torchvision do, on PIL images and with PIL's antialiased resampling, in the same order: resize the short
 side, centre crop, and only then convert to RGB.
 """

@@ -5,7 +5,7 @@ returns the loss and a dict of scalar metrics, all float32. Row i of both embedd
 negatives. `make_loss` builds the one that a config asks for:
 
 - dense: the similarity matrix as one array, which `jax.jit` splits by rows. Quick to compile and to run where it fits.
-- ring: the same numbers block by block (`synthclip_jax.training.ring`), with memory that grows with the batch, not its square.
+- ring: the same numbers block by block (`ring`), with memory that grows with the batch, not its square.
 
 Every device has the full gradient of the loss over the global batch; the reference gathers without it by default.
 The metrics count a pair as found if its logit is the largest of its row (column); a tie is not found.

@@ -12,7 +12,7 @@ import toy_config
 from toy_dataset import write_dataset
 from toy_processes import Training, assert_same_run, checkpoints, last_step, logged, losses, run
 
-from synthclip_jax.data.stream import stream as data
+from synthclip_jax.data import stream
 from synthclip_jax.model.checkpoint import checkpoint_folder
 from synthclip_jax.text.tokenizer import Tokenizer
 
@@ -196,8 +196,8 @@ def test_an_error_of_one_ends_both(workdir):
     folder = workdir / "dataset" / "toy" / "1.0.0"
     write_dataset(folder, numbered=True)
     config, tokenize = toy_config.get_config(), Tokenizer(12)
-    pairs = data.open_dataset(config.data, folder)
-    share = data.make_loader(config.data, pairs, tokenize, 16, config.seed, examples_seen=3 * 16, host=1, hosts=2)
+    pairs = stream.open_dataset(config.data, folder)
+    share = stream.make_loader(config.data, pairs, tokenize, 16, config.seed, examples_seen=3 * 16, host=1, hosts=2)
     (index,) = numbers(next(share).tokens[:1])  # what process 1 is the first to see, at step 4
     share.close()
     write_dataset(folder, numbered=True, replaced={index: b"no picture"})

@@ -13,11 +13,11 @@ from toy_dataset import caption, jpeg, picture, write_dataset
 
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data import stream
 from synthclip_jax.data.loader import Batch
 from synthclip_jax.data.readers import open_reader
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.data.stream import Pairs, make_loader
-from synthclip_jax.data.stream import stream as data_lib
 from synthclip_jax.images.decoding import PictureError
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 
@@ -274,7 +274,7 @@ def captions_of(batches):
 
 def sources_of(pairs, config, count, **kwargs):
     """Which (source, example) the stream shows."""
-    order = data_lib._indexes(pairs, 5)
+    order = stream._indexes(pairs, 5)
     return [next((n, i - span.start) for n, span in enumerate(pairs.spans) if i in span) for i in order[:count]]
 
 
@@ -305,7 +305,7 @@ def test_a_mix_shows_the_pictures_of_the_source_it_draws_from(mixture, config):
     config.update(flip=0.0, grayscale=0.0, invert=0.0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     pairs = mixture((1, 2))
     images = np.concatenate([batch.images for batch in take(config, pairs, 4)])
-    order = data_lib._indexes(pairs, data_lib._stream_seed(0))
+    order = stream._indexes(pairs, stream._stream_seed(0))
     for index, image in zip(order[:32], images, strict=True):
         np.testing.assert_array_equal(image, pairs[index].image)
 
@@ -355,7 +355,7 @@ def test_of_several_captions_one_is_drawn_at_each_step(pairs, config):
 
 def open_sources(config, *sources):
     config.sources = sources
-    return data_lib.open_dataset(config, "/nowhere")
+    return stream.open_dataset(config, "/nowhere")
 
 
 def test_a_config_names_sources_by_kind_and_place(tmp_path, config):
@@ -385,9 +385,9 @@ def test_pairs_travel_to_a_worker_without_open_files_or_cache(shards):
 
 def test_more_shards_than_files_may_be_open_raises_the_limit_or_says_so(monkeypatch):
     limits = []
-    monkeypatch.setattr(data_lib.resource, "getrlimit", lambda _: (100, 5000))
-    monkeypatch.setattr(data_lib.resource, "setrlimit", lambda _, pair: limits.append(pair))
-    data_lib._allow_open_files(4000)
+    monkeypatch.setattr(stream.resource, "getrlimit", lambda _: (100, 5000))
+    monkeypatch.setattr(stream.resource, "setrlimit", lambda _, pair: limits.append(pair))
+    stream._allow_open_files(4000)
     assert limits == [(4000, 5000)]
     with pytest.raises(RecordError, match="ulimit"):
-        data_lib._allow_open_files(6000)
+        stream._allow_open_files(6000)

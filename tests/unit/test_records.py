@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synthclip_jax.data import records
 from synthclip_jax.data.records import (
     IndexedShard,
     RecordError,
@@ -15,7 +16,6 @@ from synthclip_jax.data.records import (
     parse_example,
     serialize_example,
 )
-from synthclip_jax.data.stream import records
 
 
 def write(folder, payloads, index=True, name="d-train.tfrecord-00000-of-00001"):

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from toy_dataset import write_dataset
 
 from synthclip_jax.config import default_config
+from synthclip_jax.data import stream
 from synthclip_jax.data.readers.subset import chosen
 from synthclip_jax.data.records import RecordError
-from synthclip_jax.data.stream import stream as data_lib
 from synthclip_jax.data.verify import verify
 
 
@@ -41,7 +41,7 @@ def test_the_choice_never_changes():
 def open_part(folder, part, seed=0, **values):
     config = default_config().data
     config.update(path=str(folder), part=part, **values)
-    return data_lib.open_dataset(config, "/nowhere", seed)
+    return stream.open_dataset(config, "/nowhere", seed)
 
 
 @pytest.fixture
@@ -85,10 +85,10 @@ def test_sources_have_parts_of_their_own(folder, tmp_path):
         (f"tfrecord:{tmp_path}/other", None, None, None, 3),
     )
     config.part = 1.0
-    pairs = data_lib.open_dataset(config, "/nowhere")
+    pairs = stream.open_dataset(config, "/nowhere")
     assert [len(span) for span in pairs.spans] == [20, 3]
     config.sources, config.part = (f"tfrecord:{folder}", f"tfrecord:{tmp_path}/other"), 0.5
-    assert [len(span) for span in data_lib.open_dataset(config, "/nowhere").spans] == [20, 6]
+    assert [len(span) for span in stream.open_dataset(config, "/nowhere").spans] == [20, 6]
 
 
 @pytest.mark.parametrize("part", [41, 0.001])

@@ -9,9 +9,9 @@ import pytest
 from toy_dataset import jpeg, picture, write_dataset
 
 from synthclip_jax.config import default_config
+from synthclip_jax.data import verify as verify_lib
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.data.stream import open_dataset
-from synthclip_jax.data.stream import verify as verify_lib
 from synthclip_jax.data.verify import verify
 
 EXAMPLES = 20  # 5 in each of 4 shards
