@@ -26,7 +26,7 @@ from gen.versions import open_version, start_version
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 from synthclip_jax.workdir.versions import Version, check_inside, written_folders
 
 STAGES = ("concepts", "captions", "balance", "images", "recaption", "agreement", "finalize")

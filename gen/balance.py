@@ -46,6 +46,7 @@ from gen.store import (
     stage_folder,
     write_atomic,
 )
+from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import write_stream
@@ -166,8 +167,7 @@ def _match_here(shard: Mapping[str, Any]) -> ShardOutput:
 
 def _processes(wanted: int, captions: int) -> int:
     """How many processes match, where this machine's cores are ours to use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or max(1, min(cores, captions // WORTH_A_PROCESS))
+    return wanted or max(1, min(core_count(), captions // WORTH_A_PROCESS))
 
 
 def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:

@@ -14,7 +14,6 @@ What it does beyond `model.generate`, and why:
 import collections
 import concurrent.futures
 import functools
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from gen.sampling import Sampling, draw, penalise
+from synthclip_jax.devices.cores import core_count
 
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, [kv heads, prefix, head dim]
 _ATTENTION = "synthclip_shared_prefix"
@@ -113,7 +113,7 @@ class Decoder:
         )
         if self.shares_prefix:
             model.set_attn_implementation(_ATTENTION)
-        threads = _cores() if model.device.type == "cpu" else 1
+        threads = core_count() if model.device.type == "cpu" else 1
         self.lanes = max(1, min(threads, batch_size // _LANE_ROWS))
         self.threads = threads // self.lanes
         self.lane_rows = -(-batch_size // self.lanes)
@@ -312,11 +312,6 @@ class _Rows:
     def _each_layer(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for layer in self.cache.layers:
             layer.keys, layer.values = change(layer.keys), change(layer.values)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _mask(valid: Bool[torch.Tensor, "batch keys"], queries: int) -> Float[torch.Tensor, "batch 1 queries keys"]:

@@ -28,7 +28,7 @@ from gen.concepts import build_bank
 from gen.image_engines import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import UserError, command
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 
 TOKENS_PER_CAPTION = 25  # what a Mistral writes for the paper's prompt
 CAPTION_BYTES = 60  # of a caption with its ids in Parquet, compressed, where none is measured

@@ -6,7 +6,6 @@ the matches pass by in blocks, on as many threads as there are cores, as often a
 
 import concurrent.futures
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
 from gen.keep_rate import Matches
+from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import StoreError
 
@@ -79,15 +79,15 @@ class MatchFiles:
             for name, array in zip(names, arrays, strict=True):
                 array[self.starts[file] : self.starts[file + 1]] = table.column(name).to_numpy()
 
-        with concurrent.futures.ThreadPoolExecutor(_threads()) as threads:
+        with concurrent.futures.ThreadPoolExecutor(core_count()) as threads:
             for _ in threads.map(read, range(len(self.paths))):
                 pass
         return arrays
 
     def passed(self, function: Callable[[Iterator[Block]], Result]) -> list[Result]:
         """Runs the function on several threads, each with the blocks of a part of the files; results in order."""
-        parts = np.array_split(np.arange(len(self.paths)), _threads())
-        with concurrent.futures.ThreadPoolExecutor(_threads()) as threads:
+        parts = np.array_split(np.arange(len(self.paths)), core_count())
+        with concurrent.futures.ThreadPoolExecutor(core_count()) as threads:
             return list(threads.map(lambda part: function(self._blocks(part.tolist())), parts))
 
     def matches(self, file: int) -> Matches:
@@ -145,7 +145,3 @@ def _matches(table) -> Matches:
         offsets = chunk.offsets.to_numpy().astype(np.int64)
         parts.append(Matches(chunk.flatten().to_numpy(), offsets - offsets[0]))
     return Matches.concatenate(parts)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ from gen.store import StageStore, StoreError, list_files, read_json, stage_folde
 from synthclip_jax.data.records import dataset_folder
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 
 UNITS = {
     "captions": "captions", "balance": "captions", "images": "pictures", "recaption": "pictures", "agreement": "pairs",

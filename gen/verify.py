@@ -19,7 +19,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -31,6 +30,7 @@ from gen.shard_checks import Fault, ShardCheck, check_shard
 from gen.store import StoreError
 from gen.testset_checks import testset_checks
 from gen.version_checks import version_faults
+from synthclip_jax.devices.cores import core_count
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.left_out import printable
@@ -146,7 +146,7 @@ def _ends(found: Contents) -> Iterator[Fault]:
 
 def _run(checks: Sequence[ShardCheck], processes: int) -> Iterator[tuple[list[Fault], int, int]]:
     """Checks all shards, in processes of their own: most of the time goes into Python."""
-    processes = min(processes or _cores(), len(checks))
+    processes = min(processes or core_count(), len(checks))
     progress = Progress(sum(check.items for check in checks), "items", "verify")
     if processes < 2:
         for check in checks:
@@ -168,10 +168,6 @@ def _run(checks: Sequence[ShardCheck], processes: int) -> Iterator[tuple[list[Fa
                     yield result
     if checks:
         progress.close()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _take(checks: Iterator[ShardCheck], count: int) -> Iterator[ShardCheck]:

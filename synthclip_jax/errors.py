@@ -43,6 +43,10 @@ class UserError(Exception):
     """An error that a user can act on: its text is one line that says what is wrong, where, and the remedy."""
 
 
+class EvaluationError(UserError, RuntimeError):
+    """Evaluation cannot give a number; the text says why."""
+
+
 def explain(error: BaseException) -> str:
     """The line for an error that a user can act on; empty for any other one."""
     if isinstance(error, UserError):

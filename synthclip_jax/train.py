@@ -40,12 +40,13 @@ from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_
 from synthclip_jax.text.tokenizer import Tokenizer
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer
-from synthclip_jax.training.metrics import Clock, Metrics, duration
+from synthclip_jax.training.metrics import Clock, Metrics
 from synthclip_jax.training.optim import Length
 from synthclip_jax.training.profiler import Profiler
 from synthclip_jax.training.sheet import compile_sheet, start_sheet
 from synthclip_jax.training.step import TrainState, make_program, seed_key
 from synthclip_jax.training.step_log import StepLog
+from synthclip_jax.wording import duration
 from synthclip_jax.workdir.versions import find_version
 
 

@@ -24,8 +24,8 @@ import ml_collections
 
 from synthclip_jax.config.schema import IMAGE_SCHEDULERS, SCHEMA, Field, Tree
 from synthclip_jax.config.sources import parse_sources
+from synthclip_jax.config.testsets import DatasetError, DatasetSpec
 from synthclip_jax.errors import UserError
-from synthclip_jax.evals.datasets import DatasetError, DatasetSpec
 from synthclip_jax.text.presence import language_problem
 
 

@@ -23,16 +23,6 @@ from jaxtyping import Int32, UInt8
 # Rows that a thread fills, or a worker process sends, at a time: at most so many, and few enough that all threads have
 # work. Captions are tokenised as many at once.
 PART = 32
-MOST_THREADS = 16  # beyond, they wait for the interpreter lock; worker processes help there
-
-
-def thread_count(asked: int, processes: int = 1) -> int:
-    """Threads of each process for reading and decoding: those asked for, or (0) one more than there are cores to use.
-
-    Decoding fills a core, and reading now and then waits for the disk; more than that costs speed on few cores.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or min(cores // processes + 1, MOST_THREADS)
 
 
 def _end_with(parent: int, worker: int, workers: int) -> None:

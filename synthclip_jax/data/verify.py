@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from synthclip_jax.data.loader import thread_count
 from synthclip_jax.data.readers import Reader, damage_report
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.data.stream import Pairs
+from synthclip_jax.devices.cores import thread_count
 from synthclip_jax.images.decoding import PictureError, check_picture
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 
 RECORDS_PER_TASK = 512
 SECONDS_BETWEEN_LINES = 10.0

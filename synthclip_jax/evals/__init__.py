@@ -1,7 +1,1 @@
-"""Evaluators: plain classes built from a config, each with `run(params) -> dict[str, float]`."""
-
-from synthclip_jax.errors import UserError
-
-
-class EvaluationError(UserError, RuntimeError):
-    """Evaluation cannot give a number; the text says why."""
+"""Evaluation: test sets, and the suites that measure a checkpoint on them."""

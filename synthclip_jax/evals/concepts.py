@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from synthclip_jax.evals import EvaluationError, intervals
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import intervals
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.text.presence import Presence, is_unspaced, normalise
 from synthclip_jax.workdir.versions import stage_folder

@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.evals import EvaluationError, intervals
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import intervals
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.progress import told
 from synthclip_jax.left_out import LeftOut

@@ -21,7 +21,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.evals import EvaluationError, origin
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import origin
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
 from synthclip_jax.evals.datasets.joined import join, lacking
 from synthclip_jax.evals.progress import told

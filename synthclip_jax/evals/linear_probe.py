@@ -20,7 +20,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from synthclip_jax.evals import EvaluationError, catalogue, intervals
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import catalogue, intervals
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.features import Extractor, Splits, describe_splits
 

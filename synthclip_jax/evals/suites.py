@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from synthclip_jax.evals import EvaluationError
+from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.results import Column
 

@@ -18,7 +18,7 @@ from synthclip_jax.evals.datasets.identity import digest, identify
 from synthclip_jax.files import array_files, state_files
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.model.encoder import Encoder
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 
 _ARRAYS: Mapping[str, array_files.Form] = {"embeddings": ("f", 2), "entries": ("iu", 1), "made_from": ("U", 0)}
 

@@ -25,8 +25,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from synthclip_jax.data.loader import thread_count
-from synthclip_jax.evals import EvaluationError
+from synthclip_jax.devices.cores import thread_count
+from synthclip_jax.errors import EvaluationError
 from synthclip_jax.images.decoding import MAX_PIXELS, PictureError, open_picture
 from synthclip_jax.left_out import printable
 from synthclip_jax.model.preprocess import Preprocess

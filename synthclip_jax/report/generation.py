@@ -10,7 +10,7 @@ from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, plural, tag, text, thumbnail
 from synthclip_jax.report.plots import Axis, Line, Mark
 from synthclip_jax.report.workdir import Missing, Run, Stage, optional
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 
 MOVERS = 10  # concepts shown that balancing thins most
 

@@ -6,7 +6,7 @@ from synthclip_jax.evals import origin
 from synthclip_jax.evals.results import group
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
 from synthclip_jax.report.workdir import Run, Stage, optional
-from synthclip_jax.training.metrics import duration
+from synthclip_jax.wording import duration
 
 
 def masthead(run: Run) -> Html:

@@ -9,7 +9,7 @@ from typing import Any
 from synthclip_jax.training.metrics_file import MetricsFile, read_metrics
 from synthclip_jax.training.trackers import open_trackers
 
-__all__ = ["Clock", "Metrics", "MetricsFile", "duration", "read_metrics"]
+__all__ = ["Clock", "Metrics", "MetricsFile", "read_metrics"]
 
 
 class Metrics:
@@ -81,14 +81,3 @@ class Clock:
         done = step - self._first_step
         spent = time.perf_counter() - self._start - self._paused
         return spent / done * (self.total_steps - step) if done else float("nan")
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `3m07s`, `5h02m`, `3d04h`; `?` for what is not a number."""
-    if seconds != seconds:
-        return "?"
-    seconds = round(seconds)
-    for unit, part, size, small in (("d", "h", 86400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
-        if seconds >= size:
-            return f"{seconds // size}{unit}{seconds % size // small:02d}{part}"
-    return f"{seconds}s"

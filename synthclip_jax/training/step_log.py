@@ -11,8 +11,9 @@ from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import UserError
 from synthclip_jax.model import flops
 from synthclip_jax.model.checkpoint import Checkpoints
-from synthclip_jax.training.metrics import Clock, Metrics, duration
+from synthclip_jax.training.metrics import Clock, Metrics
 from synthclip_jax.training.optim import Length
+from synthclip_jax.wording import duration
 
 # `train.non_finite="skip"` gives up after so many steps in a row without an update: that run is beyond repair.
 MOST_SKIPPED_IN_A_ROW = 100

@@ -14,7 +14,8 @@ from toy_testset import write_wds
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
 from synthclip_jax.data.records import ShardName, frame_shard, serialize_example
-from synthclip_jax.evals import EvaluationError, features, fewshot, linear_probe, results
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import features, fewshot, linear_probe, results
 from synthclip_jax.evals.datasets import DatasetError, open_dataset
 from synthclip_jax.evals.features import Extractor
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_model

@@ -13,7 +13,7 @@ from PIL import Image
 from toy_pictures import encode, jpeg_of, photo
 
 from synthclip_jax.config import default_config
-from synthclip_jax.evals import EvaluationError
+from synthclip_jax.errors import EvaluationError
 from synthclip_jax.model import encoder as encoder_lib
 from synthclip_jax.model.encoder import Encoder, on_all_devices
 from synthclip_jax.model.towers import make_model

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from synthclip_jax.evals import EvaluationError, fewshot
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import fewshot
 from synthclip_jax.evals.features import Features, Splits
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from synthclip_jax.evals import EvaluationError, features, linear_probe
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import features, linear_probe
 from synthclip_jax.evals.features import Features, Splits
 
 CLASSES = 12

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from toy_dataset import write_dataset
 
-from synthclip_jax.data.loader import PART, Example, Fill, Loader, thread_count
+from synthclip_jax.data.loader import PART, Example, Fill, Loader
 from synthclip_jax.data.records import RecordError
+from synthclip_jax.devices.cores import thread_count
 
 SIZE = 4
 

@@ -10,7 +10,8 @@ import pytest
 from synthclip_jax.config import default_config
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.training import metrics, trackers
-from synthclip_jax.training.metrics import Clock, Metrics, MetricsFile, duration, read_metrics
+from synthclip_jax.training.metrics import Clock, Metrics, MetricsFile, read_metrics
+from synthclip_jax.wording import duration
 
 
 def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path):

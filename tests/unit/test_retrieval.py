@@ -12,7 +12,8 @@ from toy_testset import write_wds
 
 from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
-from synthclip_jax.evals import EvaluationError, intervals
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import intervals
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.ranks import best_ranks
 from synthclip_jax.evals.retrieval import Ranks, Retrieval, _chance, metrics, rank

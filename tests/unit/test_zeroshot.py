@@ -10,7 +10,8 @@ from toy_testset import CLASSES, coloured, picture, write_wds
 
 from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
-from synthclip_jax.evals import EvaluationError, intervals, results
+from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals import intervals, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES

@@ -17,18 +17,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from synthclip_jax.config.testsets import DatasetError, DatasetSpec
 from synthclip_jax.evals.datasets.folder import ImageFolder
 from synthclip_jax.evals.datasets.karpathy import Karpathy
-from synthclip_jax.evals.datasets.spec import (
-    CLASSIFICATION,
-    RETRIEVAL,
-    Captioned,
-    Dataset,
-    DatasetError,
-    DatasetSpec,
-    Example,
-    MissingDataset,
-)
+from synthclip_jax.evals.datasets.spec import CLASSIFICATION, RETRIEVAL, Captioned, Dataset, Example, MissingDataset
 from synthclip_jax.evals.datasets.tfds import Prepared
 from synthclip_jax.evals.datasets.webdataset import WebDataset
 

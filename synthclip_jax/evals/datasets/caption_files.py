@@ -11,9 +11,9 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from synthclip_jax.config.testsets import DatasetError
 from synthclip_jax.data.readers import captions
 from synthclip_jax.evals.datasets.layout import is_picture, some
-from synthclip_jax.evals.datasets.spec import DatasetError
 from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut
 

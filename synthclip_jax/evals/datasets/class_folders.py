@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from synthclip_jax.evals.datasets import splits
+from synthclip_jax.config import splits
+from synthclip_jax.config.testsets import DatasetError
 from synthclip_jax.evals.datasets.layout import MAX_DEPTH, is_picture, last, some
-from synthclip_jax.evals.datasets.spec import DatasetError
 from synthclip_jax.files.folders import File, Walker
 from synthclip_jax.left_out import LeftOut
 

@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from synthclip_jax.config.testsets import DatasetError
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets.layout import some
-from synthclip_jax.evals.datasets.spec import DatasetError
 from synthclip_jax.files import text_files
 
 CLASSNAMES_FILE = "classnames.txt"

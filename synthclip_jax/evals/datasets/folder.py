@@ -10,20 +10,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from synthclip_jax.config.testsets import DatasetError, DatasetSpec
 from synthclip_jax.evals.datasets.class_folders import ClassFolder, ClassFolders
 from synthclip_jax.evals.datasets.class_names import notes_on
 from synthclip_jax.evals.datasets.folder_names import FolderNames
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.layout import Split, last, some
-from synthclip_jax.evals.datasets.spec import (
-    CLASSIFICATION,
-    DatasetError,
-    DatasetSpec,
-    Example,
-    MissingDataset,
-    locate,
-    missing_folder,
-)
+from synthclip_jax.evals.datasets.spec import CLASSIFICATION, Example, MissingDataset, locate, missing_folder
 from synthclip_jax.evals.datasets.webdataset import own_templates
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import OUTSIDE, File

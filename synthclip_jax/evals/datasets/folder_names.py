@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from synthclip_jax.config.testsets import DatasetError
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, WNIDS_FILE, key_of, read_names
 from synthclip_jax.evals.datasets.layout import last, some
-from synthclip_jax.evals.datasets.spec import DatasetError
 from synthclip_jax.files import text_files
 
 SYNSET_FILES = ("words.txt", "LOC_synset_mapping.txt")  # WordNet id and its words, as ImageNet's subsets bring them

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from synthclip_jax.config.testsets import DatasetError
 from synthclip_jax.evals.datasets.class_names import key_of
 from synthclip_jax.evals.datasets.layout import some
-from synthclip_jax.evals.datasets.spec import Dataset, DatasetError
+from synthclip_jax.evals.datasets.spec import Dataset
 
 
 class Joined(NamedTuple):

@@ -16,17 +16,11 @@ import re
 import stat
 from collections.abc import Iterator
 
-from synthclip_jax.evals.datasets import caption_files, splits
+from synthclip_jax.config import splits
+from synthclip_jax.config.testsets import DatasetError, DatasetSpec
+from synthclip_jax.evals.datasets import caption_files
 from synthclip_jax.evals.datasets.identity import identify
-from synthclip_jax.evals.datasets.spec import (
-    RETRIEVAL,
-    Captioned,
-    DatasetError,
-    DatasetSpec,
-    MissingDataset,
-    locate,
-    missing_folder,
-)
+from synthclip_jax.evals.datasets.spec import RETRIEVAL, Captioned, MissingDataset, locate, missing_folder
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.left_out import LeftOut
 

@@ -7,8 +7,9 @@ decided here and could have been meant otherwise is noted, or refused.
 
 from collections.abc import Iterable, Sequence
 
-from synthclip_jax.evals.datasets import splits
-from synthclip_jax.evals.datasets.spec import DatasetError, MissingDataset
+from synthclip_jax.config import splits
+from synthclip_jax.config.testsets import DatasetError
+from synthclip_jax.evals.datasets.spec import MissingDataset
 from synthclip_jax.files.folders import Walker
 from synthclip_jax.images.decoding import IMAGE_EXTENSIONS
 

@@ -13,19 +13,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from synthclip_jax.config import splits as split_names
+from synthclip_jax.config.testsets import DatasetError, DatasetSpec
 from synthclip_jax.evals import prompts
-from synthclip_jax.evals.datasets import splits as split_names
 from synthclip_jax.evals.datasets.class_names import notes_on, own_class_names
 from synthclip_jax.evals.datasets.identity import identify
-from synthclip_jax.evals.datasets.spec import (
-    CLASSIFICATION,
-    DatasetError,
-    DatasetSpec,
-    Example,
-    MissingDataset,
-    locate,
-    missing_folder,
-)
+from synthclip_jax.evals.datasets.spec import CLASSIFICATION, Example, MissingDataset, locate, missing_folder
 from synthclip_jax.evals.datasets.webdataset import check_label, own_templates
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.left_out import LeftOut

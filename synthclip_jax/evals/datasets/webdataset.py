@@ -17,20 +17,19 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int32
 
+from synthclip_jax.config import splits
+from synthclip_jax.config.testsets import DatasetError, DatasetSpec
 from synthclip_jax.data.readers import captions
 from synthclip_jax.data.readers.tar_examples import NO_CAPTION, NO_IMAGE, Grouped, group
 from synthclip_jax.data.readers.tar_scan import REMEDY, scan_tar
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.evals import prompts
-from synthclip_jax.evals.datasets import splits
 from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, notes_on, own_class_names
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
     CLASSIFICATION,
     RETRIEVAL,
     Captioned,
-    DatasetError,
-    DatasetSpec,
     Example,
     MissingDataset,
     locate,
