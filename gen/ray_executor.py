@@ -26,7 +26,8 @@ from gen.executor import Worker
 from gen.isolation import is_explained
 from gen.progress import Committed
 from gen.store import StageStore, StoreError, list_files, to_json, write_atomic
-from synthclip_jax.files.locations import Location, is_unreachable
+from synthclip_jax.errors import is_unreachable
+from synthclip_jax.files.locations import Location
 
 AT_ONCE = 2  # shards that an actor is given, so that the next one is there when the last one ends
 DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed

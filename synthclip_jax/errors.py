@@ -60,14 +60,19 @@ def explain(error: BaseException) -> str:
         return f"the package {error.name.partition('.')[0]!r} is not installed. Install it: the README says which extra"
     if isinstance(error, MemoryError):
         return "out of memory. Close other programs, use a larger machine, or ask for less at a time"
-    from synthclip_jax.files.locations import is_unreachable  # here: that module's errors are of this one's class
-
     if is_unreachable(error):
         return f"the object store cannot be reached. Run the same command again later ({error})"
     return ""
 
 
 _OURS = ("gen", "synthclip_jax")
+# Whose errors mean that an object store could not be reached, and not that the program is wrong.
+_CLIENTS = ("botocore", "aiobotocore", "boto3", "s3fs", "aiohttp", "gcsfs", "google", "fsspec", "azure", "urllib3")
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error that is no OSError comes from the client of an object store."""
+    return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 class Closing:

@@ -18,8 +18,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from synthclip_jax.errors import UserError
-from synthclip_jax.files.locations import Location, is_unreachable, is_url, location, size_of
+from synthclip_jax.errors import UserError, is_unreachable
+from synthclip_jax.files.locations import Location, is_url, location, size_of
 from synthclip_jax.workdir.versions import DATASET_NAME, find_version
 
 HEADER_BYTES = 12  # length + its crc

@@ -19,8 +19,6 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")  # two letters at least: c:/ is
 # A URL, also with a slash too few (s3:/bucket), which would be a folder called `s3:`.
 _BUCKET = re.compile(r"(?!file://)([a-zA-Z][a-zA-Z0-9+.-]+(?=://)|(?:s3a?|gs|gcs|abfss?|az|hdfs|https?|ftp)(?=:/))")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-# Whose errors mean that an object store could not be reached, and not that the program is wrong.
-_CLIENTS = ("botocore", "aiobotocore", "boto3", "s3fs", "aiohttp", "gcsfs", "google", "fsspec", "azure", "urllib3")
 
 
 class LocationError(UserError, ValueError):
@@ -98,8 +96,3 @@ def parquet_source(place: str | os.PathLike | Location) -> Any:
     """What `pyarrow.parquet` reads a file from: its path, or in an object store an open file."""
     path = location(place)
     return path.open("rb") if is_url(path) else path
-
-
-def is_unreachable(error: BaseException) -> bool:
-    """Whether an error that is no OSError comes from the client of an object store."""
-    return type(error).__module__.partition(".")[0] in _CLIENTS

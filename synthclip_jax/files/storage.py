@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from synthclip_jax.errors import UserError
-from synthclip_jax.files.locations import Location, is_unreachable, is_url, location
+from synthclip_jax.errors import UserError, is_unreachable
+from synthclip_jax.files.locations import Location, is_url, location
 
 LEFTOVER_SECONDS = (
     3600.0  # a temporary file that nobody has written to for so long belongs to a process that was killed

@@ -19,7 +19,7 @@ from PIL import Image
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.errors import UserError
-from synthclip_jax.import_weights import read_foreign
+from synthclip_jax.formats.foreign import read_foreign
 from synthclip_jax.model.checkpoint import LoadedModel
 from synthclip_jax.model.preprocess import Preprocess
 from synthclip_jax.model.towers import make_model

@@ -13,8 +13,8 @@ from test_models_reference import channels_first, make_inputs, randomise
 from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.formats import FormatError
 from synthclip_jax.formats import open_clip as open_clip_format
+from synthclip_jax.formats.foreign import make_config
 from synthclip_jax.formats.weights import WeightsError
-from synthclip_jax.import_weights import make_config
 
 torch = pytest.importorskip("torch")
 VISION = {"image_size": 32, "layers": 2, "width": 128, "patch_size": 16}

@@ -10,8 +10,9 @@ from flax import nnx
 from test_models_reference import TextTransformer, channels_first, make_inputs, randomise
 
 from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
+from synthclip_jax.formats.foreign import resize_grid, resize_line
 from synthclip_jax.formats.open_clip import TIMM_SIZES
-from synthclip_jax.import_weights import import_weights, resize_grid, resize_line
+from synthclip_jax.import_weights import import_weights
 from synthclip_jax.model.checkpoint import load_model
 
 torch = pytest.importorskip("torch")

@@ -13,15 +13,15 @@ import pytest
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import export as export_lib
-from synthclip_jax import import_weights as import_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.export import ExportError, export, push
 from synthclip_jax.formats import FormatError, open_clip
 from synthclip_jax.formats.check import ExportMismatch
+from synthclip_jax.formats.foreign import read_foreign
 from synthclip_jax.formats.tensors import read_tensors, write_safetensors
 from synthclip_jax.formats.weights import WeightsError, layout, to_state_dict
-from synthclip_jax.import_weights import import_weights, read_foreign
+from synthclip_jax.import_weights import import_weights
 from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
 from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
 from synthclip_jax.model.towers import make_model
@@ -348,9 +348,7 @@ def test_a_bare_state_dict_brings_its_familys_preprocessing(slip, tmp_path):
     assert (data.mean, data.std, data.interpolation, data.image_size) == (IMAGENET_MEAN, IMAGENET_STD, "bilinear", 32)
     assert (vision.width, vision.layers, vision.heads, vision.patch_size) == (32, 2, 2, 8)
     assert (
-        import_lib.read_foreign(
-            tmp_path / "bare.safetensors", vision_heads=2, text_heads=2, gelu=True
-        ).config.model.quick_gelu
+        read_foreign(tmp_path / "bare.safetensors", vision_heads=2, text_heads=2, gelu=True).config.model.quick_gelu
         is False
     )
 

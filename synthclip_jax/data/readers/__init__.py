@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.records import RecordError
-from synthclip_jax.files.locations import is_unreachable
+from synthclip_jax.errors import is_unreachable
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut, printable
 
