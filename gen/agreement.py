@@ -20,10 +20,11 @@ import numpy as np
 
 from gen.executor import Executor, run_local
 from gen.finished_pictures import finished_pictures
-from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json, stage_folder
+from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
 from synthclip_jax.data.readers.agreement import SUFFIX
-from synthclip_jax.data.records import RecordError, dataset_folder, parse_example, unframe_shard
+from synthclip_jax.data.records import RecordError, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir.versions import Version
 
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
 
@@ -100,7 +101,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     if not settings.checkpoint:
         return {}
     version, data, shards, digest = finished_pictures(config, workdir)
-    store = StageStore(stage_folder(workdir, "agreement", version), data)
+    store = StageStore(version.stage_folder("agreement"), data)
     step, checkpoint = _identity(settings)
     try:
         store.ensure_plan(
@@ -126,20 +127,20 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     return summary(records)
 
 
-def open_scores(workdir: Location, version: str) -> tuple[StageStore, dict[str, Any]]:
+def open_scores(version: Version) -> tuple[StageStore, dict[str, Any]]:
     """The store of the scores of a version's dataset, and their plan.
 
     Raises:
       StoreError: there are none.
     """
-    folder = stage_folder(workdir, "agreement", version)
+    folder = version.stage_folder("agreement")
     if not (folder / "plan.json").exists():
         raise StoreError(
             f"{folder}: no agreement scores yet. Name a checkpoint that scores the pairs:"
             " --config.gen.agreement.checkpoint=WORKDIR --stages=agreement"
         )
-    plan = read_json(stage_folder(workdir, "images", version) / "plan.json", {"dataset": str})
-    store = StageStore(folder, dataset_folder(workdir, plan["dataset"], version))
+    plan = read_json(version.stage_folder("images") / "plan.json", {"dataset": str})
+    store = StageStore(folder, version.dataset_folder(plan["dataset"]))
     return store, store.ensure_plan(store.read_plan())
 
 

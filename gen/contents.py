@@ -8,9 +8,8 @@ from gen.evidence import stages_of
 from gen.planned import Planned, planned_stages
 from gen.shard_checks import Fault
 from gen.store import StoreError, read_json
-from synthclip_jax.data.records import dataset_folder
-from synthclip_jax.files.locations import Location, location
-from synthclip_jax.workdir.versions import DATASET_NAME, Version
+from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir.versions import DATASET_NAME, FILTERED, Version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Contents:
     faults: list[Fault]
 
 
-def contents(workdir: Location, version: Version) -> Contents:
+def contents(version: Version) -> Contents:
     """Reads plans and provenance."""
-    name = _dataset(workdir, version)
-    kept_name = f"{name}_filtered"
-    data = dataset_folder(workdir, name, version.dataset) if name else None
-    kept = dataset_folder(workdir, kept_name, version.dataset) if name else None
+    name = _dataset(version)
+    kept_name = name + FILTERED
+    data = version.dataset_folder(name) if name else None
+    kept = version.dataset_folder(kept_name) if name else None
     provenance, faults = provenance_of(data)
     kept_provenance, wrong = provenance_of(kept)
     faults += wrong
@@ -53,18 +52,18 @@ def contents(workdir: Location, version: Version) -> Contents:
         plans = {**one.get("plans", {}), **{"filtered": other.get("plans", {}).get("filtered")}}
         both = {"generation": {"stages": stages}, "plans": plans}
     folders = {"images": data, "recaption": data, "agreement": data, "filtered": kept}
-    planned, wrong = planned_stages(workdir, version, folders, both)
+    planned, wrong = planned_stages(version, folders, both)
     return Contents(name, data, provenance, kept_name, kept, kept_provenance, planned, faults + wrong)
 
 
-def _dataset(workdir: Location, version: Version) -> str:
+def _dataset(version: Version) -> str:
     """The name of a version's dataset, as its pictures are planned; else, of the one that is there."""
     try:
-        plan = read_json(location(workdir) / "gen" / version.folder_name("images") / "plan.json", {"dataset": str})
+        plan = read_json(version.stage_folder("images") / "plan.json", {"dataset": str})
         if DATASET_NAME.fullmatch(plan["dataset"]):
             return plan["dataset"]
     except StoreError:
         pass
-    there = datasets_of(workdir, version.dataset)
-    whole = [name for name in there if name.removesuffix("_filtered") == name or name[: -len("_filtered")] not in there]
-    return whole[0].removesuffix("_filtered") if whole else ""
+    there = datasets_of(version.workdir, version.dataset)
+    whole = [name for name in there if not name.endswith(FILTERED) or name.removesuffix(FILTERED) not in there]
+    return whole[0].removesuffix(FILTERED) if whole else ""

@@ -17,9 +17,9 @@ from typing import Any
 
 from gen.store import StageStore, StoreError, plan_digest, read_json, unsealed
 from synthclip_jax.files import state_files
-from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import explained
-from synthclip_jax.workdir.versions import Version, record_path
+from synthclip_jax.workdir.versions import Version
 
 FORMAT = 2
 # Files that a stage writes beside its shards; without the last one it does its own work again.
@@ -60,13 +60,13 @@ def stages_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return stages if isinstance(stages, dict) else {}
 
 
-def of_stage(workdir: Location, version: Version, stage: str, data: Location) -> dict[str, Any] | None:
+def of_stage(version: Version, stage: str, data: Location) -> dict[str, Any] | None:
     """What provenance is to hold of a stage; None if the stage was never begun or is not at its end.
 
     Args:
       data: the folder of the dataset.
     """
-    folder = location(workdir) / "gen" / version.folder_name(stage)
+    folder = version.stage_folder(stage)
     store = StageStore(folder, data)
     if not store.plan_path.exists():
         return None
@@ -83,12 +83,12 @@ def of_stage(workdir: Location, version: Version, stage: str, data: Location) ->
     }
 
 
-def generation(workdir: Location, version: Version, stages: Sequence[str], data: Location) -> dict[str, Any]:
+def generation(version: Version, stages: Sequence[str], data: Location) -> dict[str, Any]:
     """What provenance is to hold of the stages, and which version's they are."""
-    found = {stage: of_stage(workdir, version, stage, data) for stage in stages}
+    found = {stage: of_stage(version, stage, data) for stage in stages}
     return {
         "number": version.number,
-        "recorded": record_path(workdir, version.number).exists(),
+        "recorded": version.record_path.exists(),
         "stages": {stage: what for stage, what in found.items() if what is not None},
     }
 

@@ -6,19 +6,11 @@ from typing import Any
 from gen.agreement import open_scores
 from gen.executor import Executor, run_local
 from gen.images import SPLIT
-from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
+from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.data.readers.agreement import load_scores
-from synthclip_jax.data.records import (
-    INDEX_SUFFIX,
-    RecordError,
-    ShardName,
-    dataset_folder,
-    dataset_name,
-    frame_shard,
-    unframe_shard,
-)
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, ShardName, frame_shard, unframe_shard
 from synthclip_jax.files.locations import Location
-from synthclip_jax.workdir.versions import find_version
+from synthclip_jax.workdir.versions import Version, dataset_name
 
 LOW_AGREEMENT = "low_agreement"  # the reason that is counted
 
@@ -49,7 +41,7 @@ class FilterWorker:
         )
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> tuple[dict[int, dict[str, Any]], int]:
+def run(config: Any, version: Version, executor: Executor = run_local) -> tuple[dict[int, dict[str, Any]], int]:
     """Writes every shard that is not there yet.
 
     Returns:
@@ -58,15 +50,15 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> tuple
     Raises:
       StoreError: the pairs are not all scored, or the dataset there was filtered otherwise.
     """
-    version, name = find_version(workdir, config.gen.version).dataset, dataset_name(config)
-    scores, plan = open_scores(workdir, version)
+    name = dataset_name(config)
+    scores, plan = open_scores(version)
     scored = scores.committed()
     if len(scored) < plan["shards"]:
         raise StoreError(
             f"{scores.folder}: {plan['shards'] - len(scored)} of {plan['shards']} shards are not scored yet. Run"
             " --stages=agreement"
         )
-    store = StageStore(stage_folder(workdir, "filtered", version), dataset_folder(workdir, name, version))
+    store = StageStore(version.stage_folder("filtered"), version.dataset_folder(name))
     try:
         store.ensure_plan(
             {"stage": "filtered", "scores": scores.plan_digest, "min_score": config.gen.agreement.min_score}

@@ -19,12 +19,12 @@ from gen import evidence
 from gen.executor import Executor, run_local
 from gen.image_engines import sampler_of
 from gen.images import SPLIT, dataset_features
-from gen.store import DATA_PREFIX, StageStore, StoreError, stage_folder, to_json, write_atomic
+from gen.store import DATA_PREFIX, StageStore, StoreError, to_json, write_atomic
 from synthclip_jax.config import plain
-from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, ShardName, dataset_folder, dataset_name, frame
+from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
-from synthclip_jax.workdir.versions import Version, find_version
+from synthclip_jax.workdir.versions import Version, dataset_name, find_version
 
 STAGES = (
     "concepts",
@@ -51,10 +51,9 @@ def run(
     Raises:
       StoreError: a shard is not there yet.
     """
-    found = find_version(workdir, config.gen.version)
-    version = found.dataset
-    folder = dataset_folder(workdir, config.name, version)
-    store = StageStore(stage_folder(workdir, "images", version), folder)
+    version = find_version(workdir, config.gen.version)
+    folder = version.dataset_folder(config.name)
+    store = StageStore(version.stage_folder("images"), folder)
     if not store.plan_path.exists():
         raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
     plan = store.ensure_plan(store.read_plan())
@@ -65,26 +64,15 @@ def run(
             f"{folder}: {len(missing)} of {plan['shards']} shards are not there yet (the first is {missing[0]})."
             " Run --stages=images: it makes only what is missing"
         )
-    agreement, name = _agreement(workdir, version), dataset_name(config)
+    agreement, name = _agreement(version), dataset_name(config)
     about: dict[str, Any] = {"agreement": agreement} | ({"filtered": name} if name != config.name else {})
-    summary = write_dataset(config, workdir, found, config.name, folder, plan, records, about, renewed=renewed)
+    summary = write_dataset(config, version, config.name, plan, records, about, renewed=renewed)
     if name != config.name:
         from gen import filtered
 
-        made, dropped = filtered.run(config, workdir, executor)
+        made, dropped = filtered.run(config, version, executor)
         kept = {"agreement": {**agreement, "min_score": config.gen.agreement.min_score, "dropped": dropped}}
-        other = write_dataset(
-            config,
-            workdir,
-            found,
-            name,
-            dataset_folder(workdir, name, version),
-            plan,
-            made,
-            kept,
-            ("filtered",),
-            renewed,
-        )
+        other = write_dataset(config, version, name, plan, made, kept, ("filtered",), renewed)
         summary |= {"filtered": other["records"], "dropped for low agreement": dropped}
         summary["filtered dataset"] = other["dataset"]
     return summary
@@ -92,10 +80,8 @@ def run(
 
 def write_dataset(
     config: Any,
-    workdir: Location,
     version: Version,
     name: str,
-    folder: Location,
     plan: Mapping[str, Any],
     records: Mapping[int, Mapping[str, Any]],
     about: Mapping[str, Any],
@@ -116,11 +102,12 @@ def write_dataset(
     Raises:
       StoreError: there is no record.
     """
+    folder = version.dataset_folder(name)
     shards = [_shard(records[index]) for index in range(plan["shards"])]
     total = sum(shard["records"] for shard in shards)
     if not total:
         raise StoreError(
-            f"{folder}: no pair is left. See {stage_folder(workdir, 'images', plan['version'])}/rejects-*.parquet for"
+            f"{folder}: no pair is left. See {version.stage_folder('images')}/rejects-*.parquet for"
             " the reasons, and gen.agreement.min_score"
         )
     summary = {"records": total, "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
@@ -130,7 +117,7 @@ def write_dataset(
     same = there.get("shards") == shards and all(there.get(key) == value for key, value in about.items())
     if same and "format" not in there:
         return summary  # complete, by an older version of this program
-    now = evidence.generation(workdir, version, stages, folder)
+    now = evidence.generation(version, stages, folder)
     if there.get("shards") == shards:
         # What these pictures were made from has not changed. What is there now may be damaged, or gone.
         kept = {stage: what for stage, what in evidence.stages_of(there).items() if stage not in renewed}
@@ -141,7 +128,7 @@ def write_dataset(
         return summary
     _write_tfds_metadata(config, name, folder, shards)
     # What was made when, and by what, stays as it was said first: so a lost card is made again to the last byte.
-    provenance = dict(there) if same else {**_provenance(config, workdir, name, plan, records, shards), **about}
+    provenance = dict(there) if same else {**_provenance(config, version, name, plan, records, shards), **about}
     if there.get("shards") == shards:
         provenance["created"] = there["created"]
     write_atomic(folder / "README.md", _card(config, provenance).encode())
@@ -159,14 +146,14 @@ def _is_there(path: Location, meta: Mapping[str, Any]) -> bool:
     return path.exists() and evidence.measured(path) == meta
 
 
-def _agreement(workdir: Location, version: str) -> dict[str, Any]:
+def _agreement(version: Version) -> dict[str, Any]:
     """What is known of how well pictures and captions agree; empty if they were not scored."""
-    store = StageStore(stage_folder(workdir, "agreement", version))
+    store = StageStore(version.stage_folder("agreement"))
     if not store.plan_path.exists():
         return {}
     from gen.agreement import open_scores, summary
 
-    store, plan = open_scores(workdir, version)
+    store, plan = open_scores(version)
     records = store.committed()
     if len(records) < plan["shards"]:
         return {}
@@ -227,7 +214,7 @@ def _write_tfds_metadata(config: Any, name: str, folder: Location, shards: list[
 
 
 def _provenance(
-    config: Any, workdir: Location, name: str, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
+    config: Any, version: Version, name: str, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
 ) -> dict[str, Any]:
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     versions = {"python": platform.python_version()}
@@ -238,7 +225,7 @@ def _provenance(
             continue
     stages = {}
     for stage in (*STAGES, "filtered"):
-        store = StageStore(stage_folder(workdir, stage, plan["version"]))
+        store = StageStore(version.stage_folder(stage))
         if store.plan_path.exists():
             stages[stage] = evidence.published(store.read_plan())
     return {

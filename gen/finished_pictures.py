@@ -4,23 +4,23 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gen.store import DATA_PREFIX, StageStore, StoreError, stage_folder
-from synthclip_jax.data.records import INDEX_SUFFIX, dataset_folder
+from gen.store import DATA_PREFIX, StageStore, StoreError
+from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.files.locations import Location
-from synthclip_jax.workdir.versions import find_version
+from synthclip_jax.workdir.versions import Version, find_version
 
 
 class Pictures(NamedTuple):
     """All shards of a version's pictures.
 
     Attributes:
-      version: of the dataset.
-      data: its folder.
+      version: whose they are.
+      data: the folder of the dataset.
       shards: for an executor, with the `file` and its `sha256` beside the usual.
       digest: changes when any picture does.
     """
 
-    version: str
+    version: Version
     data: Location
     shards: list[dict[str, Any]]
     digest: str
@@ -32,9 +32,9 @@ def finished_pictures(config: Any, workdir: Location) -> Pictures:
     Raises:
       StoreError: they are not planned yet, or some are missing.
     """
-    version = find_version(workdir, config.gen.version).dataset
-    data = dataset_folder(workdir, config.name, version)
-    pictures = StageStore(stage_folder(workdir, "images", version), data)
+    version = find_version(workdir, config.gen.version)
+    data = version.dataset_folder(config.name)
+    pictures = StageStore(version.stage_folder("images"), data)
     if not pictures.plan_path.exists():
         raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
     plan = pictures.ensure_plan(pictures.read_plan())

@@ -25,7 +25,7 @@ from gen.picture_filters import UNDECODABLE, reject_reason
 from gen.picture_order import forget_order, picture_order, read_order, write_order
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
-from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, dataset_folder, frame_shard
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.workdir.versions import find_version
 
@@ -233,8 +233,8 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     """
     import pyarrow.parquet as pq
 
-    images, version = config.gen.images, find_version(workdir, config.gen.version).dataset
-    path = selected_path(workdir, version)
+    images, version = config.gen.images, find_version(workdir, config.gen.version)
+    path = selected_path(workdir, version.dataset)
     if not path.exists():
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:
@@ -248,12 +248,12 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     if not pictures:
         raise StoreError(f"{path}: balancing kept no caption, so there is nothing to draw. Raise config.gen.balance.t")
     of = -(-pictures // images.shard_size)
-    store = StageStore(stage_folder(workdir, "images", version), dataset_folder(workdir, config.name, version))
+    store = StageStore(version.stage_folder("images"), version.dataset_folder(config.name))
     store.ensure_plan(
         {
             "stage": "images",
             "dataset": config.name,
-            "version": version,
+            "version": version.dataset,
             "seed": config.seed,
             "selected": digest,
             "pictures": pictures,

@@ -7,7 +7,7 @@ from typing import Any
 from gen.evidence import FILES, published, stages_of
 from gen.shard_checks import Fault, ShardCheck
 from gen.store import StageStore, StoreError, differences, plan_digest, there_and_expected, unsealed
-from synthclip_jax.files.locations import Location, location, parquet_source
+from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.workdir.versions import Version
 
@@ -57,7 +57,7 @@ class Planned:
 
 
 def planned_stages(
-    workdir: Location, version: Version, folders: Mapping[str, Location | None], provenance: Mapping[str, Any] | None
+    version: Version, folders: Mapping[str, Location | None], provenance: Mapping[str, Any] | None
 ) -> tuple[dict[str, Planned], list[Fault]]:
     """All stages that were begun or must be there, and what is wrong with their plans.
 
@@ -65,8 +65,7 @@ def planned_stages(
       folders: of each stage, the dataset whose files it writes.
       provenance: of the dataset; empty: it has one that cannot be read; None: it is not finalized.
     """
-    gen = location(workdir) / "gen"
-    begun = {stage for stage in STAGES if _begun(gen / version.folder_name(stage))}
+    begun = {stage for stage in STAGES if _begun(version.stage_folder(stage))}
     required = {before for stage in begun for before in _BEFORE.get(stage, ())}
     if provenance is not None:
         required |= {*_BEFORE["images"], "images", *stages_of(provenance)}
@@ -74,7 +73,7 @@ def planned_stages(
     for stage in STAGES:
         if stage not in begun | required:
             continue
-        folder = gen / version.folder_name(stage)
+        folder = version.stage_folder(stage)
         evidence = stages_of(provenance or {}).get(stage) or None
         plan, problem, other = _plan(StageStore(folder), evidence, (provenance or {}).get("plans", {}).get(stage))
         if problem:

@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen.store import StageStore, StoreError, list_files, read_json, stage_folder
-from synthclip_jax.data.records import dataset_folder
+from gen.store import StageStore, StoreError, list_files, read_json
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.wording import duration
+from synthclip_jax.workdir.versions import Version, dataset_folder, find_version
 
 UNITS = {
     "captions": "captions", "balance": "captions", "images": "pictures", "recaption": "pictures", "agreement": "pairs",
@@ -196,9 +196,9 @@ class Committed:
         print(line, file=sys.stderr, flush=True)
 
 
-def _data_folder(workdir: Location, version: str) -> Location:
-    plan = read_json(stage_folder(workdir, "images", version) / "plan.json")
-    return dataset_folder(workdir, plan["dataset"], plan["version"])
+def _data_folder(version: Version) -> Location:
+    plan = read_json(version.stage_folder("images") / "plan.json")
+    return dataset_folder(version.workdir, plan["dataset"], plan["version"])
 
 
 def stage_lines(workdir: Location, version: str = "", now: float | None = None) -> list[str]:
@@ -207,16 +207,16 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
     Raises:
       StoreError: a plan is damaged, or the storage cannot be read.
     """
-    now, lines = now or time.time(), []
+    now, lines, of = now or time.time(), [], find_version(workdir, version)
     made = {"captions": 0, "images": 0}
     for stage, unit in UNITS.items():
-        folder = stage_folder(workdir, stage, version)
+        folder = of.stage_folder(stage)
         if not (folder / "plan.json").exists():
             if stage not in OPTIONAL:
                 lines.append(f"{stage}: not begun")
             continue
         plan = read_json(folder / "plan.json")
-        store = StageStore(folder, _data_folder(workdir, version) if stage in ("images", *OPTIONAL) else None)
+        store = StageStore(folder, _data_folder(of) if stage in ("images", *OPTIONAL) else None)
         store.ensure_plan(plan)
         records = store.committed()
         # What a stage works on is what the one before has accepted.

@@ -25,7 +25,7 @@ from gen.executor import Executor, run_local
 from gen.finished_pictures import finished_pictures
 from gen.isolation import Isolation, check_shard, reject_reason
 from gen.progress import Progress
-from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, stage_folder
+from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
 from gen.vision_engines import VisionEngine, make_engine
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
@@ -172,7 +172,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     if not settings.model:
         return {}
     version, data, shards, digest = finished_pictures(config, workdir)
-    store = StageStore(stage_folder(workdir, "recaption", version), data)
+    store = StageStore(version.stage_folder("recaption"), data)
     try:
         store.ensure_plan(
             {

@@ -41,7 +41,6 @@ from synthclip_jax.workdir.versions import (
     check_inside,
     find_version,
     list_versions,
-    record_path,
     written_folders,
 )
 from synthclip_jax.workdir.versions import read_record as read_version
@@ -73,7 +72,7 @@ def repair(
     workdir = location(workdir)
     _restore_versions(workdir, faults)
     of = find_version(workdir, version)
-    found = contents(workdir, of)
+    found = contents(of)
     check_inside(workdir, written_folders(of, *filter(None, [found.name])))
     broken = [stage for stage in ORDER if any(fault.stage == stage for fault in faults)]
     _compare_plans(found, broken)
@@ -128,11 +127,11 @@ def _restore_versions(workdir: Location, faults: Sequence[Fault]) -> None:
         for number, provenance in unlisted(workdir, known):
             generation = provenance["generation"]
             stages = {stage: what["folder"] for stage, what in generation["stages"].items()}
-            version = Version(number, provenance["version"], stages)
+            version = Version(workdir, number, provenance["version"], stages)
             if number not in [one.number for one in known] and "filtered" not in stages:
-                if write_record(workdir, version, "made again from provenance.json"):
-                    say(f"{record_path(workdir, number)}: made again from provenance.json")
-                    aside.drop(record_path(workdir, number))
+                if write_record(version, "made again from provenance.json"):
+                    say(f"{version.record_path}: made again from provenance.json")
+                    aside.drop(version.record_path)
                 known.append(version)
         list_versions(workdir)
     except BaseException:

@@ -34,7 +34,7 @@ from synthclip_jax.devices.cores import core_count
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.left_out import printable
-from synthclip_jax.workdir.versions import VersionError, find_version, list_versions
+from synthclip_jax.workdir.versions import VersionError, choose_version, list_versions
 
 ORDER = ("versions", "concepts", *COMMITTING, "finalize", "testsets")
 SHOWN = 200  # faults printed
@@ -72,8 +72,8 @@ def verify(workdir: Location, version: str = "", processes: int = 0) -> Result:
         versions = list_versions(workdir)
     except VersionError as error:
         return Result([Fault("versions", None, str(error))], 0, 0, 0)
-    found = contents(workdir, of := find_version(workdir, version))
-    faults = [*version_faults(workdir, versions, of, found.provenance), *found.faults]
+    found = contents(of := choose_version(versions, version))
+    faults = [*version_faults(versions, of, found.provenance), *found.faults]
     sets = list(testset_checks(workdir, faults))
     checks: list[ShardCheck] = []
     unfinished: list[str] = []

@@ -13,7 +13,7 @@ from synthclip_jax.workdir.versions import Version, record_path
 
 
 def version_faults(
-    workdir: Location, versions: Sequence[Version], version: Version, provenance: Mapping[str, Any] | None
+    versions: Sequence[Version], version: Version, provenance: Mapping[str, Any] | None
 ) -> Iterator[Fault]:
     """What is wrong with the records of versions.
 
@@ -22,14 +22,14 @@ def version_faults(
       version: the one that is looked at.
       provenance: of its dataset.
     """
-    numbers = {known.number for known in versions}
+    workdir, numbers = version.workdir, {known.number for known in versions}
     generation = (provenance or {}).get("generation", {})
     missing = set()
     if generation.get("recorded") and not record_path(workdir, generation["number"]).exists():
         missing.add(generation["number"])
     elif generation and generation["number"] != version.number:
-        yield _fault(f"{record_path(workdir, version.number)}: not the version that provenance.json names")
-    gen = location(workdir) / "gen"
+        yield _fault(f"{version.record_path}: not the version that provenance.json names")
+    gen = workdir / "gen"
     for path in sorted(gen.iterdir()) if gen.is_dir() else ():
         found = re.fullmatch(r"[a-z]+@(\d{1,9})", path.name)
         if found and path.is_dir() and int(found[1]) not in numbers:

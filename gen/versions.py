@@ -10,7 +10,7 @@ import os
 from gen.store import StoreError, create_if_absent, to_json
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
-from synthclip_jax.workdir.versions import Version, find_version, list_versions, record_path
+from synthclip_jax.workdir.versions import Version, choose_version, list_versions
 
 
 def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) -> tuple[Version, str]:
@@ -27,12 +27,13 @@ def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) 
     """
     versions = list_versions(workdir)
     pending = ""
-    if new and wanted and wanted not in [version.dataset for version in versions] and record_path(workdir, 1).exists():
+    known = [version.dataset for version in versions]
+    if new and wanted and wanted not in known and versions[0].record_path.exists():
         version, pending = versions[-1], wanted
     else:
-        version = find_version(workdir, wanted)
+        version = choose_version(versions, wanted)
     if version.number == 1:
-        write_record(workdir, version, "")
+        write_record(version, "")
     return version, pending
 
 
@@ -51,15 +52,15 @@ def start_version(
     """
     newest = list_versions(workdir)[-1]
     version = base.next(order, changed, newest, name)
-    if not write_record(workdir, version, why):
+    if not write_record(version, why):
         raise StoreError(
-            f"{record_path(workdir, version.number)}: another driver has just started this version. Run the same"
+            f"{version.record_path}: another driver has just started this version. Run the same"
             " command without --new-version to work on it, or again to start one more"
         )
     return version
 
 
-def write_record(workdir: str | os.PathLike | Location, version: Version, why: str) -> bool:
+def write_record(version: Version, why: str) -> bool:
     """Writes the record of a version unless there is one; says whether this call has written it."""
     record = {
         "number": version.number,
@@ -68,5 +69,5 @@ def write_record(workdir: str | os.PathLike | Location, version: Version, why: s
         "why": why,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    path = record_path(workdir, version.number)
+    path = version.record_path
     return not path.exists() and create_if_absent(path, to_json(state_files.seal(record)))

@@ -28,7 +28,6 @@ from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
 from synthclip_jax.data import stream, verify
 from synthclip_jax.data.device_feed import DeviceFeed
-from synthclip_jax.data.records import dataset_folder, dataset_name
 from synthclip_jax.devices import distributed, host_memory, sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
@@ -47,7 +46,7 @@ from synthclip_jax.training.sheet import compile_sheet, start_sheet
 from synthclip_jax.training.step import TrainState, make_program, seed_key
 from synthclip_jax.training.step_log import StepLog
 from synthclip_jax.wording import duration
-from synthclip_jax.workdir.versions import find_version
+from synthclip_jax.workdir.versions import dataset_name, find_version
 
 
 def train(config: Any, workdir: str | os.PathLike) -> None:
@@ -74,14 +73,17 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
     # ---- What there is to do --------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.train.mesh)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
-    own = dataset_folder(workdir, dataset_name(config), config.gen.version)
-    pairs = stream.open_dataset(config.data, own, config.seed)
+    elsewhere = config.data.path or config.data.sources
+    version = None if elsewhere else find_version(workdir, config.gen.version)
+    pairs = stream.open_dataset(
+        config.data, version.dataset_folder(dataset_name(config)) if version else "", config.seed
+    )
     if config.data.verify:
         hosts = jax.process_index(), jax.process_count()
         verify.verify(pairs, config.data.threads, config.data.on_error, say, *hosts, distributed.gather_texts)
     length = Length.of(config.train, len(pairs))
     with only_trainer(workdir / "train"):
-        _train_alone(config, workdir, stop_request, mesh, pairs, length)
+        _train_alone(config, workdir, stop_request, mesh, pairs, length, version.dataset if version else "")
 
 
 def _train_alone(
@@ -91,11 +93,10 @@ def _train_alone(
     mesh: jax.sharding.Mesh,
     pairs: stream.Pairs,
     length: Length,
+    version: str,
 ) -> None:
     total_steps, batch_size = length.total_steps, length.batch_size
     folder = checkpoint_folder(workdir)
-    own = not (config.data.path or config.data.sources)
-    version = find_version(workdir, config.gen.version).dataset if own else ""
     run = describe_run(config, len(pairs), pairs.digest(), pairs.content_digest(), version)
     checkpoints = Checkpoints(folder, config.train.keep, config.train.keep_every, config.train.keep_best)
     record = checkpoints.newest_record()

@@ -20,7 +20,6 @@ import numpy as np
 
 from synthclip_jax.errors import UserError, is_unreachable
 from synthclip_jax.files.locations import Location, is_url, location, size_of
-from synthclip_jax.workdir.versions import DATASET_NAME, find_version
 
 HEADER_BYTES = 12  # length + its crc
 FOOTER_BYTES = 4  # crc of the payload
@@ -374,22 +373,6 @@ class ShardName:
 
     def __str__(self) -> str:
         return f"{self.dataset}-{self.split}.tfrecord-{self.index:05d}-of-{self.of:05d}"
-
-
-def dataset_folder(workdir: str | os.PathLike | Location, name: str, version: str = "") -> Location:
-    """Where a workdir keeps a dataset: `WORKDIR/dataset/NAME/VERSION`. Without a version: the newest.
-
-    Raises:
-      RecordError: a file of the workdir gives a name that is none.
-    """
-    if not DATASET_NAME.fullmatch(name):
-        raise RecordError(f"{workdir}: a dataset called {name!r}: allowed: lower-case letters, digits, underscores")
-    return location(workdir) / "dataset" / name / (version or find_version(workdir).dataset)
-
-
-def dataset_name(config: Any) -> str:
-    """The dataset that a config trains on: its own, or that without the pairs of low agreement where it makes one."""
-    return config.name if config.gen.agreement.min_score <= -1 else f"{config.name}_filtered"
 
 
 def find_shards(folder: str | os.PathLike | Location, split: str) -> list[Location]:

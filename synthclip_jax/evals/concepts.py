@@ -21,7 +21,7 @@ from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.text.presence import Presence, is_unspaced, normalise
-from synthclip_jax.workdir.versions import stage_folder
+from synthclip_jax.workdir.versions import trained_version
 
 IN, NEAR, OUT = "in the bank", "near the bank", "out of the bank"
 KINDS = (IN, NEAR, OUT)
@@ -54,24 +54,13 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
-def _file(workdir: str | pathlib.Path, stage: str, name: str) -> pathlib.Path:
-    """A file of generation, of the version that the run was trained on; of the newest, if it does not say."""
-    path = pathlib.Path(workdir) / "train" / "config.json"
-    version = ""
-    if path.is_file():
-        remedy = "Restore it: the run's checkpoints say what must be in it."
-        record = state_files.read(path, remedy, {"config": {"gen": dict}}, error=EvaluationError)
-        version = str(record["config"]["gen"].get("version", ""))
-    return pathlib.Path(str(stage_folder(workdir, stage, version))) / name
-
-
 def read_bank(workdir: str | pathlib.Path) -> list[str]:
     """The texts of the concept bank that a run was trained with; empty if its workdir has none.
 
     Raises:
       EvaluationError: a line of it is damaged.
     """
-    path = _file(workdir, "concepts", "bank.jsonl")
+    path = trained_version(workdir).stage_folder("concepts") / "bank.jsonl"
     if not path.is_file():
         return []
     remedy = "Restore it, or run python -m gen.verify --repair."
@@ -84,7 +73,7 @@ def read_bank(workdir: str | pathlib.Path) -> list[str]:
 
 def read_captions(workdir: str | pathlib.Path) -> list[str] | None:
     """The captions selected for training; None if they are not there."""
-    path = _file(workdir, "balance", "selected.parquet")
+    path = trained_version(workdir).stage_folder("balance") / "selected.parquet"
     if not path.is_file():
         return None
     import pyarrow.parquet as pq

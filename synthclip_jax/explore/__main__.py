@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from synthclip_jax.config.sources import parse_sources
-from synthclip_jax.data.records import dataset_folder, dataset_name
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.explore.guard import UPLOAD, Guard, own_names, private_files
+from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 
 CLASSES = 100  # concepts that the field of class names starts with
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.config.sources import parse_sources
-from synthclip_jax.data.records import dataset_folder, dataset_name
 from synthclip_jax.evals import origin, results
 from synthclip_jax.files import state_files
 from synthclip_jax.formats.check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.model.checkpoint import LoadedModel
+from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 
 # Licences of the models that the configs name.
 LICENCES = {

@@ -23,7 +23,7 @@ from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.report.examples import Record, read_columns, read_record
 from synthclip_jax.training.metrics import read_metrics
-from synthclip_jax.workdir.versions import find_version, list_versions, stage_folder
+from synthclip_jax.workdir.versions import Version, find_version, trained_version
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
 CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions
@@ -86,7 +86,7 @@ class Run:
           VersionError: the workdir has no such version.
         """
         self.folder, self.allow_outside = pathlib.Path(workdir), allow_outside
-        self._wanted = find_version(self.folder, version).dataset if version else ""
+        self._wanted = find_version(self.folder, version) if version else None
 
     # ---- generation -----------------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class Run:
         if not folders:
             raise Missing("There are no pictures in this workdir yet.")
         complete = {path: (path / "provenance.json").exists() for path in folders}
-        ranked = ((path.name == self._version, complete[path], path.stat().st_mtime, path) for path in folders)
+        ranked = ((path.name == self._version.dataset, complete[path], path.stat().st_mtime, path) for path in folders)
         return self.own(max(ranked)[-1])
 
     @property
@@ -320,16 +320,12 @@ class Run:
 
     def _gen(self, stage: str) -> pathlib.Path:
         """The folder of a stage."""
-        return stage_folder(self.folder, stage, self._version)
+        return self._version.stage_folder(stage)
 
     @functools.cached_property
-    def _version(self) -> str:
-        """The dataset's version that the page is about: the one that training's config names, else the newest."""
-        if self._wanted:
-            return self._wanted
-        training = optional(lambda: self.training["config"]["gen"]["version"])
-        there = [version.dataset for version in list_versions(self.folder)]
-        return training if training in there else there[-1]
+    def _version(self) -> Version:
+        """The version that the page is about: the one that was trained on, else the newest."""
+        return self._wanted or optional(trained_version, self.folder) or find_version(self.folder)
 
     def own(self, path: Any) -> pathlib.Path:
         """The path, if it lies in this workdir with all links followed.

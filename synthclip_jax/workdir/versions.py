@@ -6,13 +6,15 @@
     W/dataset/NAME/1.1.0           the second version's pictures
 
 `python -m gen --new-version` starts a version. A version is called by its dataset's, MAJOR.MINOR.PATCH
-(`config.gen.version`), and the newest is meant where none is named.
+(`config.gen.version`), and the newest is meant where none is named. It is looked up once, and the `Version` handed on:
+another one may be started meanwhile.
 """
 
 import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
@@ -24,6 +26,7 @@ _NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
 _RECORD = re.compile(r"\d{5}\.json")
 # A dataset's name, as the configuration allows it; that without the pairs of low agreement is called so too.
 DATASET_NAME = re.compile(r"[a-z][a-z0-9_]*")
+FILTERED = "_filtered"  # behind the name of a dataset: that without the pairs of low agreement
 
 
 class VersionError(UserError, ValueError):
@@ -35,11 +38,13 @@ class Version:
     """One version of what a workdir generates.
 
     Attributes:
+      workdir: that it is of.
       number: counts from 1.
       dataset: the dataset's version, MAJOR.MINOR.PATCH.
       stages: names of folders in `W/gen` by stage; a stage that is not in it has the name that its number gives.
     """
 
+    workdir: Location
     number: int
     dataset: str
     stages: Mapping[str, str]
@@ -47,6 +52,19 @@ class Version:
     def folder_name(self, stage: str) -> str:
         """The name of a stage's folder in `W/gen`."""
         return self.stages.get(stage) or (stage if self.number == 1 else f"{stage}@{self.number}")
+
+    def stage_folder(self, stage: str) -> Location:
+        """The folder of a stage: `W/gen/STAGE`, or `W/gen/STAGE@2` where a later version changed it."""
+        return self.workdir / "gen" / self.folder_name(stage)
+
+    def dataset_folder(self, name: str) -> Location:
+        """The folder of a dataset, see the function."""
+        return dataset_folder(self.workdir, name, self.dataset)
+
+    @property
+    def record_path(self) -> Location:
+        """Where its record is."""
+        return record_path(self.workdir, self.number)
 
     def next(self, order: tuple[str, ...], changed: str, newest: "Version", dataset: str = "") -> "Version":
         """The version after the newest: as this one, but the changed stage and all after it get folders of their own.
@@ -58,7 +76,7 @@ class Version:
         number, later = newest.number + 1, order[order.index(changed) :]
         stages = {stage: f"{stage}@{number}" if stage in later else self.folder_name(stage) for stage in order}
         major, minor, _ = map(int, newest.dataset.split("."))
-        return Version(number, dataset or f"{major}.{minor + 1}.0", stages)
+        return Version(self.workdir, number, dataset or f"{major}.{minor + 1}.0", stages)
 
 
 def versions_folder(workdir: str | os.PathLike | Location) -> Location:
@@ -80,7 +98,7 @@ def list_versions(workdir: str | os.PathLike | Location) -> list[Version]:
     folder = versions_folder(workdir)
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = [read_record(folder / name) for name in names if _RECORD.fullmatch(name)]
-    return found if found and found[0].number == 1 else [Version(1, _first(workdir), {}), *found]
+    return found if found and found[0].number == 1 else [Version(location(workdir), 1, _first(workdir), {}), *found]
 
 
 def find_version(workdir: str | os.PathLike | Location, wanted: str = "") -> Version:
@@ -89,23 +107,47 @@ def find_version(workdir: str | os.PathLike | Location, wanted: str = "") -> Ver
     Raises:
       VersionError: there is none of this name. Where nothing has been generated, any name will do.
     """
-    versions = list_versions(workdir)
+    return choose_version(list_versions(workdir), wanted)
+
+
+def choose_version(versions: Sequence[Version], wanted: str = "") -> Version:
+    """As `find_version`, of all versions of a workdir."""
     if not wanted:
         return versions[-1]
     for version in versions:
         if version.dataset == wanted:
             return version
+    workdir = versions[0].workdir
     if len(versions) == 1 and not record_path(workdir, 1).exists() and not _planned(workdir):
         return dataclasses.replace(versions[0], dataset=wanted)
     there = ", ".join(version.dataset for version in versions)
     raise VersionError(
-        f"gen.version: given {wanted!r}, but {location(workdir)} has {there}. Name one of those, leave it empty for the"
+        f"gen.version: given {wanted!r}, but {workdir} has {there}. Name one of those, leave it empty for the"
         " newest, or start another one: python -m gen --new-version ..."
     )
 
 
+def trained_version(workdir: str | os.PathLike | Location) -> Version:
+    """The version that a workdir's run was trained on; the newest, if its `train/config.json` names none.
+
+    Raises:
+      VersionError: that file is damaged, or the workdir no longer has this version.
+    """
+    path, wanted = location(workdir) / "train" / "config.json", ""
+    if path.is_file():
+        remedy = "Restore it: the run's checkpoints say what must be in it."
+        record = state_files.read(path, remedy, {"config": {"gen": dict}}, error=VersionError)
+        wanted = str(record["config"]["gen"].get("version", ""))
+    return find_version(workdir, wanted)
+
+
+def dataset_name(config: Any) -> str:
+    """The dataset that a config trains on: its own, or that without the pairs of low agreement where it makes one."""
+    return config.name if config.gen.agreement.min_score <= -1 else config.name + FILTERED
+
+
 def stage_folder(workdir: str | os.PathLike | Location, stage: str, version: str = "") -> Location:
-    """The folder of a stage: `W/gen/STAGE`, or `W/gen/STAGE@2` where a later version changed it.
+    """The folder of a stage in a version.
 
     Args:
       version: of the dataset, `config.gen.version`; empty: the newest.
@@ -113,7 +155,21 @@ def stage_folder(workdir: str | os.PathLike | Location, stage: str, version: str
     Raises:
       VersionError: the workdir has no such version.
     """
-    return location(workdir) / "gen" / find_version(workdir, version).folder_name(stage)
+    return find_version(workdir, version).stage_folder(stage)
+
+
+def dataset_folder(workdir: str | os.PathLike | Location, name: str, version: str = "") -> Location:
+    """The folder of a dataset in a version, `W/dataset/NAME/VERSION`.
+
+    Args:
+      version: as of `stage_folder`; one that is named is not looked for.
+
+    Raises:
+      VersionError: a file of the workdir gives a name that is none.
+    """
+    if not DATASET_NAME.fullmatch(name):
+        raise VersionError(f"{workdir}: a dataset called {name!r}: allowed: lower-case letters, digits, underscores")
+    return location(workdir) / "dataset" / name / (version or find_version(workdir).dataset)
 
 
 def read_record(path: Location) -> Version:
@@ -139,7 +195,7 @@ def read_record(path: Location) -> Version:
             problem = f"the folder of {stage!r} is {name!r}, allowed: {stage} or {stage}@NUMBER"
     if problem:
         raise VersionError(f"{path}: refused: {problem}. {remedy}")
-    return Version(number, dataset, dict(stages))
+    return Version(path.parents[2], number, dataset, dict(stages))
 
 
 def written_folders(version: Version, *names: str) -> list[str]:
@@ -151,7 +207,7 @@ def written_folders(version: Version, *names: str) -> list[str]:
     folders = ["gen/versions", "gen/set_aside", "testsets"]
     for stage in ("concepts", "captions", "balance", "images", "recaption", "agreement", "filtered"):
         folders += [f"gen/{version.folder_name(stage)}/{inner}" for inner in ("commits", "failures")]
-    return folders + [f"dataset/{name}{suffix}/{version.dataset}" for name in names for suffix in ("", "_filtered")]
+    return folders + [f"dataset/{name}{suffix}/{version.dataset}" for name in names for suffix in ("", FILTERED)]
 
 
 def check_inside(workdir: str | os.PathLike | Location, folders: Sequence[str]) -> None:

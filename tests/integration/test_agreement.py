@@ -157,7 +157,7 @@ def test_finalize_writes_a_dataset_without_the_low_pairs_that_tfds_reads(workdir
     from gen import agreement, finalize
     from gen.store import StoreError
     from gen.verify import verify
-    from synthclip_jax.data.records import dataset_name
+    from synthclip_jax.workdir.versions import dataset_name
 
     config = scored(workdir, monkeypatch, "gen.agreement.min_score=0.7")
     with pytest.raises(StoreError, match="no agreement scores yet"):

@@ -12,7 +12,8 @@ from gen import batch_size as batch_sizes
 from gen import random_weights
 from gen.image_engines import Rejected, Request, Sampler, sampler_of
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import IndexedShard, dataset_folder, find_shards, parse_example
+from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.workdir.versions import dataset_folder
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

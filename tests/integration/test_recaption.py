@@ -13,8 +13,9 @@ from gen.caption_filters import NothingAcceptedError
 from gen.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.readers.recaptions import SUFFIX
-from synthclip_jax.data.records import IndexedShard, RecordError, dataset_folder, find_shards, parse_example
+from synthclip_jax.data.records import IndexedShard, RecordError, find_shards, parse_example
 from synthclip_jax.data.stream import open_dataset
+from synthclip_jax.workdir.versions import dataset_folder
 
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("tensorflow_datasets")

@@ -241,6 +241,7 @@ def whole(tmp_path_factory):
     """A workdir with all that there can be: versions, scores, descriptions, pairs of high agreement, test sets."""
     from gen import agreement, finalize, testsets
     from gen.versions import open_version
+    from synthclip_jax.workdir.versions import find_version
 
     workdir = generate(tmp_path_factory.mktemp("whole"), toy_config(), ("concepts", "captions", "balance", "images"))
     open_version(workdir, "", new=False)
@@ -252,7 +253,7 @@ def whole(tmp_path_factory):
         patch.setattr(testsets, "find_color_font", lambda: None)
         patch.setattr(testsets, "find_outline_font", lambda: None)
         testsets.run(config, workdir)
-    assert agreement.open_scores(workdir, "")[1]["step"] == 7
+    assert agreement.open_scores(find_version(workdir))[1]["step"] == 7
     return workdir
 
 

@@ -15,7 +15,8 @@ from gen import draws, images
 from gen.image_engines import Rejected
 from gen.store import PlanMismatch, StageStore, StoreError
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import IndexedShard, dataset_folder, find_shards, parse_example
+from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.workdir.versions import dataset_folder
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("tensorflow_datasets")

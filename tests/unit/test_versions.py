@@ -13,10 +13,18 @@ from gen import captions, images, versions
 from gen.store import PlanMismatch, StoreError, read_json
 from gen.versions import open_version, start_version
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import dataset_folder, find_shards
+from synthclip_jax.data.records import find_shards
 from synthclip_jax.files import state_files
 from synthclip_jax.report.workdir import Run
-from synthclip_jax.workdir.versions import Version, VersionError, find_version, list_versions, record_path, stage_folder
+from synthclip_jax.workdir.versions import (
+    Version,
+    VersionError,
+    dataset_folder,
+    find_version,
+    list_versions,
+    record_path,
+    stage_folder,
+)
 
 FLAGS = (
     "gen.captions.engine=templates",
@@ -182,7 +190,7 @@ def test_the_report_shows_the_newest_version_or_the_one_that_was_trained_on(work
 
 def test_a_workdir_from_before_versions_is_its_first_one(workdir):
     record_path(workdir, 1).unlink()
-    assert find_version(workdir) == Version(1, "1.0.0", {})
+    assert find_version(workdir) == Version(workdir, 1, "1.0.0", {})
     assert find_version(workdir, "1.0.0").dataset == "1.0.0"
     with pytest.raises(VersionError, match="given '3"):
         find_version(workdir, "3.0.0")
