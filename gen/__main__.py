@@ -1,4 +1,4 @@
-"""Runs the stages of generation in order: concepts, captions, balance, images, agreement, finalize.
+"""Runs the stages of generation in order (`gen.stages`).
 
     python -m gen --config=configs/quickstart.py --workdir=runs/quickstart [--stages=captions,balance]
 
@@ -12,7 +12,6 @@ says by itself. `python -m gen.progress` shows how far they are.
 """
 
 import argparse
-import importlib
 import os
 import re
 import time
@@ -21,27 +20,28 @@ from typing import Any
 import ml_collections
 
 from gen.executor import EXECUTORS, Executor, make_executor
+from gen.stages import BY_NAME, COMMANDS, VERSIONED
 from gen.store import PlanMismatch
-from gen.versions import open_version, start_version
+from gen.versions import open_version, start_version, written_folders
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place
 from synthclip_jax.wording import duration
-from synthclip_jax.workdir.versions import Version, check_inside, written_folders
-
-STAGES = ("concepts", "captions", "balance", "images", "recaption", "agreement", "finalize")
-WITH_FOLDER = STAGES[: STAGES.index("recaption")]  # what comes then belongs to the dataset
+from synthclip_jax.workdir.versions import Version, check_inside
 
 
 @command("gen")
 def main() -> None:
     """Parses the command line and runs the stages asked for; exits with status 1 and a reason if one cannot go on."""
     parser = argparse.ArgumentParser(
-        prog="python -m gen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m gen",
+        description=__doc__,
+        epilog="\n".join(["stages:", *(f"  {name:<11}{BY_NAME[name].about}" for name in COMMANDS)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of this run, made if missing")
-    parser.add_argument("--stages", default=",".join(STAGES), help=f"comma-separated, of {', '.join(STAGES)}")
+    parser.add_argument("--stages", default=",".join(COMMANDS), help="comma-separated; default: all")
     parser.add_argument("--executor", default="local", choices=EXECUTORS)
     parser.add_argument(
         "--part",
@@ -55,16 +55,16 @@ def main() -> None:
     )
     arguments, config = parse_args(parser)
     wanted = [stage.strip() for stage in arguments.stages.split(",") if stage.strip()]
-    unknown = [stage for stage in wanted if stage not in STAGES]
+    unknown = [stage for stage in wanted if stage not in COMMANDS]
     if unknown or not wanted:
-        parser.error(f"--stages={arguments.stages}: unknown {', '.join(unknown)}; allowed: {', '.join(STAGES)}")
+        parser.error(f"--stages={arguments.stages}: unknown {', '.join(unknown)}; allowed: {', '.join(COMMANDS)}")
     if arguments.part and arguments.executor != "local":
         parser.error("--part goes with --executor=local: Ray shares the shards out itself")
     if arguments.executor == "ray" and not is_url(arguments.workdir):
         arguments.workdir = arguments.workdir.absolute()  # workers are elsewhere
     executor = make_executor(arguments.executor, config.gen, arguments.part or _slurm_part())
     run = _Run(config, arguments.workdir, executor, arguments.new_version)
-    for stage in STAGES:
+    for stage in COMMANDS:
         if stage not in wanted:
             continue
         start = time.monotonic()
@@ -106,7 +106,7 @@ class _Run:
         try:
             return self._run(stage)
         except PlanMismatch as error:
-            if not self._new or stage not in WITH_FOLDER:
+            if not self._new or stage not in VERSIONED:
                 raise
             self._start(stage, str(error))  # which a damaged plan is not: that stops here
             return self._run(stage)
@@ -117,12 +117,11 @@ class _Run:
         config = ml_collections.ConfigDict(self._config)
         config.gen.version = self._version.dataset
         check_inside(self._workdir, written_folders(self._version, config.name))
-        module = importlib.import_module(f"gen.{stage}")
-        return module.run(ml_collections.FrozenConfigDict(config), self._workdir, self._executor)
+        return BY_NAME[stage].run(ml_collections.FrozenConfigDict(config), self._workdir, self._executor)
 
     def _start(self, stage: str, why: str) -> None:
         assert self._version
-        self._version = start_version(self._workdir, self._version, WITH_FOLDER, stage, self._name, why)
+        self._version = start_version(self._workdir, self._version, stage, self._name, why)
         self._new, self._name = False, ""
         print(f"{stage}: {why}\n{stage}: version {self._version.dataset} starts here", flush=True)
 

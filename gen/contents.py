@@ -7,6 +7,7 @@ from gen.dataset_checks import datasets_of, provenance_of
 from gen.evidence import stages_of
 from gen.planned import Planned, planned_stages
 from gen.shard_checks import Fault
+from gen.stages import STAGES
 from gen.store import StoreError, read_json
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import DATASET_NAME, FILTERED, Version
@@ -51,7 +52,7 @@ def contents(version: Version) -> Contents:
             stages.setdefault("filtered", None)
         plans = {**one.get("plans", {}), **{"filtered": other.get("plans", {}).get("filtered")}}
         both = {"generation": {"stages": stages}, "plans": plans}
-    folders = {"images": data, "recaption": data, "agreement": data, "filtered": kept}
+    folders = {stage.name: kept if stage.part_of else data for stage in STAGES if stage.dataset}
     planned, wrong = planned_stages(version, folders, both)
     return Contents(name, data, provenance, kept_name, kept, kept_provenance, planned, faults + wrong)
 

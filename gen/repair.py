@@ -17,10 +17,11 @@ import ml_collections
 from gen.contents import Contents, contents
 from gen.evidence import METADATA, measured
 from gen.executor import run_local
-from gen.planned import Planned, before
-from gen.repair_stage import RepairError, StageRepair, module_of, say
+from gen.planned import Planned
+from gen.repair_stage import RepairError, StageRepair, say
 from gen.set_aside import SetAside
 from gen.shard_checks import Fault
+from gen.stages import BY_NAME, FOLDERS, before
 from gen.store import (
     PlanMismatch,
     differences,
@@ -30,7 +31,7 @@ from gen.store import (
 )
 from gen.testset_checks import RECORD
 from gen.version_checks import unlisted
-from gen.versions import write_record
+from gen.versions import write_record, written_folders
 from synthclip_jax.config import from_plain, load_config, with_overrides
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, location
@@ -41,11 +42,9 @@ from synthclip_jax.workdir.versions import (
     check_inside,
     find_version,
     list_versions,
-    written_folders,
 )
 from synthclip_jax.workdir.versions import read_record as read_version
 
-ORDER = ("concepts", "captions", "balance", "images", "recaption", "agreement", "filtered")
 UNTOUCHED = "Nothing was changed"
 _INPUTS = (
     "bank",
@@ -74,7 +73,7 @@ def repair(
     of = find_version(workdir, version)
     found = contents(of)
     check_inside(workdir, written_folders(of, *filter(None, [found.name])))
-    broken = [stage for stage in ORDER if any(fault.stage == stage for fault in faults)]
+    broken = [stage for stage in FOLDERS if any(fault.stage == stage for fault in faults)]
     _compare_plans(found, broken)
     if not broken and not any(fault.stage.partition("/")[0] in ("finalize", "testsets") for fault in faults):
         return
@@ -86,7 +85,7 @@ def repair(
     for stage in broken:
         if not stages[stage].runs or (found.stages[stage].problem and found.stages[stage].plan is not None):
             continue  # what is lost is in provenance.json
-        sound = not set(broken) & {"concepts", *before(stage)}
+        sound = not before(stage).intersection(broken)
         _compare_with_config(workdir, found, stage, config, config_file, strict=sound or stage == broken[0])
     aside = SetAside(workdir)
     try:
@@ -212,12 +211,12 @@ def _compare_with_config(
       RepairError: the plan there is another one, or cannot be told.
     """
     this = found.stages[stage]
-    if stage == "filtered":
+    if BY_NAME[stage].part_of:
         return this.plan
     given = f"--config={config_file}" if config_file else "the configuration in provenance.json"
     other = "" if config_file else ". It names no folders of a machine: give the run's own, --config=FILE"
     try:
-        plan = planned_by(lambda: module_of(stage).run(config, workdir, run_local), this.folder)
+        plan = planned_by(lambda: BY_NAME[stage].run(config, workdir, run_local), this.folder)
     except UserError as error:
         mismatch = error if isinstance(error, PlanMismatch) else error.__cause__
         lines = mismatch.lines if isinstance(mismatch, PlanMismatch) else []
@@ -229,7 +228,7 @@ def _compare_with_config(
         if strict:
             raise RepairError(f"{stage}: {error}. {UNTOUCHED}{other}") from error
         return None
-    key = {"recaption": "gen.recaption.model", "agreement": "gen.agreement.checkpoint"}.get(stage, "")
+    key = BY_NAME[stage].asked_by
     if plan is None and key and strict:
         raise RepairError(f"{stage}: {given} has no {key}. {UNTOUCHED}. Name it: --config.{key}=...")
     known = plan_digest(this.plan) if this.plan is not None else (this.evidence or {}).get("plan")
@@ -274,8 +273,6 @@ def _finalize(
     wrong = any(fault.stage == "finalize" for fault in faults)
     if not (wrong or renewed) or found.data is None or (found.provenance is None and found.kept_provenance is None):
         return
-    from gen.finalize import run
-
     lost = [data / "provenance.json" for data, one in _datasets(found) if one == {}]
     if lost:
         left = [fault for fault in _remaining(workdir, found) if fault.stage not in ("finalize", "versions")]
@@ -285,7 +282,7 @@ def _finalize(
     damaged = [path for data, one in _datasets(found) for path in _damaged(data, one)]
     for path in (*lost, *damaged):
         aside.take(path)
-    run(config, workdir, run_local, renewed)
+    BY_NAME["finalize"].run(config, workdir, run_local, renewed)
     for path in (*lost, *damaged):
         if path.exists():
             say(f"finalize: {path.name} made again")

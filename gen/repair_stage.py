@@ -1,16 +1,18 @@
 """Repairs one stage: plan and records from provenance, the rest by running the stage for what is damaged alone."""
 
 import contextlib
-import importlib
+import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gen.contents import Contents
-from gen.evidence import FILES, measured
+from gen.evidence import measured
 from gen.executor import run_local
 from gen.planned import file_faults, named_files
 from gen.set_aside import SetAside
 from gen.shard_checks import Fault
+from gen.stages import BY_NAME
 from gen.store import (
     DATA_PREFIX,
     ShardOutput,
@@ -22,9 +24,6 @@ from gen.store import (
     to_json,
     write_atomic,
 )
-from synthclip_jax.data.readers.agreement import SUFFIX as SCORES
-from synthclip_jax.data.readers.recaptions import SUFFIX as RECAPTIONS
-from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
@@ -44,11 +43,6 @@ class RepairError(UserError, ValueError):
 def say(text: str) -> None:
     """Says what was done, or was not."""
     print(f"repair: {text}", flush=True)
-
-
-def module_of(stage: str) -> Any:
-    """The module that runs a stage."""
-    return importlib.import_module(f"gen.{stage}")
 
 
 class _Guard(StageStore):
@@ -89,7 +83,7 @@ class StageRepair:
         self._records = [shard for shard in shards if self._only_record(store, shard)]
         self._shards = [shard for shard in shards if shard not in self._records]
         wrong = any(True for _ in file_faults(this))
-        self._files = [this.folder / name for name in FILES.get(stage, ())] if wrong else []
+        self._files = [this.folder / name for name in BY_NAME[stage].files] if wrong else []
 
     @property
     def runs(self) -> bool:
@@ -150,17 +144,16 @@ class StageRepair:
         return {self._this.folder / name: meta["sha256"] for name, meta in files.items()}
 
     def _run(self, config: Any, executor: Any) -> None:
-        if self._stage == "filtered":
-            module_of("finalize").run(config, self._workdir, run_local)
-        elif self._stage == "balance" and not self._files:
-            module_of("balance").match(config, self._workdir, executor)
+        stage = BY_NAME[self._stage]
+        if stage.shards_alone and not self._files:
+            pkgutil.resolve_name(stage.shards_alone)(config, self._workdir, executor)
         else:
-            module_of(self._stage).run(config, self._workdir, executor)
+            stage.run(config, self._workdir, run_local if stage.part_of else executor)
 
     @property
     def _others_begun(self) -> bool:
         """Whether something was made from what this stage makes."""
-        return {"concepts": "captions", "balance": "images"}.get(self._stage) in self._found.stages
+        return any(self._stage in BY_NAME[stage].reads for stage in self._found.stages)
 
     def _restore_plan(self, plan: Mapping[str, Any] | None, aside: SetAside) -> None:
         if plan is None:
@@ -194,17 +187,12 @@ class StageRepair:
 
     def _listed(self, store: StageStore, shard: int) -> list[str]:
         """The files that look like a shard's, where no record tells."""
-        mark, suffixes = (
-            f"-{shard:05d}-of-",
-            {"recaption": (RECAPTIONS, RECAPTIONS + INDEX_SUFFIX), "agreement": (SCORES,)},
-        )
-        names = [name for name in list_files(store.folder) if mark in name and not name.startswith(".")]
-        if self._this.data is not None:
-            ends = suffixes.get(self._stage, (INDEX_SUFFIX, *"0123456789"))
-            data = [name for name in list_files(self._this.data) if mark in name and name.endswith(ends)]
-            if self._stage not in suffixes:
-                data = [name for name in data if not any(end in name for end in (RECAPTIONS, SCORES))]
-            names += [f"{DATA_PREFIX}{name}" for name in data if not name.startswith(".")]
+        of_shard = re.compile(rf"[^.].*-{shard:05d}-of-\d+(.*)")
+        names = [name for name in list_files(store.folder) if of_shard.fullmatch(name)]
+        for name in list_files(self._this.data) if self._this.data is not None else ():
+            found = of_shard.fullmatch(name)
+            if found and found[1] in BY_NAME[self._stage].endings:
+                names.append(f"{DATA_PREFIX}{name}")
         return names
 
     def _measured(self, store: StageStore, shard: int) -> dict[str, dict[str, Any]]:

@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import io
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from gen.stages import BY_NAME
 from gen.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
 from synthclip_jax.data.readers import recaptions
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
@@ -50,8 +52,8 @@ class ShardCheck:
       captions: of pictures, the caption of each id.
       size: of pictures, their side in pixels.
       expected: the commit record that provenance holds; None: it holds none.
-      source: of a dataset without the pairs of low agreement: folder and name of the whole one, its own name, the
-        lowest score, the number of shards.
+      source: of a dataset without the pairs of low agreement: the whole one's folder, the lowest score, the number of
+        shards.
     """
 
     stage: str
@@ -64,7 +66,7 @@ class ShardCheck:
     captions: tuple[str, ...] = ()
     size: int = 0
     expected: Mapping[str, Any] | None = None
-    source: tuple[str, str, str, float, int] | None = None
+    source: tuple[str, float, int] | None = None
 
 
 def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
@@ -96,16 +98,9 @@ def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
         contents[name] = data
         if len(data) != meta["bytes"] or sha256(data) != meta["sha256"]:
             texts.append(f"{file}: {len(data):,} bytes that are not the {meta['bytes']:,} committed (sha256)")
-    if check.stage == "captions":
-        texts += _captions(check, store, record, contents)
-    elif check.stage == "images":
-        texts += _images(check, store, record, contents)
-    elif check.stage == "agreement":
-        texts += _scores(store, record, contents)
-    elif check.stage == "recaption":
-        texts += _recaptions(store, record, contents)
-    elif check.stage == "filtered":
-        texts += _kept(check, store, contents)
+    stage = BY_NAME.get(check.stage)  # a test set is none
+    if stage and stage.check:
+        texts += pkgutil.resolve_name(stage.check)(check, store, record, contents)
     size = sum(map(len, contents.values()))
     return [Fault(check.stage, check.shard, text) for text in texts], record["count"], size
 
@@ -137,7 +132,7 @@ def _not_expected(record: Mapping[str, Any], expected: Mapping[str, Any] | None)
     return " and ".join(part for part, differs in parts.items() if differs)
 
 
-def _captions(
+def caption_problems(
     check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
 ) -> Iterator[str]:
     """Made and rejected captions are those planned."""
@@ -159,7 +154,7 @@ def _captions(
             yield f"{path}: {record['count']} captions, the file has {len(ids['captions'])}"
 
 
-def _images(
+def image_problems(
     check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
 ) -> Iterator[str]:
     """Records are whole, with their own fields and a picture that decodes; made and rejected ones are those planned."""
@@ -236,7 +231,10 @@ def _complete(where: str, planned: tuple[str, ...], made: list[str], rejected: l
             yield f"{where}: {len(ids):,} ids are {text}: {', '.join(ids[:NAMED])}{more}"
 
 
-def _scores(store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]) -> Iterator[str]:
+def score_problems(
+    check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
+) -> Iterator[str]:
+    """One score for each pair."""
     for name, data in contents.items():
         if name.endswith(".npy"):
             try:
@@ -248,15 +246,18 @@ def _scores(store: StageStore, record: Mapping[str, Any], contents: Mapping[str,
                 yield f"{store.path(name)}: {scores.shape} {scores.dtype}, {record['count']} float32 are to be there"
 
 
-def _kept(check: ShardCheck, store: StageStore, contents: Mapping[str, bytes]) -> Iterator[str]:
+def filtered_problems(
+    check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
+) -> Iterator[str]:
     """The pairs are those of the whole dataset that score high enough, and no others."""
     from gen.filtered import FilterWorker
 
     if check.source is None:
         return
-    source, whole, name, min_score, shards = check.source
+    source, min_score, shards = location(check.source[0]), *check.source[1:]
+    whole, name = source.parent.name, location(check.data_folder).parent.name
     try:
-        output = FilterWorker(location(source), whole, name, min_score)({"index": check.shard, "of": shards})
+        output = FilterWorker(source, whole, name, min_score)({"index": check.shard, "of": shards})
     except (UserError, OSError, ValueError):
         return  # the whole dataset or its scores are damaged, which is said there
     for file, data in output.files.items():
@@ -264,7 +265,9 @@ def _kept(check: ShardCheck, store: StageStore, contents: Mapping[str, bytes]) -
             yield f"{store.path(file)}: not the pairs of {whole} that score at least {min_score:g}"
 
 
-def _recaptions(store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]) -> Iterator[str]:
+def recaption_problems(
+    check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
+) -> Iterator[str]:
     """One text for each picture, as many as the record counts that are not empty."""
     for name, data in contents.items():
         if not name.endswith(recaptions.SUFFIX):

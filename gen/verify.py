@@ -24,9 +24,10 @@ from collections.abc import Iterator, Sequence
 
 from gen.contents import Contents, contents
 from gen.dataset_checks import dataset_faults
-from gen.planned import COMMITTING, file_faults, missing_shards, shard_checks
+from gen.planned import file_faults, missing_shards, shard_checks
 from gen.progress import Progress
 from gen.shard_checks import Fault, ShardCheck, check_shard
+from gen.stages import BY_NAME, STAGES
 from gen.store import StoreError
 from gen.testset_checks import testset_checks
 from gen.version_checks import version_faults
@@ -36,7 +37,7 @@ from synthclip_jax.files.locations import Location, place
 from synthclip_jax.left_out import printable
 from synthclip_jax.workdir.versions import VersionError, choose_version, list_versions
 
-ORDER = ("versions", "concepts", *COMMITTING, "finalize", "testsets")
+ORDER = ("versions", *(stage.name for stage in STAGES), "testsets")
 SHOWN = 200  # faults printed
 
 
@@ -81,7 +82,7 @@ def verify(workdir: Location, version: str = "", processes: int = 0) -> Result:
         raise StoreError(f"{workdir}: nothing has been generated here: python -m gen --config=... --workdir=...")
     for stage, this in found.stages.items():
         faults += file_faults(this)
-        if stage not in COMMITTING or this.plan is None:
+        if not BY_NAME[stage].sharded or this.plan is None:
             continue
         try:
             of_stage = list(shard_checks(found.stages, stage))
@@ -91,8 +92,6 @@ def verify(workdir: Location, version: str = "", processes: int = 0) -> Result:
         if not this.required and (missing := set(missing_shards(this, len(of_stage)))):
             unfinished.append(f"{stage}: {len(missing):,} of {len(of_stage):,} shards are not made yet")
             of_stage = [check for check in of_stage if check.shard not in missing]
-        if stage == "filtered":
-            of_stage = [_with_source(check, found) for check in of_stage]
         checks += of_stage
     checks += sets
     results = list(_run(checks, processes))
@@ -108,14 +107,6 @@ def verify(workdir: Location, version: str = "", processes: int = 0) -> Result:
 
 def _said(error: Exception) -> str:
     return str(error) if isinstance(error, StoreError) else repr(error)
-
-
-def _with_source(check: ShardCheck, found: Contents) -> ShardCheck:
-    """With what the pairs were taken from."""
-    plan = found.stages["filtered"].plan or {}
-    shards = (found.stages["images"].plan or {}).get("shards", 0)
-    source = (str(found.data), found.name, found.kept_name, float(plan.get("min_score", -1)), shards)
-    return dataclasses.replace(check, source=source)
 
 
 def _ends(found: Contents) -> Iterator[Fault]:
@@ -138,9 +129,9 @@ def _ends(found: Contents) -> Iterator[Fault]:
 
     if len(records) == images.plan.get("shards"):
         digest = pictures_digest(records.values())
-        for stage in ("recaption", "agreement"):
-            this = found.stages.get(stage)
-            if this and this.plan and this.plan.get("pictures", digest) != digest:
+        for stage, this in found.stages.items():
+            plan = (this.plan if BY_NAME[stage].shards_of == "images" else None) or {}
+            if plan.get("pictures", digest) != digest:
                 yield Fault(stage, None, f"{this.folder}: made from other pictures than those that are there")
 
 

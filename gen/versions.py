@@ -7,10 +7,11 @@ own, and the dataset the next version. The stages before it are used as they are
 import datetime
 import os
 
+from gen.stages import FOLDERS, VERSIONED
 from gen.store import StoreError, create_if_absent, to_json
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
-from synthclip_jax.workdir.versions import Version, choose_version, list_versions
+from synthclip_jax.workdir.versions import FILTERED, Version, choose_version, list_versions
 
 
 def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) -> tuple[Version, str]:
@@ -38,12 +39,11 @@ def open_version(workdir: str | os.PathLike | Location, wanted: str, new: bool) 
 
 
 def start_version(
-    workdir: str | os.PathLike | Location, base: Version, order: tuple[str, ...], changed: str, name: str = "", why=""
+    workdir: str | os.PathLike | Location, base: Version, changed: str, name: str = "", why=""
 ) -> Version:
     """Starts the version that differs from `base` in the stage `changed`.
 
     Args:
-      order: all stages with a folder.
       name: of its dataset; empty: the next minor version.
       why: what differs, for those who look at the record.
 
@@ -51,7 +51,7 @@ def start_version(
       StoreError: another driver has started another version at the same moment.
     """
     newest = list_versions(workdir)[-1]
-    version = base.next(order, changed, newest, name)
+    version = base.next(VERSIONED, changed, newest, name)
     if not write_record(version, why):
         raise StoreError(
             f"{version.record_path}: another driver has just started this version. Run the same"
@@ -71,3 +71,15 @@ def write_record(version: Version, why: str) -> bool:
     }
     path = version.record_path
     return not path.exists() and create_if_absent(path, to_json(state_files.seal(record)))
+
+
+def written_folders(version: Version, *names: str) -> list[str]:
+    """The folders of a workdir that are written for a version, relative to the workdir.
+
+    Args:
+      names: of its dataset.
+    """
+    folders = ["gen/versions", "gen/set_aside", "testsets"]
+    for stage in FOLDERS:
+        folders += [f"gen/{version.folder_name(stage)}/{inner}" for inner in ("commits", "failures")]
+    return folders + [f"dataset/{name}{suffix}/{version.dataset}" for name in names for suffix in ("", FILTERED)]

@@ -1,13 +1,12 @@
 """Generation for real in seconds: sprites and caption templates, no language model."""
 
-import importlib
-
 import ml_collections
 
+from gen.executor import run_local
+from gen.stages import BY_NAME, COMMANDS
 from synthclip_jax.config import load_config
 
 TEMPLATES = ("a photo of a {concept} on a table.", "a drawing of a {concept} in the snow.", "two of the {concept}.")
-STAGES = ("concepts", "captions", "balance", "images", "agreement", "finalize")
 
 
 def toy_config(*overrides):
@@ -21,8 +20,8 @@ def toy_config(*overrides):
     return ml_collections.FrozenConfigDict(config)
 
 
-def generate(workdir, config, stages=STAGES):
+def generate(workdir, config, stages=COMMANDS):
     """Runs stages in this process; returns the workdir."""
     for stage in stages:
-        importlib.import_module(f"gen.{stage}").run(config, workdir)
+        BY_NAME[stage].run(config, workdir, run_local)
     return workdir

@@ -449,8 +449,9 @@ def _check_generation(gen: Any) -> Iterator[str]:
             f"gen.images.scheduler: given {scheduler!r}, allowed: one of {', '.join(map(repr, IMAGE_SCHEDULERS))}, or a"
             f" class of diffusers such as 'UniPCMultistepScheduler'{hint}"
         )
-    for stage in ("captions", "balance", "images", "recaption", "agreement"):
-        workers = gen.ray[stage]
+    for stage, workers in gen.ray.items():
+        if stage == "tries":
+            continue
         if 0 < workers.workers_max < workers.workers_min:
             yield (
                 f"gen.ray.{stage}.workers_min: given {workers.workers_min}, allowed: at most"

@@ -198,18 +198,6 @@ def read_record(path: Location) -> Version:
     return Version(path.parents[2], number, dataset, dict(stages))
 
 
-def written_folders(version: Version, *names: str) -> list[str]:
-    """The folders of a workdir that are written for a version, relative to the workdir.
-
-    Args:
-      names: of its dataset.
-    """
-    folders = ["gen/versions", "gen/set_aside", "testsets"]
-    for stage in ("concepts", "captions", "balance", "images", "recaption", "agreement", "filtered"):
-        folders += [f"gen/{version.folder_name(stage)}/{inner}" for inner in ("commits", "failures")]
-    return folders + [f"dataset/{name}{suffix}/{version.dataset}" for name in names for suffix in ("", FILTERED)]
-
-
 def check_inside(workdir: str | os.PathLike | Location, folders: Sequence[str]) -> None:
     """Checks that what is written lies in the workdir: no link in it leads elsewhere.
 

@@ -183,7 +183,7 @@ def check_version(folder, seed):
     workdir = folder / "versions"
     if not record_path(workdir, 2).exists():
         first, _ = open_version(workdir, "", new=False)
-        start_version(workdir, first, ("concepts", "captions", "images"), "captions", why="prompt: a -> b")
+        start_version(workdir, first, "captions", why="prompt: a -> b")
     expected = find_version(workdir)
     path = record_path(workdir, 2)
     sound = path.read_bytes()

@@ -172,9 +172,9 @@ def test_two_that_start_a_version_at_once_do_not_share_it(workdir, monkeypatch):
     base, _ = open_version(workdir, "", new=True)
     seen = list_versions(workdir)
     monkeypatch.setattr(versions, "list_versions", lambda workdir: seen)  # both look before either writes
-    start_version(workdir, base, ORDER, "captions", why="a")
+    start_version(workdir, base, "captions", why="a")
     with pytest.raises(StoreError, match="another driver has just started this version"):
-        start_version(workdir, base, ORDER, "images", why="b")
+        start_version(workdir, base, "images", why="b")
     assert find_version(workdir).stages["captions"] == "captions@2"
 
 
