@@ -258,7 +258,7 @@ class _Rows:
         self.counts: Float[torch.Tensor, "batch vocab"] = torch.zeros(count, model.config.vocab_size, device=device)
 
     def append(
-        self, tokens: Int[torch.Tensor, "batch"], end_tokens: frozenset[int], max_new_tokens: int, trim: bool
+        self, tokens: Int[torch.Tensor, " batch"], end_tokens: frozenset[int], max_new_tokens: int, trim: bool
     ) -> list[Decoded]:
         """Notes one new token per row; rows that are done are returned and leave."""
         self.newest = tokens

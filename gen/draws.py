@@ -21,7 +21,7 @@ def uniform(seed: int, identity: str, purpose: str) -> float:
     return (bits63(seed, identity, purpose) >> 10) * 2.0**-53
 
 
-def uniforms(seed: int, identities: Sequence[str], purpose: str) -> Float64[np.ndarray, "identities"]:
+def uniforms(seed: int, identities: Sequence[str], purpose: str) -> Float64[np.ndarray, " identities"]:
     """`uniform` of many ids."""
     before, after, blake2b = f"{seed}\x1f", f"\x1f{purpose}", hashlib.blake2b
     digests = [blake2b(f"{before}{identity}{after}".encode(), digest_size=8).digest() for identity in identities]

@@ -86,7 +86,7 @@ class ImageWorker:
     progress: Progress | None = None
     overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
-    def __init__(self, engine: ImageEngine, selected, config: Any, order: Int64[np.ndarray, "pictures"] | None = None):
+    def __init__(self, engine: ImageEngine, selected, config: Any, order: Int64[np.ndarray, " pictures"] | None = None):
         from tensorflow_datasets.core import example_serializer
 
         self.engine, self.selected, self.config, self.images = engine, selected, config, config.gen.images

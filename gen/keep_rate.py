@@ -22,14 +22,14 @@ _UNITS = 2**32  # of expected captions in a caption: whole numbers, whose sum do
 class Matches:
     """The concepts that each caption contains, each at most once per caption."""
 
-    values: Int32[np.ndarray, "matches"]
-    offsets: Int64[np.ndarray, "captions+1"]
+    values: Int32[np.ndarray, " matches"]
+    offsets: Int64[np.ndarray, " captions+1"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
-    def lengths(self) -> Int64[np.ndarray, "captions"]:
+    def lengths(self) -> Int64[np.ndarray, " captions"]:
         """How many concepts each caption contains."""
         return np.diff(self.offsets)
 
@@ -39,34 +39,34 @@ class Matches:
         values = np.concatenate([np.zeros(0, np.int32), *(part.values for part in parts)])
         return cls(values, _offsets(np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])))
 
-    def where(self, mask: Bool[np.ndarray, "captions"]) -> Self:
+    def where(self, mask: Bool[np.ndarray, " captions"]) -> Self:
         """The captions for which the mask is true."""
         if mask.all():
             return self
         lengths = self.lengths
         return type(self)(self.values[np.repeat(mask, lengths)], _offsets(lengths[mask]))
 
-    def take(self, rows: Int64[np.ndarray, "rows"]) -> Self:
+    def take(self, rows: Int64[np.ndarray, " rows"]) -> Self:
         """The captions at the given rows, in that order."""
         offsets = _offsets(self.lengths[rows])
         positions = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
         return type(self)(self.values[positions], offsets)
 
 
-def _offsets(lengths: Int64[np.ndarray, "captions"]) -> Int64[np.ndarray, "captions+1"]:
+def _offsets(lengths: Int64[np.ndarray, " captions"]) -> Int64[np.ndarray, " captions+1"]:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
-def concept_counts(matches: Matches, concepts: int) -> Int64[np.ndarray, "concepts"]:
+def concept_counts(matches: Matches, concepts: int) -> Int64[np.ndarray, " concepts"]:
     """In how many captions each concept is. Counts of disjoint sets of captions add up to the counts of their union."""
     return np.bincount(matches.values, minlength=concepts).astype(np.int64, copy=False)
 
 
 def keep_probabilities(
-    matches: Matches, counts: Int64[np.ndarray, "concepts"], t: float
-) -> Float64[np.ndarray, "captions"]:
+    matches: Matches, counts: Int64[np.ndarray, " concepts"], t: float
+) -> Float64[np.ndarray, " captions"]:
     """1 - prod(1 - t / max(t, count)) over each caption's concepts; 0 for a caption without any."""
     fail = 1.0 - t / np.maximum(counts, t)
     probabilities = np.zeros(len(matches))
@@ -76,12 +76,12 @@ def keep_probabilities(
     return probabilities
 
 
-def tail_share(counts: Int64[np.ndarray, "concepts"], t: float) -> float:
+def tail_share(counts: Int64[np.ndarray, " concepts"], t: float) -> float:
     """The share of all matches that belongs to concepts with fewer than t captions."""
     return float(counts[counts < t].sum() / max(counts.sum(), 1))
 
 
-def threshold_for_tail_share(counts: Int64[np.ndarray, "concepts"], share: float) -> float:
+def threshold_for_tail_share(counts: Int64[np.ndarray, " concepts"], share: float) -> float:
     """The smallest whole t at which the tail holds at least this share of all matches."""
     ordered = np.sort(counts[counts > 0])
     portions = np.cumsum(ordered) / ordered.sum()
@@ -91,8 +91,8 @@ def threshold_for_tail_share(counts: Int64[np.ndarray, "concepts"], share: float
 
 def threshold_for_size(
     matches: Matches,
-    counts: Int64[np.ndarray, "concepts"],
-    draws: Float64[np.ndarray, "captions"],
+    counts: Int64[np.ndarray, " concepts"],
+    draws: Float64[np.ndarray, " captions"],
     size: int,
     below: tuple[float, int] = (0.0, 0),
     above: float = math.inf,
@@ -148,8 +148,8 @@ class KeepRate:
 
 def keep_curve(
     matches: Matches,
-    counts: Int64[np.ndarray, "concepts"],
-    draws: Float64[np.ndarray, "captions"],
+    counts: Int64[np.ndarray, " concepts"],
+    draws: Float64[np.ndarray, " captions"],
     thresholds: list[float],
 ) -> list[KeepRate]:
     """What each threshold does, in ascending order of t."""
@@ -158,8 +158,8 @@ def keep_curve(
 
 def curve_sums(
     matches: Matches,
-    counts: Int64[np.ndarray, "concepts"],
-    draws: Float64[np.ndarray, "captions"],
+    counts: Int64[np.ndarray, " concepts"],
+    draws: Float64[np.ndarray, " captions"],
     thresholds: list[float],
 ) -> Int64[np.ndarray, "2 thresholds"]:
     """The captions kept, and those expected in units of 2**-32, for each threshold in ascending order.
@@ -181,13 +181,13 @@ def curve_sums(
     return np.array(sums, np.int64).reshape(-1, 2).T
 
 
-def in_units(probabilities: Float64[np.ndarray, "captions"]) -> int:
+def in_units(probabilities: Float64[np.ndarray, " captions"]) -> int:
     """The sum of probabilities in units of 2**-32, each rounded to one."""
     return int(np.rint(probabilities * _UNITS).astype(np.int64).sum())
 
 
 def curve_of_sums(
-    sums: Int64[np.ndarray, "2 thresholds"], counts: Int64[np.ndarray, "concepts"], thresholds: list[float]
+    sums: Int64[np.ndarray, "2 thresholds"], counts: Int64[np.ndarray, " concepts"], thresholds: list[float]
 ) -> list[KeepRate]:
     """The curve whose sums over all captions are given."""
     return [

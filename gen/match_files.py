@@ -36,7 +36,7 @@ class Block:
 
     rows: slice
     matches: Matches
-    draws: Float64[np.ndarray, "captions"]
+    draws: Float64[np.ndarray, " captions"]
 
 
 class MatchFiles:
@@ -54,19 +54,19 @@ class MatchFiles:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def keys(self) -> Int64[np.ndarray, "captions"]:
+    def keys(self) -> Int64[np.ndarray, " captions"]:
         """Each caption's id as a number; ids and keys sort alike."""
         concepts, indices = self.columns(("concept_id", "caption_index"), np.int64)
         concepts *= CAPTIONS_PER_ID
         concepts += indices
         return concepts
 
-    def digests(self) -> tuple[UInt64[np.ndarray, "captions"], UInt64[np.ndarray, "captions"]]:
+    def digests(self) -> tuple[UInt64[np.ndarray, " captions"], UInt64[np.ndarray, " captions"]]:
         """The halves of each text's 128-bit digest."""
         high, low = self.columns(("text_high", "text_low"), np.uint64)
         return high, low
 
-    def draws(self) -> Float64[np.ndarray, "captions"]:
+    def draws(self) -> Float64[np.ndarray, " captions"]:
         """Each caption's draw."""
         return self.columns(("draw",), np.float64)[0]
 
@@ -94,7 +94,7 @@ class MatchFiles:
         """The matches of one file's captions."""
         return _matches(read_columns(self.paths[file], ["matches"]))
 
-    def places(self, rows: Int64[np.ndarray, "rows"]) -> tuple[Int32[np.ndarray, "rows"], Int64[np.ndarray, "rows"]]:
+    def places(self, rows: Int64[np.ndarray, " rows"]) -> tuple[Int32[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
         """The file that each row is in, and its place there."""
         files = np.searchsorted(self.starts, rows, side="right") - 1
         return files.astype(np.int32), rows - self.starts[files]

@@ -39,7 +39,7 @@ def signatures(texts: Sequence[str]) -> UInt64[np.ndarray, "captions 4"]:
     return result.view("<u8") if result.size else np.zeros((0, BANDS), np.uint64)
 
 
-def _word_hashes(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> UInt64[np.ndarray, "words"]:
+def _word_hashes(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> UInt64[np.ndarray, " words"]:
     """A polynomial over the bytes of each word, mixed."""
     lengths = ends - starts
     firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -51,14 +51,16 @@ def _word_hashes(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> UInt
     return _mix(np.add.reduceat(terms, firsts))
 
 
-def _mix(values: UInt64[np.ndarray, "words"]) -> UInt64[np.ndarray, "words"]:
+def _mix(values: UInt64[np.ndarray, " words"]) -> UInt64[np.ndarray, " words"]:
     """The finaliser of SplitMix64: every bit of the result depends on every bit given."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def first_of_alike(bands: Sequence[UInt64[np.ndarray, "captions"]], similarity: float) -> Bool[np.ndarray, "captions"]:
+def first_of_alike(
+    bands: Sequence[UInt64[np.ndarray, " captions"]], similarity: float
+) -> Bool[np.ndarray, " captions"]:
     """False for a caption that resembles an earlier one.
 
     Args:
@@ -83,7 +85,7 @@ def first_of_alike(bands: Sequence[UInt64[np.ndarray, "captions"]], similarity: 
     return first
 
 
-def rows_of_repeated(values: UInt64[np.ndarray, "captions"]) -> np.ndarray:
+def rows_of_repeated(values: UInt64[np.ndarray, " captions"]) -> np.ndarray:
     """Where values are that occur more than once, ascending."""
     order = np.argsort(values)
     ordered = values[order]

@@ -46,8 +46,8 @@ def penalise(
 
 
 def draw(
-    logits: Float[torch.Tensor, "batch vocab"], uniforms: Float[torch.Tensor, "batch"], sampling: Sampling
-) -> Int[torch.Tensor, "batch"]:
+    logits: Float[torch.Tensor, "batch vocab"], uniforms: Float[torch.Tensor, " batch"], sampling: Sampling
+) -> Int[torch.Tensor, " batch"]:
     """Draws one token per row with temperature and top-p, each from its own uniform number in [0, 1).
 
     The whole vocabulary is sorted only when the most likely `CANDIDATES` tokens do not hold `top_p` of the mass: the

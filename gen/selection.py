@@ -51,15 +51,15 @@ class Selection:
       report: threshold, totals, rejects by reason, keep-rate curve.
     """
 
-    rows: Int64[np.ndarray, "kept"]
-    counts_before: Int64[np.ndarray, "concepts"]
-    counts_after: Int64[np.ndarray, "concepts"]
+    rows: Int64[np.ndarray, " kept"]
+    counts_before: Int64[np.ndarray, " concepts"]
+    counts_after: Int64[np.ndarray, " concepts"]
     report: dict[str, Any]
 
 
 def first_of_equal(
-    high: UInt64[np.ndarray, "captions"], low: UInt64[np.ndarray, "captions"]
-) -> Bool[np.ndarray, "captions"]:
+    high: UInt64[np.ndarray, " captions"], low: UInt64[np.ndarray, " captions"]
+) -> Bool[np.ndarray, " captions"]:
     """True for the first of several captions with equal text digests."""
     first = np.ones(len(high), bool)
     rows = rows_of_repeated(high)  # nearly none but those that are repeated
@@ -80,7 +80,7 @@ def select(files: MatchFiles, parameters: Mapping[str, Any], concepts: int) -> S
     return _Balance(files, order, unique, parameters, concepts).selection(rejects)
 
 
-def _order_of_ids(files: MatchFiles) -> Int64[np.ndarray, "captions"] | None:
+def _order_of_ids(files: MatchFiles) -> Int64[np.ndarray, " captions"] | None:
     """The rows in the order of ids; None if that is their own order, as it is unless something else made the shards."""
     keys = files.keys()
     steps = np.diff(keys)
@@ -95,8 +95,8 @@ def _order_of_ids(files: MatchFiles) -> Int64[np.ndarray, "captions"] | None:
 
 
 def _unique(
-    files: MatchFiles, order: Int64[np.ndarray, "captions"] | None, parameters: Mapping[str, Any]
-) -> tuple[Bool[np.ndarray, "captions"], dict[str, int]]:
+    files: MatchFiles, order: Int64[np.ndarray, " captions"] | None, parameters: Mapping[str, Any]
+) -> tuple[Bool[np.ndarray, " captions"], dict[str, int]]:
     """Which captions are neither equal nor alike to an earlier one, and how many are."""
     rejects = {}
     unique = np.ones(len(files), bool)  # in the order of ids until the end
@@ -126,8 +126,8 @@ class _Balance:
     def __init__(
         self,
         files: MatchFiles,
-        order: Int64[np.ndarray, "captions"] | None,
-        unique: Bool[np.ndarray, "captions"],
+        order: Int64[np.ndarray, " captions"] | None,
+        unique: Bool[np.ndarray, " captions"],
         parameters: Mapping[str, Any],
         concepts: int,
     ):
@@ -175,7 +175,7 @@ class _Balance:
         rows = np.flatnonzero(keep) if self._order is None else self._order[keep[self._order]]
         return Selection(rows, self._counts_before, counts_after, report)
 
-    def _blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Bool[np.ndarray, "captions"]]]:
+    def _blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Bool[np.ndarray, " captions"]]]:
         """The blocks without captions that are not unique, and which captions of the whole blocks these are."""
         for block in blocks:
             mask = self._unique[block.rows]
@@ -184,8 +184,8 @@ class _Balance:
             yield block, mask
 
     def _counts(
-        self, blocks: Iterator[Block], keep: Bool[np.ndarray, "captions"] | None = None
-    ) -> tuple[Int64[np.ndarray, "concepts"], int]:
+        self, blocks: Iterator[Block], keep: Bool[np.ndarray, " captions"] | None = None
+    ) -> tuple[Int64[np.ndarray, " concepts"], int]:
         """How many captions contain each concept, and how many contain any."""
         counts, matched = np.zeros(self._concepts, np.int64), 0
         for block, mask in self._blocks(blocks):
@@ -229,7 +229,7 @@ class _Balance:
             sums += curve_sums(block.matches, self._counts_before, block.draws, grid)
         return sums
 
-    def _solved(self, size: int, grid: list[float], kept: Int64[np.ndarray, "thresholds"]) -> float:
+    def _solved(self, size: int, grid: list[float], kept: Int64[np.ndarray, " thresholds"]) -> float:
         """The threshold that keeps `size`: only captions about which its neighbours on the grid disagree are held."""
         index = int(np.searchsorted(kept, size))
         below = (grid[index - 1], int(kept[index - 1])) if index else (0.0, 0)
@@ -250,7 +250,7 @@ class _Balance:
         draws = np.concatenate([draws for _, draws in held])
         return threshold_for_size(matches, self._counts_before, draws, size, below, above[0])
 
-    def _kept_at(self, blocks: Iterator[Block], thresholds: list[float]) -> Int64[np.ndarray, "thresholds"]:
+    def _kept_at(self, blocks: Iterator[Block], thresholds: list[float]) -> Int64[np.ndarray, " thresholds"]:
         kept = np.zeros(len(thresholds), np.int64)
         for block, _ in self._blocks(blocks):
             for index, t in enumerate(thresholds):
@@ -268,8 +268,8 @@ class _Balance:
         return held
 
     def _keep(
-        self, blocks: Iterator[Block], t: float, keep: Bool[np.ndarray, "captions"]
-    ) -> tuple[Int64[np.ndarray, "2 1"], Int64[np.ndarray, "concepts"]]:
+        self, blocks: Iterator[Block], t: float, keep: Bool[np.ndarray, " captions"]
+    ) -> tuple[Int64[np.ndarray, "2 1"], Int64[np.ndarray, " concepts"]]:
         """Marks what the threshold keeps; returns its point of the curve and the counts of concepts in these."""
         sums, counts = np.zeros((2, 1), np.int64), np.zeros(self._concepts, np.int64)
         for block, mask in self._blocks(blocks):
@@ -280,7 +280,7 @@ class _Balance:
             counts += concept_counts(block.matches.where(kept), self._concepts)
         return sums, counts
 
-    def _drawn(self, size: int) -> Bool[np.ndarray, "captions"]:
+    def _drawn(self, size: int) -> Bool[np.ndarray, " captions"]:
         """The `size` unique captions with the lowest draws: a uniform sample. Of equal draws the lowest ids."""
         draws = self._files.draws()
         draws[~self._unique] = math.inf
@@ -305,7 +305,7 @@ def _curve_text(curve: list[KeepRate], t: float, pool: int, unique: int, matched
 
 
 def selected_writer(
-    files: MatchFiles, rows: Int64[np.ndarray, "kept"], captions: Sequence[Location], bank_digest: str
+    files: MatchFiles, rows: Int64[np.ndarray, " kept"], captions: Sequence[Location], bank_digest: str
 ) -> Callable[[Any], None]:
     """What writes the captions kept as a Parquet file, in the order of ids, block by block, to an open file.
 
@@ -346,7 +346,7 @@ def selected_writer(
     return fill
 
 
-def _selected_block(files: MatchFiles, rows: Int64[np.ndarray, "block"], captions: Sequence[Location]) -> Any:
+def _selected_block(files: MatchFiles, rows: Int64[np.ndarray, " block"], captions: Sequence[Location]) -> Any:
     """The captions at the given rows, in that order, as a table."""
     import pyarrow as pa
 

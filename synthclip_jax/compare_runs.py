@@ -46,11 +46,11 @@ class Pair(NamedTuple):
     name: str
     class_names: tuple[str, ...]
     keys: tuple[str, ...]
-    labels: Int[np.ndarray, "n"]
-    guesses: tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]
+    labels: Int[np.ndarray, " n"]
+    guesses: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]
 
     @property
-    def right(self) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    def right(self) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
         """Which guesses are right."""
         return self.guesses[0] == self.labels, self.guesses[1] == self.labels
 
@@ -75,7 +75,7 @@ def pair(name: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.nda
     return Pair(name, names, keys, first["labels"][a], (first["top"][a, 0], second["top"][b, 0]))
 
 
-def mcnemar(first: Bool[np.ndarray, "n"], second: Bool[np.ndarray, "n"]) -> float:
+def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> float:
     """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the pictures that only one of two
     equally good models gets right would be."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -83,7 +83,7 @@ def mcnemar(first: Bool[np.ndarray, "n"], second: Bool[np.ndarray, "n"]) -> floa
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n)
 
 
-def confusions(labels: Int[np.ndarray, "n"], guesses: Int[np.ndarray, "n"]) -> collections.Counter[tuple[int, int]]:
+def confusions(labels: Int[np.ndarray, " n"], guesses: Int[np.ndarray, " n"]) -> collections.Counter[tuple[int, int]]:
     """How often each class was taken for each other one."""
     wrong = labels != guesses
     return collections.Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))

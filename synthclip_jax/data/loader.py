@@ -20,6 +20,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32, UInt8
 
+from synthclip_jax.devices.cores import thread_count
+
 # Rows that a thread fills, or a worker process sends, at a time: at most so many, and few enough that all threads have
 # work. Captions are tokenised as many at once.
 PART = 32

@@ -137,14 +137,14 @@ class Group:
 
 
 def by_kind(
-    classes: Sequence[Class], right: Int[np.ndarray, "classes"], count: Int[np.ndarray, "classes"]
+    classes: Sequence[Class], right: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"]
 ) -> list[Group]:
     """Accuracy of the classes in, near and out of the bank; kinds without pictures are left out."""
     return _groups([each.kind for each in classes], KINDS, right, count)
 
 
 def by_frequency(
-    classes: Sequence[Class], right: Int[np.ndarray, "classes"], count: Int[np.ndarray, "classes"]
+    classes: Sequence[Class], right: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"]
 ) -> list[Group]:
     """Accuracy by how many training captions name a class, in powers of ten."""
     names = []
@@ -158,7 +158,7 @@ def by_frequency(
 
 
 def _groups(
-    places: Sequence[str], names: Sequence[str], right: Int[np.ndarray, "classes"], count: Int[np.ndarray, "classes"]
+    places: Sequence[str], names: Sequence[str], right: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"]
 ) -> list[Group]:
     groups = []
     for name in names:
@@ -170,7 +170,7 @@ def _groups(
     return groups
 
 
-def trend(seen: Float[np.ndarray, "classes"], accuracy: Float[np.ndarray, "classes"]) -> Mapping[str, Any]:
+def trend(seen: Float[np.ndarray, " classes"], accuracy: Float[np.ndarray, " classes"]) -> Mapping[str, Any]:
     """Rank correlation (Spearman's) of accuracy with how often a class was seen, and the line of least squares over
     log10(1 + seen): `correlation`, `slope` (of accuracy, per factor of ten) and `start` (accuracy of one never seen).
     Empty where all classes were seen equally often."""
@@ -183,7 +183,7 @@ def trend(seen: Float[np.ndarray, "classes"], accuracy: Float[np.ndarray, "class
     return {"correlation": correlation, "slope": float(slope), "start": float(start)}
 
 
-def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Ranks, of equal values their mean."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]

@@ -28,7 +28,7 @@ MOST = 4096  # vectors whose pairs are looked at; a fixed draw where there are m
 def metrics(
     images: Float[np.ndarray, "pictures d"],
     texts: Float[np.ndarray, "captions d"],
-    picture: Int[np.ndarray, "captions"],
+    picture: Int[np.ndarray, " captions"],
 ) -> dict[str, float]:
     """The metrics of the module's docstring, and n and captions.
 

@@ -48,7 +48,7 @@ class Features:
     """
 
     keys: Any
-    labels: Int[np.ndarray, "n"]
+    labels: Int[np.ndarray, " n"]
     vectors: Float[np.ndarray, "n d"]
     skipped: int = 0
 
@@ -58,7 +58,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def renumbered(self, labels: Int[np.ndarray, "classes"]) -> "Features":
+    def renumbered(self, labels: Int[np.ndarray, " classes"]) -> "Features":
         """The same with another label for each class."""
         return dataclasses.replace(self, labels=labels[self.labels])
 
@@ -130,8 +130,8 @@ def split_identities(dataset: Dataset) -> dict[str, dict[str, str]]:
 
 
 def divide(
-    labels: Int[np.ndarray, "n"], share: float, seed: int = 0, round_up: bool = False
-) -> tuple[Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
+    labels: Int[np.ndarray, " n"], share: float, seed: int = 0, round_up: bool = False
+) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
     """Rows (first part, second part): `share` of each class in the first, drawn by the seed; both in their order.
 
     A class of two or more is in both parts if `round_up`, else the first part is rounded down.

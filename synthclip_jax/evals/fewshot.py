@@ -36,8 +36,8 @@ class Episodes(NamedTuple):
 
 
 def draw_episodes(
-    train: Int[np.ndarray, "n"],
-    test: Int[np.ndarray, "m"],
+    train: Int[np.ndarray, " n"],
+    test: Int[np.ndarray, " m"],
     episodes: int = 5000,
     ways: int = 5,
     shots: int = 5,
@@ -69,7 +69,7 @@ def draw_episodes(
     return Episodes(support, query, valid)
 
 
-def _by_class(labels: Int[np.ndarray, "n"], classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_class(labels: Int[np.ndarray, " n"], classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows sorted by class, where each class begins among them, and how many it has."""
     count = np.bincount(labels, minlength=classes)
     return np.argsort(labels, kind="stable"), np.cumsum(count) - count, count
@@ -89,7 +89,7 @@ def _distinct(rng: np.random.Generator, limits: Int[np.ndarray, "*shape"], k: in
 
 def episode_accuracies(
     train: Float[np.ndarray, "n d"], test: Float[np.ndarray, "m d"], episodes: Episodes
-) -> Float[np.ndarray, "episodes"]:
+) -> Float[np.ndarray, " episodes"]:
     """The share of each episode's test pictures that are nearest to their own class."""
     accuracies = []
     for start in range(0, len(episodes.support), CHUNK):
@@ -111,8 +111,8 @@ def _normalised(x: Float[np.ndarray, "*shape d"]) -> Float[np.ndarray, "*shape d
 
 
 def ridge(
-    train: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], test: Float[np.ndarray, "m d"], classes: int
-) -> Int[np.ndarray, "m"]:
+    train: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], test: Float[np.ndarray, "m d"], classes: int
+) -> Int[np.ndarray, " m"]:
     """Classes of the test rows by ridge regression on +1 and -1 for each class, in closed form.
 
     Features are standardised by the train rows; the penalty is the one with the least error when each row is left out

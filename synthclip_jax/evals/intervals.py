@@ -25,7 +25,7 @@ def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, floa
 
 
 def mean_per_class(
-    correct: Int[np.ndarray, "classes"], count: Int[np.ndarray, "classes"], z: float = Z95
+    correct: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"], z: float = Z95
 ) -> tuple[float, float, float]:
     """Mean over classes of the share of each class that is right, with its interval.
 
@@ -58,7 +58,7 @@ def mean_per_class(
 
 
 def clustered(
-    hits: Float[np.ndarray, "clusters"], count: Int[np.ndarray, "clusters"], z: float = Z95
+    hits: Float[np.ndarray, " clusters"], count: Int[np.ndarray, " clusters"], z: float = Z95
 ) -> tuple[float, float, float]:
     """Share of all trials that hit, with its interval, where trials come in clusters that are alike.
 

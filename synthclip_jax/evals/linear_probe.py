@@ -37,16 +37,16 @@ class Weights(NamedTuple):
     """A linear classifier."""
 
     matrix: Float[Any, "d classes"]
-    bias: Float[Any, "classes"]
+    bias: Float[Any, " classes"]
 
-    def predict(self, vectors: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n"]:
+    def predict(self, vectors: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
         """The class of each vector."""
         return np.argmax(vectors @ np.asarray(self.matrix) + np.asarray(self.bias), axis=1)
 
 
 def fit(
     vectors: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, " n"],
     classes: int,
     cost: float,
     penalty: str = "norm",
@@ -63,7 +63,7 @@ def fit(
     return _fit(*_blocks(vectors, labels), classes, cost, len(labels), penalty, max_iter)
 
 
-def _blocks(vectors: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> tuple[Array, Array]:
+def _blocks(vectors: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> tuple[Array, Array]:
     """Rows in blocks on the device, padded with the label -1."""
     if not np.isfinite(vectors).all():
         raise EvaluationError("features that are not finite; the checkpoint is damaged or diverged")
@@ -160,7 +160,7 @@ def search(accuracy: Callable[[float], float]) -> tuple[float, dict[float, float
 class Result(NamedTuple):
     """A probe's outcome on the test split."""
 
-    predicted: Int[np.ndarray, "n"]
+    predicted: Int[np.ndarray, " n"]
     cost: float
     tried: dict[float, float]
 
@@ -189,8 +189,8 @@ def probe(
 
 
 def _counts(
-    predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int
-) -> tuple[Int[np.ndarray, "classes"], Int[np.ndarray, "classes"]]:
+    predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], classes: int
+) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
     return np.bincount(labels[predicted == labels], minlength=classes), np.bincount(labels, minlength=classes)
 
 

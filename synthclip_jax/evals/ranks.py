@@ -21,7 +21,7 @@ def best_ranks(
     right: Sequence[Sequence[int]] | Int[np.ndarray, "q _"],
     query_block: int = QUERY_BLOCK,
     gallery_block: int = GALLERY_BLOCK,
-) -> Int[np.ndarray, "q"]:
+) -> Int[np.ndarray, " q"]:
     """The rank, from 0, of the best right answer to each query.
 
     Of equal scores the earlier in the gallery counts as better. (torch's `topk`, which CLIP_benchmark uses, leaves
@@ -78,7 +78,7 @@ def _scores(queries: Float[Array, "q d"], gallery: Float[Array, "g d"]) -> Float
 
 
 @jax.jit
-def _rank(queries, gallery, answers, size) -> Int[Array, "q"]:
+def _rank(queries, gallery, answers, size) -> Int[Array, " q"]:
     none = (jnp.full(len(queries), -jnp.inf, jnp.float32), jnp.full(len(queries), size, jnp.int32))
     scores = _scores(queries, gallery)
     return _count(scores, answers, *_update(scores, answers, none, 0), 0, size)
@@ -90,7 +90,7 @@ def _best(queries, gallery, answers, best, start):
 
 
 @jax.jit
-def _better(queries, gallery, answers, score, index, start, size) -> Int[Array, "q"]:
+def _better(queries, gallery, answers, score, index, start, size) -> Int[Array, " q"]:
     return _count(_scores(queries, gallery), answers, score, index, start, size)
 
 
@@ -106,7 +106,7 @@ def _update(scores, answers, best, start) -> tuple[Array, Array]:
     return jnp.where(score > old_score, score, old_score), jnp.where(score > old_score, index, old_index)
 
 
-def _count(scores, answers, score, index, start, size) -> Int[Array, "q"]:
+def _count(scores, answers, score, index, start, size) -> Int[Array, " q"]:
     """How many wrong answers of this block stand before the best right one."""
     columns = jnp.arange(scores.shape[1], dtype=jnp.int32)[None] + start
     before = (scores > score[:, None]) | ((scores == score[:, None]) & (columns < index[:, None]))

@@ -42,9 +42,9 @@ class Ranks:
 
     keys: tuple[str, ...]
     captions: tuple[str, ...]
-    picture: Int[np.ndarray, "captions"]
-    image_rank: Int[np.ndarray, "captions"]
-    text_rank: Int[np.ndarray, "pictures"]
+    picture: Int[np.ndarray, " captions"]
+    image_rank: Int[np.ndarray, " captions"]
+    text_rank: Int[np.ndarray, " pictures"]
     skipped: tuple[str, ...] = ()
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -62,8 +62,8 @@ class Ranks:
 def rank(
     images: Float[np.ndarray, "pictures d"],
     texts: Float[np.ndarray, "captions d"],
-    picture: Int[np.ndarray, "captions"],
-) -> tuple[Int[np.ndarray, "captions"], Int[np.ndarray, "pictures"]]:
+    picture: Int[np.ndarray, " captions"],
+) -> tuple[Int[np.ndarray, " captions"], Int[np.ndarray, " pictures"]]:
     """(rank of its picture for each caption, rank of the best of its captions for each picture), from 0.
 
     Args:
@@ -104,7 +104,7 @@ def metrics(ranks: Ranks) -> dict[str, float]:
     }
 
 
-def _chance(own: Int[np.ndarray, "pictures"], captions: int, k: int) -> float:
+def _chance(own: Int[np.ndarray, " pictures"], captions: int, k: int) -> float:
     """Mean over pictures of the chance that k captions drawn at random hold one of its own."""
     sizes, counts = np.unique(own, return_counts=True)
     total = math.comb(captions, k)

@@ -41,7 +41,7 @@ class Predictions:
     name: str
     class_names: tuple[str, ...]
     keys: tuple[str, ...]
-    labels: Int[np.ndarray, "n"]
+    labels: Int[np.ndarray, " n"]
     top: Int[np.ndarray, "n k"]
     scores: Float[np.ndarray, "n k"]
     skipped: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def metrics(predictions: Predictions) -> dict[str, float]:
     return values
 
 
-def per_class(predictions: Predictions) -> tuple[Int[np.ndarray, "classes"], Int[np.ndarray, "classes"]]:
+def per_class(predictions: Predictions) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
     """How many pictures of each class were named rightly at first guess, and how many there are."""
     classes = len(predictions.class_names)
     right = predictions.labels[predictions.top[:, 0] == predictions.labels]

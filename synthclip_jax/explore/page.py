@@ -81,7 +81,7 @@ class Explorer:
         return image, caption
 
 
-def _softmax(logits: Float[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
+def _softmax(logits: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
     exponentials = np.exp(logits - logits.max())
     return exponentials / exponentials.sum()
 

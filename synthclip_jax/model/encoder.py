@@ -153,7 +153,7 @@ class Encoder:
 
     def _decoded(
         self, items: Iterable[tuple[Any, bytes]]
-    ) -> Iterator[tuple[list, UInt8[np.ndarray, "batch h w 3"], Bool[np.ndarray, "batch"], list[str]]]:
+    ) -> Iterator[tuple[list, UInt8[np.ndarray, "batch h w 3"], Bool[np.ndarray, " batch"], list[str]]]:
         """Decoded batches, all of one size (the last is padded). Each process decodes the rows its devices hold."""
         items, side = iter(items), self.preprocess.image_size
         batch = list(itertools.islice(items, self.batch_size))
@@ -232,7 +232,7 @@ class _Programs(NamedTuple):
     """Compiled once for each shape, also when a training evaluates its model again."""
 
     texts: Callable[[Any, Int[Array, "b t"]], Float[Array, "b embed"]]
-    pictures: Callable[[Any, UInt8[Array, "b h w 3"], Bool[Array, "b"]], tuple[Array, Array]]
+    pictures: Callable[[Any, UInt8[Array, "b h w 3"], Bool[Array, " b"]], tuple[Array, Array]]
 
 
 @functools.lru_cache(maxsize=4)

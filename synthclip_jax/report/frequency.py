@@ -16,8 +16,8 @@ from synthclip_jax.report.plots import Axis, Line, line_plot, span
 
 def frequency(
     class_names: Sequence[str],
-    right: Sequence[Int[np.ndarray, "classes"]],
-    count: Int[np.ndarray, "classes"],
+    right: Sequence[Int[np.ndarray, " classes"]],
+    count: Int[np.ndarray, " classes"],
     folders: Sequence[pathlib.Path],
     names: Sequence[str],
 ) -> Html:

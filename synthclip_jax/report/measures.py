@@ -200,7 +200,7 @@ class Agreement:
     pairs: int
     mean: float
     no_better: float
-    histogram: Int[np.ndarray, "bins"]
+    histogram: Int[np.ndarray, " bins"]
     worst: Sequence[tuple[float, Record]]
     step: int
 

@@ -166,12 +166,12 @@ class _Ring(NamedTuple):
         blocks = -(-local // block)
         return cls(axes, size, local, blocks, -(-local // blocks))
 
-    def split(self, array: Float[Array, "local *rest"]) -> Float[Array, "blocks rows *rest"]:
+    def split(self, array: Float[Array, " local *rest"]) -> Float[Array, "blocks rows *rest"]:
         padded = self.blocks * self.rows - self.local
         array = jnp.pad(array, [(0, padded)] + [(0, 0)] * (array.ndim - 1))
         return array.reshape(self.blocks, self.rows, *array.shape[1:])
 
-    def join(self, array: Float[Array, "blocks rows *rest"]) -> Float[Array, "local *rest"]:
+    def join(self, array: Float[Array, "blocks rows *rest"]) -> Float[Array, " local *rest"]:
         return array.reshape(-1, *array.shape[2:])[: self.local]
 
     def shift(self, tree: Any) -> Any:

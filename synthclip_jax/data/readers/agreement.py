@@ -14,7 +14,7 @@ MAX_HEADER = 2**16  # bytes that NumPy writes ahead of an array, at most
 SUFFIX = ".agreement.npy"  # after the name of a shard; written by gen.agreement
 
 
-def load_scores(shard: str, records: int) -> Float32[np.ndarray, "records"]:
+def load_scores(shard: str, records: int) -> Float32[np.ndarray, " records"]:
     """The scores of a shard, in the order of its records; NaN where a picture does not decode.
 
     Raises:
@@ -59,7 +59,7 @@ def agreeing(reader: Reader, minimum: float) -> Reader:
 class Agreeing(Subset):
     """The pairs that agree; its place says how many do not."""
 
-    def __init__(self, reader: Reader, indexes: Int[np.ndarray, "n"], minimum: float):
+    def __init__(self, reader: Reader, indexes: Int[np.ndarray, " n"], minimum: float):
         super().__init__(reader, indexes, f"agreement {minimum!r}")
         self.minimum = minimum
 

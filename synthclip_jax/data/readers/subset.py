@@ -33,7 +33,7 @@ def part_of(reader: Reader, part: float, seed: int) -> Reader:
     return Subset(reader, chosen(len(reader), count, seed), f"{count}/{seed}")
 
 
-def chosen(total: int, count: int, seed: int) -> Int[np.ndarray, "count"]:
+def chosen(total: int, count: int, seed: int) -> Int[np.ndarray, " count"]:
     """Which of so many examples belong to a part, ascending: those whose draws are the lowest.
 
     A draw is a hash of (seed, index), so that the choice is the same everywhere, and a smaller one is inside a larger.
@@ -43,7 +43,7 @@ def chosen(total: int, count: int, seed: int) -> Int[np.ndarray, "count"]:
     return np.flatnonzero(draws <= np.partition(draws, count - 1)[count - 1])
 
 
-def _mixed(values: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+def _mixed(values: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     """SplitMix64's output for each of its states: one to one, so that no two draws are equal."""
     values = values * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -54,7 +54,7 @@ def _mixed(values: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
 class Subset:
     """Some examples of a reader, in their order."""
 
-    def __init__(self, reader: Reader, indexes: Int[np.ndarray, "n"], name: str):
+    def __init__(self, reader: Reader, indexes: Int[np.ndarray, " n"], name: str):
         """`name` tells this choice from others of the same reader."""
         self.reader, self.indexes, self.name = reader, indexes, name
 

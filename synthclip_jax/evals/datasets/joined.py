@@ -22,7 +22,7 @@ class Joined(NamedTuple):
     """
 
     class_names: tuple[str, ...]
-    labels: list[Int[np.ndarray, "classes"]]
+    labels: list[Int[np.ndarray, " classes"]]
     notes: list[str]
 
 
@@ -64,8 +64,8 @@ def join(splits: Sequence[Dataset]) -> Joined:
 
 def lacking(
     class_names: Sequence[str],
-    learned: Int[np.ndarray, "n"],
-    tested: Int[np.ndarray, "m"],
+    learned: Int[np.ndarray, " n"],
+    tested: Int[np.ndarray, " m"],
 ) -> list[str]:
     """What a user should know of classes that pictures are learned from or tested on, and not both.
 

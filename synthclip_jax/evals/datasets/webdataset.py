@@ -71,7 +71,7 @@ class WebDataset:
         self._found = [self._index(shard) for shard in self.shards]
         if not len(self):
             raise DatasetError(f"{self.shards[0].parent}: no pictures in {len(self.shards)} shards")
-        self._labels_of: list[Int32[np.ndarray, examples]] = []
+        self._labels_of: list[Int32[np.ndarray, " examples"]] = []
         self.class_counts: Sequence[int] | None = None
         if self.task == CLASSIFICATION:
             labels = map(self._labels, self.shards, self._found)
