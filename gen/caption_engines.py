@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gen import smollm2
-from gen.answers import Answer
+from gen.answers.peeling import Answer
 from gen.chat_templates import ChatTemplate
 from synthclip_jax.errors import UserError
 

@@ -1,7 +1,7 @@
 """What makes an answer a caption, and the reasons why others are not.
 
-`gen.answers` takes the caption out of the answer; what is left of marks, damage and talk is rejected by the names in
-`gen.answer_faults`. Filters have names and are chosen by `gen.captions.filters`; each counts what it rejects under
+`gen.answers.peeling` takes the caption out of the answer; what is left of marks, damage and talk is rejected by the names in
+`gen.answers.faults`. Filters have names and are chosen by `gen.captions.filters`; each counts what it rejects under
 reasons of its own. Repeated and nearly repeated captions are found across the whole run, by the balance stage.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from gen import languages
-from gen.answer_faults import (
+from gen.answers.faults import (
     EMPTY,
     REFUSAL,
     REPETITION,
@@ -23,9 +23,9 @@ from gen.answer_faults import (
     repeats,
     talk_fault,
 )
-from gen.answer_faults import NEWLINE as NEWLINE
-from gen.answers import LONGEST, Answer, settled
-from gen.answers import clean as clean
+from gen.answers.faults import NEWLINE as NEWLINE
+from gen.answers.peeling import LONGEST, Answer, settled
+from gen.answers.peeling import clean as clean
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import printable
 from synthclip_jax.text.presence import Presence

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from gen.answers import Answer
+from gen.answers.peeling import Answer
 from gen.caption_engines import not_found
 from gen.chat_templates import ChatTemplate
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gen.answers import Answer
+from gen.answers.peeling import Answer
 from gen.caption_engines import Conversation, EngineError, model_location, not_found
 from gen.chat_templates import ChatTemplate, template_settings
 from gen.isolation import is_fatal

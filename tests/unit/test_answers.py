@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_answers import ANSWERS, DOG, GOOD, REJECTED, UNSPACED, WRAPPED
 
-from gen import answer_faults
-from gen.answers import LONGEST, Answer, clean
+from gen.answers import faults as answer_faults
+from gen.answers.peeling import LONGEST, Answer, clean
 from gen.caption_filters import CaptionFilters, is_one_sentence
 
 FILTERS = CaptionFilters(("refusal", "concept", "length", "one_sentence"), min_words=3, max_words=15)

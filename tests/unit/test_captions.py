@@ -13,8 +13,8 @@ from toy_bank import write_bank
 
 from gen import caption_filters as filters
 from gen import captions
-from gen.answer_faults import META_TALK
-from gen.answers import Answer
+from gen.answers.faults import META_TALK
+from gen.answers.peeling import Answer
 from gen.caption_filters import NothingAcceptedError
 from gen.store import PlanMismatch, StageStore
 from synthclip_jax.config import load_config

@@ -2,7 +2,7 @@
 
 import re
 
-from gen.answer_words import INTERJECTIONS, INTRODUCTIONS, NOUNS, PHRASES, UNSPACED
+from gen.answers.words import INTERJECTIONS, INTRODUCTIONS, NOUNS, PHRASES, UNSPACED
 
 _FIRST = 140  # characters in which a label ends
 

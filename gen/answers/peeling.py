@@ -2,7 +2,7 @@
 
 Models number their answers, set them in bold, quote them, label them, count their words, add notes, wrap them in JSON,
 tags or code fences, think aloud before them and leak their special tokens behind them. `clean` takes all of that off;
-what it leaves of such marks is for `gen.answer_faults` to reject by name. Both serve captions and re-captions.
+what it leaves of such marks is for `gen.answers.faults` to reject by name. Both serve captions and re-captions.
 """
 
 import functools
@@ -11,9 +11,9 @@ import json
 import re
 from typing import Any
 
-from gen import answer_lines
-from gen.answer_labels import without_interjection, without_label
-from gen.answer_quotes import unquoted
+from gen.answers import lines as answer_lines
+from gen.answers.labels import without_interjection, without_label
+from gen.answers.quotes import unquoted
 
 LONGEST = 2000  # characters of an answer, thinking aside, that is looked into: no caption is longer
 ROUNDS = 16  # wrappers inside one another; what has more is not settled, and rejected

@@ -2,8 +2,8 @@
 
 import re
 
-from gen.answer_labels import is_introduction, is_label, without_label
-from gen.answer_words import COUNTED, NOTES, NOUNS, REMARKS
+from gen.answers.labels import is_introduction, is_label, without_label
+from gen.answers.words import COUNTED, NOTES, NOUNS, REMARKS
 
 _DECORATION = " \t\"'“”‘’*_#>-–—=~`|•()[]"
 _NOTE_WORDS = "|".join(re.escape(word) for word in sorted(NOTES, key=len, reverse=True))

@@ -2,9 +2,9 @@
 
 import re
 
-from gen import answers
-from gen.answer_quotes import has_unpaired
-from gen.answer_words import META, REFUSALS_ANYWHERE, REFUSALS_AT_START, REQUESTS, SECOND_PERSON
+from gen.answers import peeling as answers
+from gen.answers.quotes import has_unpaired
+from gen.answers.words import META, REFUSALS_ANYWHERE, REFUSALS_AT_START, REQUESTS, SECOND_PERSON
 
 EMPTY = "empty"
 THINKING = "thinking"

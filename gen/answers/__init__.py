@@ -1,0 +1,1 @@
+"""What a language model's answer is: the caption inside it, and what is wrong with it."""
