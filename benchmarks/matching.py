@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from gen import balance, concepts
-from gen.concept_sources import DEBIAN_WORDNET
+from gen.bank.sources import DEBIAN_WORDNET
 from gen.concepts import build_bank, load_bank
 from gen.matching import Matcher, space_text
 from gen.store import ShardOutput, StageStore

@@ -14,8 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen.concept_contents import check_contents, contents_of
-from gen.concept_sources import SOURCES, BankError, Brought
+from gen.bank.contents import check_contents, contents_of
+from gen.bank.sources import SOURCES, BankError, Brought
 from gen.executor import Executor, run_local
 from gen.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
 from synthclip_jax.config import plain

@@ -11,8 +11,8 @@ import pytest
 from mutations import MANY, how_many, limits, mutations
 
 from gen import balance
-from gen.block_list import BlockList
-from gen.concept_files import read_file
+from gen.bank.block_list import BlockList
+from gen.bank.files import read_file
 from gen.concepts import load_bank, read_meta, run
 from gen.store import StageStore, to_json
 from synthclip_jax.config import default_config

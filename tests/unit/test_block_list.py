@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from gen.block_list import BlockList, forms
-from gen.concept_tables import BankError
+from gen.bank.block_list import BlockList, forms
+from gen.bank.tables import BankError
 
 BLOCKED = {
     "gun": [

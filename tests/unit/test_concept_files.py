@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from gen.concept_files import is_file_name, read_file
-from gen.concept_tables import BankError
+from gen.bank.files import is_file_name, read_file
+from gen.bank.tables import BankError
 from synthclip_jax.errors import UserError
 
 DOG_OWL = ["dog", "owl"]

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from gen.concept_sources import DEBIAN_WORDNET, BankError
+from gen.bank.sources import DEBIAN_WORDNET, BankError
 from gen.concepts import build_bank, load_bank, run
 from gen.store import PlanMismatch
 from synthclip_jax.config import default_config

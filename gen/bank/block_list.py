@@ -12,8 +12,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from gen.concept_files import ConceptFile, is_file_name, read_file
-from gen.concept_tables import BankError
+from gen.bank.files import ConceptFile, is_file_name, read_file
+from gen.bank.tables import BankError
 from synthclip_jax.text.presence import Presence, normalise
 
 _WORD = re.compile(r"[^\W_]+")

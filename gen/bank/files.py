@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gen.concept_tables import HEADERS, ID, BankError, Row, TableReader, parse_json
+from gen.bank.tables import HEADERS, ID, BankError, Row, TableReader, parse_json
 from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut, printable
 from synthclip_jax.text.presence import normalise

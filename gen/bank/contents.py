@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gen.concept_files import is_file_name, read_file
-from gen.concept_sources import Brought, wordnet_folder
+from gen.bank.files import is_file_name, read_file
+from gen.bank.sources import Brought, wordnet_folder
 from gen.store import PlanMismatch, sha256
 from synthclip_jax.files.locations import Location
 from synthclip_jax.text.presence import normalise

@@ -15,10 +15,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gen.block_list import BlockList
-from gen.concept_files import ConceptFile, read_file, read_text
-from gen.concept_tables import BankError as BankError
-from gen.concept_tables import parse_json
+from gen.bank.block_list import BlockList
+from gen.bank.files import ConceptFile, read_file, read_text
+from gen.bank.tables import BankError as BankError
+from gen.bank.tables import parse_json
 from synthclip_jax.files import text_files
 
 Entries = Iterator[tuple[str, str]]
@@ -178,7 +178,7 @@ def bigrams(settings: Any, brought: Brought) -> Entries:
 
 
 def lists(settings: Any, brought: Brought) -> Entries:
-    """Your own files (`gen.concept_files`). The category is the file's name."""
+    """Your own files (`gen.bank.files`). The category is the file's name."""
     return ((text, pathlib.Path(file.path).stem) for file in brought.lists for text in file.texts)
 
 
