@@ -27,10 +27,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gen import random_weights
-from gen.diffusion import DiffusersEngine
+from gen.engines import random_weights
+from gen.engines.diffusion import DiffusersEngine
+from gen.engines.images import make_engine, sampler_of
 from gen.executor import run_local
-from gen.image_engines import make_engine, sampler_of
 from gen.images import ImageWorker
 from gen.store import StageStore
 from synthclip_jax.config import load_config
@@ -170,7 +170,7 @@ class Stage:
 
     def request(self, caption: str) -> Any:
         """A request as the stage makes them."""
-        from gen.image_engines import Request
+        from gen.engines.images import Request
 
         return Request(caption, "dog", 0)
 

@@ -22,12 +22,12 @@ import numpy as np
 
 from gen import caption_filters as filters
 from gen import draws
-from gen.caption_engines import CaptionEngine, Conversation, engine_identity, make_engine
-from gen.chat_templates import template_identity
 from gen.concepts import Bank, Concept, load_bank
+from gen.engines.captions import CaptionEngine, Conversation, engine_identity, make_engine
+from gen.engines.chat_templates import template_identity
+from gen.engines.isolation import Isolation, check_shard
+from gen.engines.isolation import reject_reason as error_reason
 from gen.executor import Executor, run_local
-from gen.isolation import Isolation, check_shard
-from gen.isolation import reject_reason as error_reason
 from gen.match_files import read_columns
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder

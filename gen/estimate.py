@@ -23,10 +23,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen import caption_filters, draws, isolation
+from gen import caption_filters, draws
 from gen.captions import conversation, drawn_others
 from gen.concepts import build_bank
-from gen.image_engines import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
+from gen.engines import isolation
+from gen.engines.images import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
 from gen.stages import STAGES
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import UserError, command
@@ -173,7 +174,7 @@ def measure_captions(config: Any, bank: Sequence[str], texts: list[str], rejecte
     Raises:
       Unmeasured: the engine or its model is not here.
     """
-    from gen.caption_engines import make_engine
+    from gen.engines.captions import make_engine
 
     captions = config.gen.captions
     engine = _loaded(lambda: make_engine(captions))
@@ -232,7 +233,7 @@ def measure_recaption(config: Any, texts: Sequence[str]) -> Rate:
     import numpy as np
     from PIL import Image
 
-    from gen.vision_engines import make_engine
+    from gen.engines.vision import make_engine
 
     settings, side = config.gen.recaption, config.gen.images.size
     engine = _loaded(lambda: make_engine(settings))
@@ -301,7 +302,7 @@ def measure_images(images: Any, texts: Sequence[str]) -> Rate:
     Raises:
       Unmeasured: the engine or its model is not here.
     """
-    from gen.image_engines import make_engine
+    from gen.engines.images import make_engine
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -354,7 +355,7 @@ def _random_weights(images: Any, folder: pathlib.Path) -> Any:
         return None
     if SD15 not in images.model or not torch.cuda.is_available():
         return None
-    from gen import random_weights
+    from gen.engines import random_weights
 
     return _changed(images, model=random_weights.stable_diffusion(folder, "full", images.dtype))
 

@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gen import evidence
+from gen.engines.images import sampler_of
 from gen.executor import Executor, run_local
-from gen.image_engines import sampler_of
 from gen.images import SPLIT, dataset_features
 from gen.stages import BY_NAME, FOLDERS
 from gen.store import DATA_PREFIX, StageStore, StoreError, to_json, write_atomic

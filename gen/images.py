@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from gen import draws
+from gen.engines.image_batches import ImageBatches
+from gen.engines.images import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
+from gen.engines.isolation import check_shard
 from gen.executor import Executor, run_local
-from gen.image_batches import ImageBatches
-from gen.image_engines import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
-from gen.isolation import check_shard
 from gen.picture_filters import UNDECODABLE, reject_reason
 from gen.picture_order import forget_order, picture_order, read_order, write_order
 from gen.progress import Progress

@@ -22,8 +22,8 @@ import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+from gen.engines.isolation import is_explained
 from gen.executor import Worker
-from gen.isolation import is_explained
 from gen.progress import Committed
 from gen.store import StageStore, StoreError, list_files, to_json, write_atomic
 from synthclip_jax.errors import is_unreachable
@@ -125,7 +125,7 @@ class RayExecutor:
     def _at_once(self, label: str) -> int:
         """Shards that one worker is given; as many as its engine needs, which is not there yet."""
         if label in ("captions", "recaption") and self.gen[label].engine == "vllm":
-            from gen.vllm_engine import shards_at_once
+            from gen.engines.vllm import shards_at_once
 
             return shards_at_once(self.gen[label])
         return AT_ONCE

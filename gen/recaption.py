@@ -18,15 +18,15 @@ from typing import Any
 
 from gen import caption_filters as filters
 from gen import draws
-from gen.caption_engines import engine_identity
 from gen.captions import storable
-from gen.chat_templates import template_identity
+from gen.engines.captions import engine_identity
+from gen.engines.chat_templates import template_identity
+from gen.engines.isolation import Isolation, check_shard, reject_reason
+from gen.engines.vision import VisionEngine, make_engine
 from gen.executor import Executor, run_local
 from gen.finished_pictures import finished_pictures
-from gen.isolation import Isolation, check_shard, reject_reason
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
-from gen.vision_engines import VisionEngine, make_engine
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from gen.random_weights import NOISE, TINY_SIDE, clip_text, mirrored, saved, vae_of, write_tokenizer
+from gen.engines.random_weights import NOISE, TINY_SIDE, clip_text, mirrored, saved, vae_of, write_tokenizer
 
 
 def stable_diffusion_xl(folder: pathlib.Path, dtype: str = "float32") -> str:

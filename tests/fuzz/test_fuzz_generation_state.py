@@ -10,7 +10,7 @@ import json
 import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 
-from gen.batch_size import recall
+from gen.engines.batch_size import recall
 from gen.evidence import read_provenance
 from gen.store import ShardOutput, StageStore, read_json, read_record
 from gen.versions import open_version
@@ -200,8 +200,8 @@ def test_provenance(tmp_path, count):
 def test_remembered_batch_sizes(tmp_path, monkeypatch, count):
     """A matter of speed alone: a size, or none."""
     monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path))
-    from gen.batch_size import remember
-    from gen.smollm2 import cache_folder
+    from gen.engines.batch_size import remember
+    from gen.engines.smollm2 import cache_folder
 
     remember("GPU model 512 bf16", 32)
     assert recall("GPU model 512 bf16") == 32

@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 from toy_bank import write_bank
 
-from gen import captions, smollm2
-from gen.caption_engines import make_engine
+from gen import captions
+from gen.engines import smollm2
+from gen.engines.captions import make_engine
 from synthclip_jax.config import load_config
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -122,7 +123,7 @@ def test_penalties_equal_vllms_own_function():
     layers = pytest.importorskip("vllm.model_executor.layers.utils")
     import torch
 
-    from gen.sampling import Sampling, penalise
+    from gen.engines.sampling import Sampling, penalise
 
     vocab, logits = 50, torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     prompt = torch.tensor([[1, 2, 3], [4, 5, vocab], [6, vocab, vocab]])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toy_models import pixart, stable_diffusion_xl
 
-from gen import batch_size as batch_sizes
-from gen import random_weights
-from gen.image_engines import Rejected, Request, Sampler, sampler_of
+from gen.engines import batch_size as batch_sizes
+from gen.engines import random_weights
+from gen.engines.images import Rejected, Request, Sampler, sampler_of
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
 from synthclip_jax.workdir.versions import dataset_folder
@@ -46,7 +46,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def engine_of(model, **changes):
-    from gen.diffusion import DiffusersEngine
+    from gen.engines.diffusion import DiffusersEngine
 
     settings = {"steps": 2, "dtype": "float32", "device": "cpu", "size": SIDE, "batch_size": 4} | changes
     return DiffusersEngine(model, **settings)
@@ -256,7 +256,7 @@ def test_pictures_with_nan_and_pictures_the_safety_checker_flags_are_rejected(ti
 
 
 def test_models_that_cannot_be_used_say_what_to_change(tiny_model, tmp_path, monkeypatch):
-    from gen.diffusion import ImageModelError
+    from gen.engines.diffusion import ImageModelError
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ImageModelError, match=r"gen\.images\.model=.*nowhere"):
@@ -272,7 +272,7 @@ def test_models_that_cannot_be_used_say_what_to_change(tiny_model, tmp_path, mon
 def test_weights_that_are_not_safetensors_are_refused(tiny_model, tmp_path):
     import shutil
 
-    from gen.diffusion import ImageModelError
+    from gen.engines.diffusion import ImageModelError
 
     unsafe = tmp_path / "model"
     shutil.copytree(tiny_model, unsafe)

@@ -14,8 +14,8 @@ from toy_work import BANK, Fails, PoisonedWriter, config, counting_worker, expec
 from gen import balance, captions, progress
 from gen.captions import CaptionWorker
 from gen.concepts import load_bank
+from gen.engines.isolation import REASON
 from gen.executor import make_executor, run_local
-from gen.isolation import REASON
 from gen.store import StoreError
 from synthclip_jax.files.locations import location
 

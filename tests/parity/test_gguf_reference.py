@@ -8,8 +8,8 @@ import pytest
 gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
 
-from gen import smollm2  # noqa: E402
-from gen.gguf import GGUFError, GGUFReader  # noqa: E402
+from gen.engines import smollm2  # noqa: E402
+from gen.engines.gguf import GGUFError, GGUFReader  # noqa: E402
 
 
 @pytest.fixture

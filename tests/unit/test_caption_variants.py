@@ -4,7 +4,7 @@ import pytest
 from toy_bank import write_bank
 
 from gen import captions
-from gen.caption_engines import make_engine
+from gen.engines.captions import make_engine
 from synthclip_jax.config import ConfigError, load_config
 
 pq = pytest.importorskip("pyarrow.parquet")

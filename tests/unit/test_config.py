@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gen.image_engines import Sampler, sampler_of
+from gen.engines.images import Sampler, sampler_of
 from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, load_saved, plain
 from synthclip_jax.config.sources import parse_sources
 

@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from gen import sampling as sampling_module  # noqa: E402
-from gen.decoding import Decoder  # noqa: E402
-from gen.sampling import Sampling, draw, penalise  # noqa: E402
+from gen.engines import sampling as sampling_module  # noqa: E402
+from gen.engines.decoding import Decoder  # noqa: E402
+from gen.engines.sampling import Sampling, draw, penalise  # noqa: E402
 
 VOCAB, END = 96, tuple(range(80, 96))  # many end tokens: answers of random models end, at different lengths
 GREEDY = Sampling(temperature=0.0)

@@ -96,7 +96,7 @@ def test_a_model_of_which_nothing_is_known_is_left_out_with_its_name():
 def test_tiny_models_are_measured_and_images_with_both_presets(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    from gen import random_weights
+    from gen.engines import random_weights
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(estimate, "PROBE_PICTURES", 2)

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from gen.engines.image_batches import ImageBatches
+from gen.engines.images import Rejected, Request
 from gen.executor import work_ahead
-from gen.image_batches import ImageBatches
-from gen.image_engines import Rejected, Request
 from gen.store import ShardOutput
 
 

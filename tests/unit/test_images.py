@@ -12,7 +12,7 @@ import pytest
 from toy_selected import CAPTIONS, write_selected
 
 from gen import draws, images
-from gen.image_engines import Rejected
+from gen.engines.images import Rejected
 from gen.store import PlanMismatch, StageStore, StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import IndexedShard, find_shards, parse_example

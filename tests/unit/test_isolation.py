@@ -10,13 +10,13 @@ from toy_bank import write_bank
 from toy_selected import write_selected
 
 from gen import captions, images
-from gen.caption_engines import EngineError
 from gen.captions import CaptionWorker
 from gen.concepts import load_bank
+from gen.engines.captions import EngineError
+from gen.engines.image_batches import ImageBatches
+from gen.engines.images import Request
+from gen.engines.isolation import IN_A_ROW, EngineFailure, Isolation, is_fatal
 from gen.executor import run_local
-from gen.image_batches import ImageBatches
-from gen.image_engines import Request
-from gen.isolation import IN_A_ROW, EngineFailure, Isolation, is_fatal
 from synthclip_jax.config import default_config
 from synthclip_jax.data.records import load_index
 

@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from gen.caption_engines import TransformersEngine  # noqa: E402
-from gen.chat_templates import TemplateError  # noqa: E402
-from gen.sampling import Sampling, penalise  # noqa: E402
-from gen.smollm2 import ModelNotFound  # noqa: E402
-from gen.vision_engines import Penalties, make_engine  # noqa: E402
+from gen.engines.captions import TransformersEngine  # noqa: E402
+from gen.engines.chat_templates import TemplateError  # noqa: E402
+from gen.engines.sampling import Sampling, penalise  # noqa: E402
+from gen.engines.smollm2 import ModelNotFound  # noqa: E402
+from gen.engines.vision import Penalties, make_engine  # noqa: E402
 from synthclip_jax.config import load_config  # noqa: E402
 
 WORDS = [f"word{number}" for number in range(30)]

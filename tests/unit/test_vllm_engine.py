@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from gen.caption_engines import EngineError
-from gen.chat_templates import TemplateError
-from gen.vllm_engine import VLLMEngine
+from gen.engines.captions import EngineError
+from gen.engines.chat_templates import TemplateError
+from gen.engines.vllm import VLLMEngine
 
 SLOTS = 4  # prompts that the stand-in works on at once
 

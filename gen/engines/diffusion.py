@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gen import batch_size as batch_sizes
-from gen.image_engines import Picture, Rejected, Request
+from gen.engines import batch_size as batch_sizes
+from gen.engines.images import Picture, Rejected, Request
 from synthclip_jax.errors import UserError
 
 PROBE_STEPS = 4  # of a trial that looks for the batch size; memory is the same at any number of steps
@@ -189,7 +189,7 @@ class DiffusersEngine:
         return found
 
     def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
-        """See `gen.image_engines.ImageEngine.generate`. Reasons: `nan`, `unsafe`."""
+        """See `gen.engines.images.ImageEngine.generate`. Reasons: `nan`, `unsafe`."""
         outcomes: list[Picture | Rejected] = []
         while len(outcomes) < len(requests):
             outcomes += self.launch(requests[len(outcomes) : len(outcomes) + self.batch_size])()

@@ -3,7 +3,7 @@
 A thread of its own feeds the engine. Whoever makes a shard gives it all requests at once and takes outcomes as they
 come, and asks again for pictures that were rejected; requests of older shards go first. Where the engine can start a
 batch without waiting for it (`launch`), the next batch is started before the last one is taken off the device. A
-request that the engine raises on is rejected alone (`gen.isolation`).
+request that the engine raises on is rejected alone (`gen.engines.isolation`).
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gen.image_engines import ImageEngine, Picture, Rejected, Request
-from gen.isolation import Isolation, reject_reason
+from gen.engines.images import ImageEngine, Picture, Rejected, Request
+from gen.engines.isolation import Isolation, reject_reason
 
 DEFAULT_BATCH = 16
 

@@ -6,7 +6,7 @@ What it does beyond `model.generate`, and why:
   copy, as one dense product. Attention to a copy per row takes most of the time on a CPU;
 - equal prompts are run once;
 - rows that are done leave the batch and waiting prompts take their place;
-- sampling looks at a few hundred candidates instead of sorting the vocabulary (`gen.sampling`);
+- sampling looks at a few hundred candidates instead of sorting the vocabulary (`gen.engines.sampling`);
 - on a CPU, several batches run side by side on a thread each. One batch on all threads waits at each operation for the
   slowest of them: on a busy machine that was 20 times slower.
 """
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
-from gen.sampling import Sampling, draw, penalise
+from gen.engines.sampling import Sampling, draw, penalise
 from synthclip_jax.devices.cores import core_count
 
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, [kv heads, prefix, head dim]

@@ -1,6 +1,6 @@
 """What writes captions, behind one interface: `transformers` (anywhere), `templates` (no model), `vllm` (throughput).
 
-The last one is in `gen.vllm_engine`.
+The last one is in `gen.engines.vllm`.
 """
 
 import hashlib
@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from gen import smollm2
 from gen.answers.peeling import Answer
-from gen.chat_templates import ChatTemplate
+from gen.engines import smollm2
+from gen.engines.chat_templates import ChatTemplate
 from synthclip_jax.errors import UserError
 
 Conversation = list[dict[str, str]]
@@ -49,7 +49,7 @@ class CaptionEngine(Protocol):
 def make_engine(captions: Any) -> CaptionEngine:
     """Loads the engine that `config.gen.captions` asks for."""
     if captions.engine == "vllm":
-        from gen.vllm_engine import VLLMEngine
+        from gen.engines.vllm import VLLMEngine
 
         return VLLMEngine(captions)
     return TemplatesEngine(captions) if captions.engine == "templates" else TransformersEngine(captions)
@@ -94,8 +94,8 @@ class TransformersEngine:
         import torch
         import transformers
 
-        from gen.decoding import Decoder
-        from gen.sampling import Sampling
+        from gen.engines.decoding import Decoder
+        from gen.engines.sampling import Sampling
 
         model, revision = model_location(captions)
         try:

@@ -7,7 +7,7 @@ precision. It is a matter of speed alone: a wrong entry costs time, a deleted on
 import sys
 from collections.abc import Callable
 
-from gen.smollm2 import cache_folder
+from gen.engines.smollm2 import cache_folder
 from gen.store import StoreError, unsealed
 from synthclip_jax.files import state_files
 

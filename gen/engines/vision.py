@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gen.answers.peeling import Answer
-from gen.caption_engines import not_found
-from gen.chat_templates import ChatTemplate
+from gen.engines.captions import not_found
+from gen.engines.chat_templates import ChatTemplate
 
 Question = list[dict[str, Any]]  # a chat whose last message holds a picture (PIL) and a text
 
@@ -21,7 +21,7 @@ class VisionEngine(Protocol):
     def generate(
         self, conversations: Sequence[Question], seeds: Sequence[int]
     ) -> Iterator[tuple[int, str | Exception]]:
-        """See `gen.caption_engines.CaptionEngine`."""
+        """See `gen.engines.captions.CaptionEngine`."""
         ...
 
     def close(self) -> None:
@@ -33,7 +33,7 @@ def make_engine(settings: Any) -> VisionEngine:
     """Loads the engine that `config.gen.recaption` asks for."""
     if settings.engine == "transformers":
         return TransformersVisionEngine(settings)
-    from gen.vllm_engine import VLLMEngine
+    from gen.engines.vllm import VLLMEngine
 
     class VLLMVisionEngine(VLLMEngine):
         section = "gen.recaption"
@@ -122,7 +122,7 @@ class TransformersVisionEngine:
 
 
 class Penalties:
-    """Presence and frequency penalties, as `gen.sampling` defines them, on the tokens after the prompt.
+    """Presence and frequency penalties, as `gen.engines.sampling` defines them, on the tokens after the prompt.
 
     Args:
       settings: `config.gen.recaption`.
@@ -130,7 +130,7 @@ class Penalties:
     """
 
     def __init__(self, settings: Any, prompt: int):
-        from gen.sampling import Sampling
+        from gen.engines.sampling import Sampling
 
         self._sampling = Sampling(
             presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty
@@ -141,7 +141,7 @@ class Penalties:
         """The logits of the next token, penalised."""
         import torch
 
-        from gen.sampling import penalise
+        from gen.engines.sampling import penalise
 
         if not (self._sampling.presence_penalty or self._sampling.frequency_penalty):
             return scores

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from gen.gguf import GGUFReader
+from gen.engines.gguf import GGUFReader
 from synthclip_jax.errors import UserError
 
 NAME = "smollm2"

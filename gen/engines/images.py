@@ -1,4 +1,4 @@
-"""What turns captions into pictures: one interface, two engines (`sprites` here, `diffusers` in `gen.diffusion`)."""
+"""What turns captions into pictures: one interface, two engines (`sprites` here, `diffusers` in `gen.engines.diffusion`)."""
 
 import dataclasses
 import hashlib
@@ -103,7 +103,7 @@ def make_engine(images: Any) -> ImageEngine:
     """The engine that `config.gen.images` names, with its model loaded."""
     if images.engine == "sprites":
         return SpritesEngine(images.size)
-    from gen.diffusion import DiffusersEngine
+    from gen.engines.diffusion import DiffusersEngine
 
     return DiffusersEngine(
         images.model,

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen.answers.peeling import Answer
-from gen.caption_engines import Conversation, EngineError, model_location, not_found
-from gen.chat_templates import ChatTemplate, template_settings
-from gen.isolation import is_fatal
+from gen.engines.captions import Conversation, EngineError, model_location, not_found
+from gen.engines.chat_templates import ChatTemplate, template_settings
+from gen.engines.isolation import is_fatal
 
 FULL = 1024  # prompts that the largest engines work on at once, by vLLM's own choice
 AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not wait for more
@@ -64,7 +64,7 @@ class VLLMEngine:
     def generate(
         self, conversations: Sequence[Conversation], seeds: Sequence[int]
     ) -> Iterator[tuple[int, str | Exception]]:
-        """See `gen.caption_engines.CaptionEngine`; any number of conversations will do.
+        """See `gen.engines.captions.CaptionEngine`; any number of conversations will do.
 
         Raises:
           EngineError: vLLM is not installed.
