@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from gen import caption_filters as filters
 from gen import draws
 from gen.concepts import Bank, Concept, load_bank
 from gen.engines.captions import CaptionEngine, Conversation, engine_identity, make_engine
@@ -28,6 +27,7 @@ from gen.engines.chat_templates import template_identity
 from gen.engines.isolation import Isolation, check_shard
 from gen.engines.isolation import reject_reason as error_reason
 from gen.executor import Executor, run_local
+from gen.filters import captions as filters
 from gen.match_files import read_columns
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder

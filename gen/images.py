@@ -21,7 +21,7 @@ from gen.engines.image_batches import ImageBatches
 from gen.engines.images import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
 from gen.engines.isolation import check_shard
 from gen.executor import Executor, run_local
-from gen.picture_filters import UNDECODABLE, reject_reason
+from gen.filters.images import UNDECODABLE, reject_reason
 from gen.picture_order import forget_order, picture_order, read_order, write_order
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder

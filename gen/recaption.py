@@ -2,7 +2,7 @@
 
 Optional: it runs where `gen.recaption.model` names one (the paper's ablation with LLaVA: +9.6 points of image
 retrieval). Beside each shard of pictures lies then SHARD.recaptions, framed like a shard: one text for each record, in
-their order, empty where no answer was a caption. What a caption is, `gen.caption_filters` says, as for the captions
+their order, empty where no answer was a caption. What a caption is, `gen.filters.captions` says, as for the captions
 that pictures are drawn from. Training takes them with `data.recaptions`; the dataset itself stays
 as it is.
 
@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gen import caption_filters as filters
 from gen import draws
 from gen.captions import storable
 from gen.engines.captions import engine_identity
@@ -24,6 +23,7 @@ from gen.engines.chat_templates import template_identity
 from gen.engines.isolation import Isolation, check_shard, reject_reason
 from gen.engines.vision import VisionEngine, make_engine
 from gen.executor import Executor, run_local
+from gen.filters import captions as filters
 from gen.finished_pictures import finished_pictures
 from gen.progress import Progress
 from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError

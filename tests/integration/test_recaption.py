@@ -9,7 +9,7 @@ from toy_models import llava
 from toy_selected import write_selected
 
 from gen import images, recaption
-from gen.caption_filters import NothingAcceptedError
+from gen.filters.captions import NothingAcceptedError
 from gen.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.readers.recaptions import SUFFIX

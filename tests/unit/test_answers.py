@@ -14,7 +14,7 @@ from llm_answers import ANSWERS, DOG, GOOD, REJECTED, UNSPACED, WRAPPED
 
 from gen.answers import faults as answer_faults
 from gen.answers.peeling import LONGEST, Answer, clean
-from gen.caption_filters import CaptionFilters, is_one_sentence
+from gen.filters.captions import CaptionFilters, is_one_sentence
 
 FILTERS = CaptionFilters(("refusal", "concept", "length", "one_sentence"), min_words=3, max_words=15)
 WITHOUT_WORDS = CaptionFilters(("refusal", "one_sentence"), min_words=3, max_words=15)

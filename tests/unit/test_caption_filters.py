@@ -2,8 +2,9 @@
 
 import pytest
 
-from gen import caption_filters, languages
-from gen.caption_filters import CaptionFilters
+from gen.filters import captions as caption_filters
+from gen.filters import languages
+from gen.filters.captions import CaptionFilters
 from synthclip_jax.config import ConfigError, default_config, load_config
 
 BAD = {  # what only one filter rejects

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_bank import write_bank
 
-from gen import caption_filters as filters
 from gen import captions
 from gen.answers.faults import META_TALK
 from gen.answers.peeling import Answer
-from gen.caption_filters import NothingAcceptedError
+from gen.filters import captions as filters
+from gen.filters.captions import NothingAcceptedError
 from gen.store import PlanMismatch, StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.text.presence import Presence, normalise

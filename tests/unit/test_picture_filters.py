@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gen.picture_filters import BLANK, SATURATED, reject_reason, saturated_share
+from gen.filters.images import BLANK, SATURATED, reject_reason, saturated_share
 from synthclip_jax.config import default_config
 
 IMAGES = default_config().gen.images

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen import languages
-from gen.caption_filters import NO_CONCEPT, CaptionFilters
+from gen.filters import languages
+from gen.filters.captions import NO_CONCEPT, CaptionFilters
 from synthclip_jax.config import ConfigError, default_config, load_config
 from synthclip_jax.text.presence import LANGUAGES, REFUSED, SPACED, UNSPACED, Presence, normalise
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from gen import languages
 from gen.answers.faults import (
     EMPTY,
     REFUSAL,
@@ -26,6 +25,7 @@ from gen.answers.faults import (
 from gen.answers.faults import NEWLINE as NEWLINE
 from gen.answers.peeling import LONGEST, Answer, settled
 from gen.answers.peeling import clean as clean
+from gen.filters import languages
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import printable
 from synthclip_jax.text.presence import Presence
