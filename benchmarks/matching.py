@@ -44,7 +44,7 @@ import numpy as np
 from gen import balance, concepts
 from gen.bank.sources import DEBIAN_WORDNET
 from gen.concepts import build_bank, load_bank
-from gen.matching import Matcher, space_text
+from gen.matching.matcher import Matcher, space_text
 from gen.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config
 
@@ -334,7 +334,7 @@ def measure(workdir: pathlib.Path, arguments: argparse.Namespace) -> dict[str, A
 
 def _first_captions(workdir: pathlib.Path, count: int) -> list[str]:
     """Captions of the first shards, as they were written."""
-    from gen.match_files import read_columns
+    from gen.matching.files import read_columns
 
     captions: list[str] = []
     for path in sorted((workdir / "gen" / "captions").glob("captions-*.parquet")):

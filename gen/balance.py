@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from gen.balance_record import read_result as read_result
 from gen.concepts import load_bank, read_meta
 from gen.draws import uniforms
 from gen.executor import Executor, run_local
-from gen.match_files import SIGNATURE, MatchFiles, read_columns
-from gen.matching import Matcher
-from gen.near_duplicates import signatures
-from gen.selection import BalanceError, select, selected_writer
+from gen.matching.files import SIGNATURE, MatchFiles, read_columns
+from gen.matching.matcher import Matcher
+from gen.matching.near_duplicates import signatures
+from gen.matching.record import read_result as read_result
+from gen.matching.selection import BalanceError, select, selected_writer
 from gen.store import (
     PlanMismatch,
     ShardOutput,

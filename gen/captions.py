@@ -28,7 +28,7 @@ from gen.engines.isolation import Isolation, check_shard
 from gen.engines.isolation import reject_reason as error_reason
 from gen.executor import Executor, run_local
 from gen.filters import captions as filters
-from gen.match_files import read_columns
+from gen.matching.files import read_columns
 from gen.progress import Progress
 from gen.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.errors import UserError

@@ -289,7 +289,7 @@ MEASURES = {"recaption": measure_recaption, "agreement": measure_agreement}  # o
 
 def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> Rate:
     """Captions matched per second on one core."""
-    from gen.matching import Matcher
+    from gen.matching.matcher import Matcher
 
     matcher = Matcher(bank, config.gen.balance.fold_case, config.gen.captions.language)
     sample = [texts[place % len(texts)] for place in range(PROBE_MATCHES)]

@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gen import balance, concepts, match_files, selection
+from gen import balance, concepts
 from gen.draws import uniform
-from gen.keep_rate import (
+from gen.matching import files as match_files
+from gen.matching import selection
+from gen.matching.keep_rate import (
     Matches,
     concept_counts,
     keep_curve,
@@ -31,8 +33,8 @@ from gen.keep_rate import (
     threshold_for_size,
     threshold_for_tail_share,
 )
-from gen.near_duplicates import first_of_alike, signatures
-from gen.selection import BalanceError, first_of_equal
+from gen.matching.near_duplicates import first_of_alike, signatures
+from gen.matching.selection import BalanceError, first_of_equal
 from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.files import storage

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from gen import matching
-from gen.matching import Matcher, space_text
+from gen.matching import matcher as matching
+from gen.matching.matcher import Matcher, space_text
 
 pytest.importorskip("ahocorasick_rs")
 

@@ -10,7 +10,7 @@ from synthclip_jax.config import ConfigError, default_config, load_config
 from synthclip_jax.text.presence import LANGUAGES, REFUSED, SPACED, UNSPACED, Presence, normalise
 
 pytest.importorskip("ahocorasick_rs")
-from gen.matching import Matcher
+from gen.matching.matcher import Matcher
 
 SENTENCES = [
     ("en", "dog", "A dog runs along the windy beach."),

@@ -12,14 +12,14 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
-from gen.keep_rate import Matches
+from gen.matching.keep_rate import Matches
 from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import StoreError
 
 CAPTIONS_PER_ID = 10_000  # a caption's number has four digits
 BLOCK = 131_072  # captions that a pass looks at together, unless one file has more
-SIGNATURE = ("near_0", "near_1", "near_2", "near_3")  # columns of gen.near_duplicates, where it is on
+SIGNATURE = ("near_0", "near_1", "near_2", "near_3")  # columns of gen.matching.near_duplicates, where it is on
 
 Result = TypeVar("Result")
 

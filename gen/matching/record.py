@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from gen.selection import BalanceError
+from gen.matching.selection import BalanceError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gen.keep_rate import Matches
+from gen.matching.keep_rate import Matches
 from synthclip_jax.text.presence import WRAPPED as WRAPPED
 from synthclip_jax.text.presence import Presence
 from synthclip_jax.text.presence import space_text as space_text

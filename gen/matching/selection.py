@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from gen.keep_rate import (
+from gen.matching.files import SIGNATURE, Block, MatchFiles, read_columns
+from gen.matching.keep_rate import (
     KeepRate,
     Matches,
     concept_counts,
@@ -28,8 +29,7 @@ from gen.keep_rate import (
     threshold_for_size,
     threshold_for_tail_share,
 )
-from gen.match_files import SIGNATURE, Block, MatchFiles, read_columns
-from gen.near_duplicates import first_of_alike, rows_of_repeated
+from gen.matching.near_duplicates import first_of_alike, rows_of_repeated
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
 

@@ -1,0 +1,1 @@
+"""Which concepts are in which caption, and which captions are kept."""
