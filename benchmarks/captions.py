@@ -25,8 +25,8 @@ from typing import Any
 from gen.captions import CaptionWorker, conversation
 from gen.concepts import Bank, Concept
 from gen.engines.vllm import VLLMEngine
-from gen.executor import run_local
-from gen.store import StageStore
+from gen.shards.executor import run_local
+from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.evals.prompts import class_names_of
 

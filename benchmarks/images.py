@@ -30,9 +30,9 @@ from typing import Any
 from gen.engines import random_weights
 from gen.engines.diffusion import DiffusersEngine
 from gen.engines.images import make_engine, sampler_of
-from gen.executor import run_local
 from gen.images import ImageWorker
-from gen.store import StageStore
+from gen.shards.executor import run_local
+from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthci_3m.py"

@@ -45,7 +45,7 @@ from gen import balance, concepts
 from gen.bank.sources import DEBIAN_WORDNET
 from gen.concepts import build_bank, load_bank
 from gen.matching.matcher import Matcher, space_text
-from gen.store import ShardOutput, StageStore
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config
 
 Match = Callable[[Sequence[str]], list[list[int]]]

@@ -19,10 +19,10 @@ from typing import Any
 
 import ml_collections
 
-from gen.executor import EXECUTORS, Executor, make_executor
+from gen.shards.executor import EXECUTORS, Executor, make_executor
+from gen.shards.store import PlanMismatch
+from gen.shards.versions import open_version, start_version, written_folders
 from gen.stages import BY_NAME, COMMANDS, VERSIONED
-from gen.store import PlanMismatch
-from gen.versions import open_version, start_version, written_folders
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place

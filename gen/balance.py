@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 
 from gen.concepts import load_bank, read_meta
-from gen.draws import uniforms
-from gen.executor import Executor, run_local
 from gen.matching.files import SIGNATURE, MatchFiles, read_columns
 from gen.matching.matcher import Matcher
 from gen.matching.near_duplicates import signatures
 from gen.matching.record import read_result as read_result
 from gen.matching.selection import BalanceError, select, selected_writer
-from gen.store import (
+from gen.shards.draws import uniforms
+from gen.shards.executor import Executor, run_local
+from gen.shards.store import (
     PlanMismatch,
     ShardOutput,
     StageStore,

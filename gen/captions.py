@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from gen import draws
 from gen.concepts import Bank, Concept, load_bank
 from gen.engines.captions import CaptionEngine, Conversation, engine_identity, make_engine
 from gen.engines.chat_templates import template_identity
 from gen.engines.isolation import Isolation, check_shard
 from gen.engines.isolation import reject_reason as error_reason
-from gen.executor import Executor, run_local
 from gen.filters import captions as filters
 from gen.matching.files import read_columns
 from gen.progress import Progress
-from gen.store import ShardOutput, StageStore, stage_folder
+from gen.shards import draws
+from gen.shards.executor import Executor, run_local
+from gen.shards.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files

@@ -7,8 +7,8 @@ from gen.dataset_checks import datasets_of, provenance_of
 from gen.evidence import stages_of
 from gen.planned import Planned, planned_stages
 from gen.shard_checks import Fault
+from gen.shards.store import StoreError, read_json
 from gen.stages import STAGES
-from gen.store import StoreError, read_json
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import DATASET_NAME, FILTERED, Version
 

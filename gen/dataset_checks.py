@@ -5,7 +5,7 @@ from typing import Any
 
 from gen.evidence import METADATA, measured, read_provenance
 from gen.shard_checks import Fault
-from gen.store import DATA_PREFIX, StoreError, read_json
+from gen.shards.store import DATA_PREFIX, StoreError, read_json
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.workdir.versions import DATASET_NAME

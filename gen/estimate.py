@@ -23,12 +23,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen import draws
 from gen.captions import conversation, drawn_others
 from gen.concepts import build_bank
 from gen.engines import isolation
 from gen.engines.images import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
 from gen.filters import captions as caption_filters
+from gen.shards import draws
 from gen.stages import STAGES
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import UserError, command

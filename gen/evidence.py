@@ -15,8 +15,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gen.shards.store import StageStore, StoreError, plan_digest, read_json, unsealed
 from gen.stages import BY_NAME
-from gen.store import StageStore, StoreError, plan_digest, read_json, unsealed
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import explained

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gen.agreement import open_scores
-from gen.executor import Executor, run_local
 from gen.images import SPLIT
-from gen.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
+from gen.shards.executor import Executor, run_local
+from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.data.readers.agreement import load_scores
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, ShardName, frame_shard, unframe_shard
 from synthclip_jax.files.locations import Location

@@ -17,10 +17,10 @@ from typing import Any
 
 from gen import evidence
 from gen.engines.images import sampler_of
-from gen.executor import Executor, run_local
 from gen.images import SPLIT, dataset_features
+from gen.shards.executor import Executor, run_local
+from gen.shards.store import DATA_PREFIX, StageStore, StoreError, to_json, write_atomic
 from gen.stages import BY_NAME, FOLDERS
-from gen.store import DATA_PREFIX, StageStore, StoreError, to_json, write_atomic
 from synthclip_jax.config import plain
 from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files

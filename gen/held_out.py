@@ -4,7 +4,7 @@ import itertools
 import pathlib
 from collections.abc import Callable
 
-from gen.store import StageStore, StoreError
+from gen.shards.store import StageStore, StoreError
 from synthclip_jax.files.locations import is_url
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from gen import draws
 from gen.engines.image_batches import ImageBatches
 from gen.engines.images import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
 from gen.engines.isolation import check_shard
-from gen.executor import Executor, run_local
 from gen.filters.images import UNDECODABLE, reject_reason
-from gen.picture_order import forget_order, picture_order, read_order, write_order
 from gen.progress import Progress
-from gen.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
+from gen.shards import draws
+from gen.shards.executor import Executor, run_local
+from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
+from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.workdir.versions import find_version

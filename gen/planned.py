@@ -7,8 +7,8 @@ from typing import Any
 
 from gen.evidence import measured, published, stages_of
 from gen.shard_checks import Fault, ShardCheck
+from gen.shards.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected, unsealed
 from gen.stages import BY_NAME, FOLDERS, before
-from gen.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected, unsealed
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.workdir.versions import Version
@@ -157,7 +157,7 @@ def image_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[S
     import numpy as np
     import pyarrow.parquet as pq
 
-    from gen.picture_order import picture_order
+    from gen.shards.picture_order import picture_order
 
     plan, path = _plan(planned, "images"), planned["balance"].folder / "selected.parquet"
     if not path.exists():

@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gen.shards.store import StageStore, StoreError, list_files, read_json
 from gen.stages import STAGES, Stage
-from gen.store import StageStore, StoreError, list_files, read_json
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.wording import duration

@@ -16,22 +16,22 @@ import ml_collections
 
 from gen.contents import Contents, contents
 from gen.evidence import METADATA, measured
-from gen.executor import run_local
 from gen.planned import Planned
 from gen.repair_stage import RepairError, StageRepair, say
 from gen.set_aside import SetAside
 from gen.shard_checks import Fault
-from gen.stages import BY_NAME, FOLDERS, before
-from gen.store import (
+from gen.shards.executor import run_local
+from gen.shards.store import (
     PlanMismatch,
     differences,
     plan_digest,
     planned_by,
     there_and_expected,
 )
+from gen.shards.versions import write_record, written_folders
+from gen.stages import BY_NAME, FOLDERS, before
 from gen.testset_checks import RECORD
 from gen.version_checks import unlisted
-from gen.versions import write_record, written_folders
 from synthclip_jax.config import from_plain, load_config, with_overrides
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, location

@@ -8,12 +8,11 @@ from typing import Any
 
 from gen.contents import Contents
 from gen.evidence import measured
-from gen.executor import run_local
 from gen.planned import file_faults, named_files
 from gen.set_aside import SetAside
 from gen.shard_checks import Fault
-from gen.stages import BY_NAME
-from gen.store import (
+from gen.shards.executor import run_local
+from gen.shards.store import (
     DATA_PREFIX,
     ShardOutput,
     StageStore,
@@ -24,6 +23,7 @@ from gen.store import (
     to_json,
     write_atomic,
 )
+from gen.stages import BY_NAME
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gen.shards.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
 from gen.stages import BY_NAME
-from gen.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
 from synthclip_jax.data.readers import recaptions
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
 from synthclip_jax.errors import UserError

@@ -27,8 +27,8 @@ from gen.dataset_checks import dataset_faults
 from gen.planned import file_faults, missing_shards, shard_checks
 from gen.progress import Progress
 from gen.shard_checks import Fault, ShardCheck, check_shard
+from gen.shards.store import StoreError
 from gen.stages import BY_NAME, STAGES
-from gen.store import StoreError
 from gen.testset_checks import testset_checks
 from gen.version_checks import version_faults
 from synthclip_jax.devices.cores import core_count
@@ -125,7 +125,7 @@ def _ends(found: Contents) -> Iterator[Fault]:
             yield Fault(
                 "finalize", None, f"{found.kept / 'provenance.json'}: missing, though {found.kept_name} is planned"
             )
-    from gen.finished_pictures import pictures_digest
+    from gen.shards.finished_pictures import pictures_digest
 
     if len(records) == images.plan.get("shards"):
         digest = pictures_digest(records.values())

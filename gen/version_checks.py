@@ -7,7 +7,7 @@ from typing import Any
 from gen.dataset_checks import datasets_of
 from gen.evidence import read_provenance
 from gen.shard_checks import Fault
-from gen.store import StoreError
+from gen.shards.store import StoreError
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.workdir.versions import Version, record_path
 

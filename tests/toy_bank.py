@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from gen.store import sha256, to_json
+from gen.shards.store import sha256, to_json
 
 
 def write_bank(workdir: pathlib.Path, texts: Sequence[str]) -> None:

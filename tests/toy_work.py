@@ -10,7 +10,7 @@ import signal
 import time
 
 from gen.captions import CaptionError
-from gen.store import ShardOutput, StageStore
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config
 
 BANK = [f"thing {number}" for number in range(40)]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from gen.engines.smollm2 import cache_folder
-from gen.store import StoreError, unsealed
+from gen.shards.store import StoreError, unsealed
 from synthclip_jax.files import state_files
 
 WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second

@@ -14,7 +14,7 @@ from gen import balance
 from gen.bank.block_list import BlockList
 from gen.bank.files import read_file
 from gen.concepts import load_bank, read_meta, run
-from gen.store import StageStore, to_json
+from gen.shards.store import StageStore, to_json
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files, text_files

@@ -12,8 +12,8 @@ from fuzz.mutations import MANY, how_many, limits, mutations
 
 from gen.engines.batch_size import recall
 from gen.evidence import read_provenance
-from gen.store import ShardOutput, StageStore, read_json, read_record
-from gen.versions import open_version
+from gen.shards.store import ShardOutput, StageStore, read_json, read_record
+from gen.shards.versions import open_version
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.workdir.versions import list_versions, record_path

@@ -15,13 +15,13 @@ from gen import balance, captions, progress
 from gen.captions import CaptionWorker
 from gen.concepts import load_bank
 from gen.engines.isolation import REASON
-from gen.executor import make_executor, run_local
-from gen.store import StoreError
+from gen.shards.executor import make_executor, run_local
+from gen.shards.store import StoreError
 from synthclip_jax.files.locations import location
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
-from gen.ray_executor import WorkersFailed  # noqa: E402
+from gen.shards.ray import WorkersFailed  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ from toy_selected import write_selected
 
 from gen import images, recaption
 from gen.filters.captions import NothingAcceptedError
-from gen.store import StoreError
+from gen.shards.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import IndexedShard, RecordError, find_shards, parse_example

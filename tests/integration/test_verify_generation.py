@@ -60,7 +60,7 @@ def commit_path(workdir, stage, shard):
 
 def rewrite_record(workdir, stage, shard, **changes):
     """Changes a commit record as one who knows how it is checked."""
-    from gen.store import _checksum, to_json
+    from gen.shards.store import _checksum, to_json
 
     path = commit_path(workdir, stage, shard)
     record = json.loads(path.read_bytes())
@@ -179,7 +179,7 @@ def test_a_stray_shard_is_a_fault(workdir):
 
 
 def test_scores_are_checked(workdir):
-    from gen.store import ShardOutput, StageStore
+    from gen.shards.store import ShardOutput, StageStore
 
     store = StageStore(workdir / "gen/agreement", workdir / DATASET)
     store.ensure_plan({"stage": "agreement", "shards": 3})
@@ -240,7 +240,7 @@ TESTSETS = ("composites", "scenes")
 def whole(tmp_path_factory):
     """A workdir with all that there can be: versions, scores, descriptions, pairs of high agreement, test sets."""
     from gen import agreement, finalize, testsets
-    from gen.versions import open_version
+    from gen.shards.versions import open_version
     from synthclip_jax.workdir.versions import find_version
 
     workdir = generate(tmp_path_factory.mktemp("whole"), toy_config(), ("concepts", "captions", "balance", "images"))
@@ -259,8 +259,8 @@ def whole(tmp_path_factory):
 
 def fake_stage(workdir, stage, plan, outputs):
     """Commits what a stage that needs a model would have made."""
-    from gen.finished_pictures import finished_pictures
-    from gen.store import StageStore
+    from gen.shards.finished_pictures import finished_pictures
+    from gen.shards.store import StageStore
 
     _, data, shards, digest = finished_pictures(toy_config(), workdir)
     store = StageStore(workdir / "gen" / stage, data)
@@ -270,7 +270,7 @@ def fake_stage(workdir, stage, plan, outputs):
 
 
 def fake_scores(workdir):
-    from gen.store import ShardOutput
+    from gen.shards.store import ShardOutput
 
     def scores(shard):
         buffer = io.BytesIO()
@@ -282,7 +282,7 @@ def fake_scores(workdir):
 
 
 def fake_descriptions(workdir):
-    from gen.store import ShardOutput
+    from gen.shards.store import ShardOutput
     from synthclip_jax.data.records import frame_shard
 
     def texts(shard):
@@ -328,7 +328,7 @@ def test_any_one_folder_that_is_gone_is_noticed(whole, tmp_path):
 
 
 def test_what_is_not_made_yet_is_no_fault(tmp_path):
-    from gen.store import StoreError
+    from gen.shards.store import StoreError
 
     with pytest.raises(StoreError, match="nothing has been generated"):
         faults(tmp_path)

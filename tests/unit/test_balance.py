@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from gen import balance, concepts
-from gen.draws import uniform
 from gen.matching import files as match_files
 from gen.matching import selection
 from gen.matching.keep_rate import (
@@ -35,7 +34,8 @@ from gen.matching.keep_rate import (
 )
 from gen.matching.near_duplicates import first_of_alike, signatures
 from gen.matching.selection import BalanceError, first_of_equal
-from gen.store import PlanMismatch, ShardOutput, StageStore, StoreError
+from gen.shards.draws import uniform
+from gen.shards.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.files import storage
 

@@ -16,7 +16,7 @@ from gen.answers.faults import META_TALK
 from gen.answers.peeling import Answer
 from gen.filters import captions as filters
 from gen.filters.captions import NothingAcceptedError
-from gen.store import PlanMismatch, StageStore
+from gen.shards.store import PlanMismatch, StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.text.presence import Presence, normalise
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gen.store import ShardOutput, StageStore, StoreError
-from gen.versions import open_version, start_version
+from gen.shards.store import ShardOutput, StageStore, StoreError
+from gen.shards.versions import open_version, start_version
 from synthclip_jax.data.readers.examples import ExampleReader
 from synthclip_jax.data.records import (
     INDEX_SUFFIX,

@@ -8,8 +8,8 @@ import pytest
 
 from gen.engines.image_batches import ImageBatches
 from gen.engines.images import Rejected, Request
-from gen.executor import work_ahead
-from gen.store import ShardOutput
+from gen.shards.executor import work_ahead
+from gen.shards.store import ShardOutput
 
 
 def picture(seed):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from toy_selected import CAPTIONS, write_selected
 
-from gen import draws, images
+from gen import images
 from gen.engines.images import Rejected
-from gen.store import PlanMismatch, StageStore, StoreError
+from gen.shards import draws
+from gen.shards.store import PlanMismatch, StageStore, StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
 from synthclip_jax.workdir.versions import dataset_folder
@@ -310,7 +311,7 @@ def test_progress_counts_every_picture_once(tmp_path):
 
 def test_workers_read_the_order_that_the_driver_has_left_and_do_not_work_it_out(tmp_path, monkeypatch):
     """For 30 million pictures that takes minutes and gigabytes, in each of them."""
-    from gen import picture_order
+    from gen.shards import picture_order
 
     workdir = write_selected(tmp_path)
     calls = []
@@ -337,7 +338,7 @@ def test_workers_read_the_order_that_the_driver_has_left_and_do_not_work_it_out(
 
 
 def test_the_order_is_that_of_older_releases_whatever_the_blocks(tmp_path, made, monkeypatch):
-    from gen import picture_order
+    from gen.shards import picture_order
 
     monkeypatch.setattr(picture_order, "_BLOCK", 2)
     workdir = write_selected(tmp_path)

@@ -9,9 +9,9 @@ from toy_bank import write_bank
 from toy_work import BANK, config, counting_worker, expected, make_store, plan_shards
 
 from gen import captions, progress
-from gen.executor import in_turn, make_executor, run_local
 from gen.progress import status, status_line
-from gen.store import ShardOutput
+from gen.shards.executor import in_turn, make_executor, run_local
+from gen.shards.store import ShardOutput
 
 NOW = 1_700_000_000.0
 
@@ -95,7 +95,7 @@ def test_each_part_begins_with_its_own_shards_and_ends_with_those_of_all_others(
 
 def test_parts_at_once_share_the_work_and_a_part_that_is_missing_is_made_by_the_others(tmp_path):
     script = (
-        "import sys; from toy_work import *; from gen.executor import make_executor\n"
+        "import sys; from toy_work import *; from gen.shards.executor import make_executor\n"
         "make_executor('local', None, (int(sys.argv[2]), 3))"
         "(make_store(__import__('pathlib').Path(sys.argv[1])), plan_shards(24), lambda: counting_worker(0.1),"
         " label='part', unit='items')"

@@ -11,8 +11,8 @@ import textwrap
 
 import pytest
 
-from gen.executor import run_local
-from gen.store import (
+from gen.shards.executor import run_local
+from gen.shards.store import (
     PlanMismatch,
     ShardOutput,
     StageStore,
@@ -182,8 +182,8 @@ def test_the_executor_runs_only_what_is_left_and_builds_no_worker_when_nothing_i
 def test_sigkill_at_any_moment_leaves_each_shard_whole_or_absent(tmp_path):
     script = textwrap.dedent("""
         import sys
-        from gen.executor import run_local
-        from gen.store import ShardOutput, StageStore
+        from gen.shards.executor import run_local
+        from gen.shards.store import ShardOutput, StageStore
         store = StageStore(sys.argv[1])
         store.ensure_plan({"n": 400})
         shards = [{"index": i, "items": 1} for i in range(400)]

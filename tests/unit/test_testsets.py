@@ -9,8 +9,8 @@ import pytest
 
 from gen import testsets
 from gen.images import selected_path
+from gen.shards.store import StoreError, sha256, to_json
 from gen.sprites.nouns import by_name
-from gen.store import StoreError, sha256, to_json
 from synthclip_jax.config import load_config
 
 pa = pytest.importorskip("pyarrow")

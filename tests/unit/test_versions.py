@@ -9,9 +9,10 @@ import ml_collections
 import pytest
 
 from gen import __main__ as command
-from gen import captions, images, versions
-from gen.store import PlanMismatch, StoreError, read_json
-from gen.versions import open_version, start_version
+from gen import captions, images
+from gen.shards import versions
+from gen.shards.store import PlanMismatch, StoreError, read_json
+from gen.shards.versions import open_version, start_version
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import find_shards
 from synthclip_jax.files import state_files

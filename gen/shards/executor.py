@@ -1,6 +1,6 @@
 """Executors run the shards of a stage that are not committed yet.
 
-`local` runs them in this process, which may be one of several that share them. `ray` is in `gen.ray_executor`.
+`local` runs them in this process, which may be one of several that share them. `ray` is in `gen.shards.ray`.
 """
 
 import collections
@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from typing import Any, Protocol
 
 from gen.progress import Progress
-from gen.store import ShardOutput, StageStore
+from gen.shards.store import ShardOutput, StageStore
 
 Worker = Callable[[Mapping[str, Any]], ShardOutput]
 
@@ -159,7 +159,7 @@ def make_executor(name: str, gen: Any, part: tuple[int, int] = (0, 1)) -> Execut
       part: see `run_local`.
     """
     if name == "ray":
-        from gen.ray_executor import RayExecutor
+        from gen.shards.ray import RayExecutor
 
         return RayExecutor(gen)
     return functools.partial(run_local, part=part) if part[1] > 1 else run_local

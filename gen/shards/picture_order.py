@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from gen import draws
+from gen.shards import draws
 from synthclip_jax.files.locations import Location, is_url
 from synthclip_jax.files.storage import explained, locked, write_stream
 

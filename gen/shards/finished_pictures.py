@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gen.store import DATA_PREFIX, StageStore, StoreError
+from gen.shards.store import DATA_PREFIX, StageStore, StoreError
 from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import Version, find_version

@@ -7,8 +7,8 @@ own, and the dataset the next version. The stages before it are used as they are
 import datetime
 import os
 
+from gen.shards.store import StoreError, create_if_absent, to_json
 from gen.stages import FOLDERS, VERSIONED
-from gen.store import StoreError, create_if_absent, to_json
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import FILTERED, Version, choose_version, list_versions

@@ -1,0 +1,1 @@
+"""Shards: their plans and commit records, who makes them, and versions of them."""
