@@ -2,7 +2,7 @@
 
 The only stage that loads TensorFlow (inside `tfds.folder_dataset.write_metadata`). `provenance.json` is written last:
 a dataset that has it is complete. It says what must be there, of this dataset and of all that it was made from
-(`gen.evidence`).
+(`gen.checks.evidence`).
 """
 
 import collections
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from gen import evidence
+from gen.checks import evidence
 from gen.engines.images import sampler_of
 from gen.images import SPLIT, dataset_features
 from gen.shards.executor import Executor, run_local

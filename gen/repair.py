@@ -14,12 +14,14 @@ from typing import Any
 
 import ml_collections
 
-from gen.contents import Contents, contents
-from gen.evidence import METADATA, measured
-from gen.planned import Planned
-from gen.repair_stage import RepairError, StageRepair, say
-from gen.set_aside import SetAside
-from gen.shard_checks import Fault
+from gen.checks.contents import Contents, contents
+from gen.checks.evidence import METADATA, measured
+from gen.checks.planned import Planned
+from gen.checks.repair_stage import RepairError, StageRepair, say
+from gen.checks.set_aside import SetAside
+from gen.checks.shards import Fault
+from gen.checks.testsets import RECORD
+from gen.checks.versions import unlisted
 from gen.shards.executor import run_local
 from gen.shards.store import (
     PlanMismatch,
@@ -30,8 +32,6 @@ from gen.shards.store import (
 )
 from gen.shards.versions import write_record, written_folders
 from gen.stages import BY_NAME, FOLDERS, before
-from gen.testset_checks import RECORD
-from gen.version_checks import unlisted
 from synthclip_jax.config import from_plain, load_config, with_overrides
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, location

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from gen.checks.testsets import note_testsets
 from gen.concepts import load_bank
 from gen.held_out import kept_captions
 from gen.images import selected_path
@@ -36,7 +37,6 @@ from gen.shards.executor import Executor, Worker, run_local
 from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
-from gen.testset_checks import note_testsets
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, location, parquet_source, place

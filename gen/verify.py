@@ -22,15 +22,15 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 
-from gen.contents import Contents, contents
-from gen.dataset_checks import dataset_faults
-from gen.planned import file_faults, missing_shards, shard_checks
+from gen.checks.contents import Contents, contents
+from gen.checks.datasets import dataset_faults
+from gen.checks.planned import file_faults, missing_shards, shard_checks
+from gen.checks.shards import Fault, ShardCheck, check_shard
+from gen.checks.testsets import testset_checks
+from gen.checks.versions import version_faults
 from gen.progress import Progress
-from gen.shard_checks import Fault, ShardCheck, check_shard
 from gen.shards.store import StoreError
 from gen.stages import BY_NAME, STAGES
-from gen.testset_checks import testset_checks
-from gen.version_checks import version_faults
 from synthclip_jax.devices.cores import core_count
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place

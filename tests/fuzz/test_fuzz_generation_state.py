@@ -10,8 +10,8 @@ import json
 import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 
+from gen.checks.evidence import read_provenance
 from gen.engines.batch_size import recall
-from gen.evidence import read_provenance
 from gen.shards.store import ShardOutput, StageStore, read_json, read_record
 from gen.shards.versions import open_version
 from synthclip_jax.errors import UserError

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gen.contents import Contents
-from gen.evidence import measured
-from gen.planned import file_faults, named_files
-from gen.set_aside import SetAside
-from gen.shard_checks import Fault
+from gen.checks.contents import Contents
+from gen.checks.evidence import measured
+from gen.checks.planned import file_faults, named_files
+from gen.checks.set_aside import SetAside
+from gen.checks.shards import Fault
 from gen.shards.executor import run_local
 from gen.shards.store import (
     DATA_PREFIX,

@@ -5,8 +5,8 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen.evidence import measured, published, stages_of
-from gen.shard_checks import Fault, ShardCheck
+from gen.checks.evidence import measured, published, stages_of
+from gen.checks.shards import Fault, ShardCheck
 from gen.shards.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected, unsealed
 from gen.stages import BY_NAME, FOLDERS, before
 from synthclip_jax.files.locations import Location, parquet_source

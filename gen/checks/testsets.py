@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gen.shard_checks import Fault, ShardCheck
+from gen.checks.shards import Fault, ShardCheck
 from gen.shards.store import StageStore, StoreError, plan_digest, read_json, to_json, write_atomic
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, location

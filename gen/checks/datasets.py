@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen.evidence import METADATA, measured, read_provenance
-from gen.shard_checks import Fault
+from gen.checks.evidence import METADATA, measured, read_provenance
+from gen.checks.shards import Fault
 from gen.shards.store import DATA_PREFIX, StoreError, read_json
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName
 from synthclip_jax.files.locations import Location, location

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen.dataset_checks import datasets_of
-from gen.evidence import read_provenance
-from gen.shard_checks import Fault
+from gen.checks.datasets import datasets_of
+from gen.checks.evidence import read_provenance
+from gen.checks.shards import Fault
 from gen.shards.store import StoreError
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.workdir.versions import Version, record_path

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-from gen.dataset_checks import datasets_of, provenance_of
-from gen.evidence import stages_of
-from gen.planned import Planned, planned_stages
-from gen.shard_checks import Fault
+from gen.checks.datasets import datasets_of, provenance_of
+from gen.checks.evidence import stages_of
+from gen.checks.planned import Planned, planned_stages
+from gen.checks.shards import Fault
 from gen.shards.store import StoreError, read_json
 from gen.stages import STAGES
 from synthclip_jax.files.locations import Location

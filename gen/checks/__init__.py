@@ -1,0 +1,1 @@
+"""What must be there of a workdir, what is wrong with it, and making it again."""
