@@ -2,7 +2,7 @@
 
 import re
 
-from gen.answers import peeling as answers
+from gen.answers import peeling
 from gen.answers.quotes import has_unpaired
 from gen.answers.words import META, REFUSALS_ANYWHERE, REFUSALS_AT_START, REQUESTS, SECOND_PERSON
 
@@ -69,12 +69,12 @@ def form_fault(text: str, concept: str = "", settled: bool = False) -> str | Non
     """
     if not any(character.isalnum() for character in text):
         return EMPTY
-    if answers.thinks(text[: answers.LONGEST]):
+    if peeling.thinks(text[: peeling.LONGEST]):
         return THINKING
     if "\n" in text or "\r" in text:
-        lines = text[: answers.LONGEST].splitlines()
+        lines = text[: peeling.LONGEST].splitlines()
         return SEVERAL if sum(bool(_SEVERAL.match(line)) for line in lines) > 1 else NEWLINE
-    if len(text) > answers.LONGEST:
+    if len(text) > peeling.LONGEST:
         return TOO_LONG
     if _BROKEN.search(text):
         return BROKEN
@@ -89,7 +89,7 @@ def form_fault(text: str, concept: str = "", settled: bool = False) -> str | Non
         return SEVERAL
     if " / " in rest and _WORD.search(rest.partition(" / ")[0]) and len(rest.split()) > 6:
         return SEVERAL
-    return None if settled or answers.clean(text, concept) == answers.spaced(text) else MARKUP
+    return None if settled or peeling.clean(text, concept) == peeling.spaced(text) else MARKUP
 
 
 def _has_placeholder(text: str) -> bool:

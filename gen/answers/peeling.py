@@ -11,8 +11,8 @@ import json
 import re
 from typing import Any
 
-from gen.answers import lines as answer_lines
 from gen.answers.labels import without_interjection, without_label
+from gen.answers.lines import caption_line, without_tail
 from gen.answers.quotes import unquoted
 
 LONGEST = 2000  # characters of an answer, thinking aside, that is looked into: no caption is longer
@@ -287,7 +287,7 @@ def peel(text: str, concept: str = "") -> str:
     if text != before:
         return spaced(text)  # what came out may be of any form again
     if "\n" in text:
-        text = answer_lines.caption_line(text)
+        text = caption_line(text)
     if "\n" in text:
         return spaced(text)
     text = _without_markdown(text)
@@ -297,7 +297,7 @@ def peel(text: str, concept: str = "") -> str:
     if concept:
         text = _concept_label(concept).sub("", text)
     text = without_interjection(without_label(text))
-    text = answer_lines.without_tail(text)
+    text = without_tail(text)
     text = unquoted(text)
     return text if text == before else spaced(text)
 

@@ -1,4 +1,4 @@
-"""What turns captions into pictures: one interface, two engines (`sprites` here, `diffusers` in `gen.engines.diffusion`)."""
+"""What turns captions into pictures: one interface, and the engine `sprites` (for `diffusers` see `diffusion`)."""
 
 import dataclasses
 import hashlib
@@ -131,7 +131,7 @@ def engine_identity(images: Any) -> dict[str, Any]:
         from gen.sprites.nouns import art_folder
 
         art_folder()  # missing art stops before any work
-        folder = pathlib.Path(__file__).parent / "sprites"
+        folder = pathlib.Path(__file__).parents[1] / "sprites"
         vocabulary = (folder / "vocabulary.json").read_bytes()
         return {
             "engine": "sprites",

@@ -1,8 +1,8 @@
 """What makes an answer a caption, and the reasons why others are not.
 
-`gen.answers.peeling` takes the caption out of the answer; what is left of marks, damage and talk is rejected by the names in
-`gen.answers.faults`. Filters have names and are chosen by `gen.captions.filters`; each counts what it rejects under
-reasons of its own. Repeated and nearly repeated captions are found across the whole run, by the balance stage.
+`gen.answers.peeling` takes the caption out of the answer; what is left of marks, damage and talk is rejected by the
+names in `gen.answers.faults`. Filters have names and are chosen by `gen.captions.filters`; each counts what it rejects
+under reasons of its own. Repeated and nearly repeated captions are found across the whole run, by the balance stage.
 """
 
 import collections

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_answers import ANSWERS, DOG, GOOD, REJECTED, UNSPACED, WRAPPED
 
-from gen.answers import faults as answer_faults
+from gen.answers import faults
 from gen.answers.peeling import LONGEST, Answer, clean
 from gen.filters.captions import CaptionFilters, is_one_sentence
 
@@ -54,9 +54,7 @@ def test_answers_in_scripts_without_spaces_are_peeled_alike(concept, answer, exp
 def test_every_reason_has_an_answer_that_shows_it():
     shown = {expected.removeprefix(REJECTED) for _, _, expected in ANSWERS if expected.startswith(REJECTED)}
     names = {
-        value
-        for name, value in vars(answer_faults).items()
-        if name.isupper() and isinstance(value, str) and "(" not in value
+        value for name, value in vars(faults).items() if name.isupper() and isinstance(value, str) and "(" not in value
     }
     assert names - {"LONGEST"} <= shown | {"too_long"}
 
