@@ -25,7 +25,7 @@ from typing import Any
 from gen.captions import CaptionWorker, conversation
 from gen.concepts import Bank, Concept
 from gen.engines.vllm import VLLMEngine
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.evals.prompts import class_names_of

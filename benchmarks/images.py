@@ -31,7 +31,7 @@ from gen.engines import random_weights
 from gen.engines.diffusion import DiffusersEngine
 from gen.engines.images import make_engine, sampler_of
 from gen.images import ImageWorker
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import ml_collections
 
-from gen.shards.executor import EXECUTORS, Executor, make_executor
+from gen.shards.executor import EXECUTORS, make_executor
+from gen.shards.local import Executor
 from gen.shards.store import PlanMismatch
 from gen.shards.versions import open_version, start_version, written_folders
 from gen.stages import BY_NAME, COMMANDS, VERSIONED

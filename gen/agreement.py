@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gen.shards.executor import Executor, run_local
 from gen.shards.finished_pictures import finished_pictures
+from gen.shards.local import Executor, run_local
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
 from synthclip_jax.data.readers.agreement import SUFFIX
 from synthclip_jax.data.records import RecordError, parse_example, unframe_shard

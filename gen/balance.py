@@ -33,7 +33,7 @@ from gen.matching.near_duplicates import signatures
 from gen.matching.record import read_result as read_result
 from gen.matching.selection import BalanceError, select, selected_writer
 from gen.shards.draws import uniforms
-from gen.shards.executor import Executor, run_local
+from gen.shards.local import Executor, run_local
 from gen.shards.store import (
     PlanMismatch,
     ShardOutput,

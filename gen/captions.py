@@ -27,9 +27,9 @@ from gen.engines.isolation import Isolation, check_shard
 from gen.engines.isolation import reject_reason as error_reason
 from gen.filters import captions as filters
 from gen.matching.files import read_columns
-from gen.progress import Progress
 from gen.shards import draws
-from gen.shards.executor import Executor, run_local
+from gen.shards.local import Executor, run_local
+from gen.shards.progress import Progress
 from gen.shards.store import ShardOutput, StageStore, stage_folder
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location

@@ -16,7 +16,7 @@ from typing import Any
 
 from gen.bank.contents import check_contents, contents_of
 from gen.bank.sources import SOURCES, BankError, Brought
-from gen.shards.executor import Executor, run_local
+from gen.shards.local import Executor, run_local
 from gen.shards.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
 from synthclip_jax.config import plain
 from synthclip_jax.files import state_files, text_files

@@ -17,12 +17,13 @@ from typing import Any
 
 from gen.checks import evidence
 from gen.engines.images import sampler_of
-from gen.images import SPLIT, dataset_features
-from gen.shards.executor import Executor, run_local
-from gen.shards.store import DATA_PREFIX, StageStore, StoreError, to_json, write_atomic
+from gen.images import dataset_features
+from gen.shards.finished_pictures import SPLIT, data_file
+from gen.shards.local import Executor, run_local
+from gen.shards.store import StageStore, StoreError, to_json, write_atomic
 from gen.stages import BY_NAME, FOLDERS
 from synthclip_jax.config import plain
-from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, ShardName, frame
+from synthclip_jax.data.records import IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import Version, dataset_name, find_version
@@ -97,7 +98,7 @@ def write_dataset(
       StoreError: there is no record.
     """
     folder = version.dataset_folder(name)
-    shards = [_shard(records[index]) for index in range(plan["shards"])]
+    shards = [{**data_file(records[index]), "records": records[index]["count"]} for index in range(plan["shards"])]
     total = sum(shard["records"] for shard in shards)
     if not total:
         raise StoreError(
@@ -152,15 +153,6 @@ def _agreement(version: Version) -> dict[str, Any]:
     if len(records) < plan["shards"]:
         return {}
     return {"checkpoint": plan["checkpoint"], "step": plan["step"], **summary(records.values())}
-
-
-def _shard(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What provenance says of one shard."""
-    for name, meta in record["files"].items():
-        if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
-            sizes = {"bytes": meta["bytes"], "sha256": meta["sha256"]}
-            return {"file": name.removeprefix(DATA_PREFIX), "records": record["count"], **sizes}
-    raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")
 
 
 def _write_tfds_metadata(config: Any, name: str, folder: Location, shards: list[dict[str, Any]]) -> None:

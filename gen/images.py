@@ -20,16 +20,15 @@ from gen.engines.image_batches import ImageBatches
 from gen.engines.images import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
 from gen.engines.isolation import check_shard
 from gen.filters.images import UNDECODABLE, reject_reason
-from gen.progress import Progress
 from gen.shards import draws
-from gen.shards.executor import Executor, run_local
+from gen.shards.finished_pictures import SPLIT
+from gen.shards.local import Executor, run_local
 from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
+from gen.shards.progress import Progress
 from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.workdir.versions import find_version
-
-SPLIT = "train"
 
 
 def dataset_features(size: int):

@@ -22,10 +22,10 @@ from gen.engines.chat_templates import template_identity
 from gen.engines.isolation import Isolation, check_shard, reject_reason
 from gen.engines.vision import VisionEngine, make_engine
 from gen.filters import captions as filters
-from gen.progress import Progress
 from gen.shards import draws
-from gen.shards.executor import Executor, run_local
 from gen.shards.finished_pictures import finished_pictures
+from gen.shards.local import Executor, run_local
+from gen.shards.progress import Progress
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard

@@ -22,7 +22,8 @@ from gen.checks.set_aside import SetAside
 from gen.checks.shards import Fault
 from gen.checks.testsets import RECORD
 from gen.checks.versions import unlisted
-from gen.shards.executor import run_local
+from gen.checks.workdir import verify
+from gen.shards.local import run_local
 from gen.shards.store import (
     PlanMismatch,
     differences,
@@ -303,6 +304,4 @@ def _damaged(data: Location, provenance: Mapping[str, Any] | None) -> list[Locat
 
 
 def _remaining(workdir: Location, found: Contents) -> list[Fault]:
-    from gen.verify import verify
-
     return verify(workdir, found.data.name if found.data is not None else "").faults

@@ -33,7 +33,7 @@ from gen.concepts import load_bank
 from gen.held_out import kept_captions
 from gen.images import selected_path
 from gen.shards import draws
-from gen.shards.executor import Executor, Worker, run_local
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.stages import BY_NAME, COMMANDS
 from synthclip_jax.config import load_config
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from gen.checks.evidence import METADATA, measured, read_provenance
 from gen.checks.shards import Fault
+from gen.shards.finished_pictures import SPLIT
 from gen.shards.store import DATA_PREFIX, StoreError, read_json
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName
 from synthclip_jax.files.locations import Location, location
@@ -92,7 +93,7 @@ def _texts(
         yield from _metadata(data, records)
     if data.is_dir():
         name = data.parent.name
-        planned |= {str(ShardName(name, "train", index, shards)) for index in range(shards)}
+        planned |= {str(ShardName(name, SPLIT, index, shards)) for index in range(shards)}
         for found in sorted(data.glob("*.tfrecord-?????-of-?????")):
             if found.name not in planned:
                 yield f"{found}: a shard that is not planned"

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen.shards.store import StageStore, StoreError, plan_digest, read_json, unsealed
+from gen.shards.store import StageStore, StoreError, plan_digest, read_json
 from gen.stages import BY_NAME
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
@@ -46,7 +46,7 @@ def read_provenance(path: Location) -> dict[str, Any]:
         problem = problem or state_files.mismatch(stage, _STAGE, f"generation.stages.{name}")
     if problem:
         raise StoreError(f"{path}: damaged ({problem}). {REMEDY}")
-    return unsealed(provenance)
+    return state_files.unsealed(provenance)
 
 
 def stages_of(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from gen.checks.evidence import measured, published, stages_of
 from gen.checks.shards import Fault, ShardCheck
-from gen.shards.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected, unsealed
+from gen.shards.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected
 from gen.stages import BY_NAME, FOLDERS, before
+from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.workdir.versions import Version
@@ -94,7 +95,7 @@ def _compared(
     except StoreError as error:
         there = store.read_damaged_plan()
         return whole, str(error), there is not None and there != whole
-    if said is not None and (lines := differences(published(plan), unsealed(said))):
+    if said is not None and (lines := differences(published(plan), state_files.unsealed(said))):
         return whole, f"{store.plan_path}: {there_and_expected(lines[0])} (provenance.json)", True
     if evidence and plan_digest(plan) != evidence["plan"]:
         return None, f"{store.plan_path}: not the plan that provenance.json names", True

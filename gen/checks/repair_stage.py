@@ -11,7 +11,7 @@ from gen.checks.evidence import measured
 from gen.checks.planned import file_faults, named_files
 from gen.checks.set_aside import SetAside
 from gen.checks.shards import Fault
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.shards.store import (
     DATA_PREFIX,
     ShardOutput,

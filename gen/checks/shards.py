@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gen.filters.agreement import FilterWorker
 from gen.shards.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
 from gen.stages import BY_NAME
 from synthclip_jax.data.readers import recaptions
@@ -250,8 +251,6 @@ def filtered_problems(
     check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
 ) -> Iterator[str]:
     """The pairs are those of the whole dataset that score high enough, and no others."""
-    from gen.filtered import FilterWorker
-
     if check.source is None:
         return
     source, min_score, shards = location(check.source[0]), *check.source[1:]

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 from gen.engines.smollm2 import cache_folder
-from gen.shards.store import StoreError, unsealed
 from synthclip_jax.files import state_files
+from synthclip_jax.files.storage import StoreError
 
 WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second
 LARGEST = 256
@@ -50,6 +50,6 @@ def remember(key: str, size: int) -> None:
 
 def _read() -> dict[str, int]:
     try:
-        return unsealed(state_files.read(cache_folder() / "batch_sizes.json", "It is found again"))
+        return state_files.unsealed(state_files.read(cache_folder() / "batch_sizes.json", "It is found again"))
     except (OSError, state_files.StateError):
         return {}

@@ -9,6 +9,8 @@ from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import Version, find_version
 
+SPLIT = "train"  # that all pictures are in
+
 
 class Pictures(NamedTuple):
     """All shards of a version's pictures.
@@ -44,7 +46,7 @@ def finished_pictures(config: Any, workdir: Location) -> Pictures:
             f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
         )
     shards = [
-        {"index": index, "of": plan["shards"], "items": record["count"], **_data_file(record)}
+        {"index": index, "of": plan["shards"], "items": record["count"], **data_file(record)}
         for index, record in made.items()
     ]
     return Pictures(version, data, shards, pictures_digest(made.values()))
@@ -52,12 +54,12 @@ def finished_pictures(config: Any, workdir: Location) -> Pictures:
 
 def pictures_digest(records: Iterable[Mapping[str, Any]]) -> str:
     """What changes when any picture of the shards with these commit records does."""
-    return hashlib.sha256("".join(_data_file(record)["sha256"] for record in records).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(data_file(record)["sha256"] for record in records).encode()).hexdigest()[:16]
 
 
-def _data_file(record: Mapping[str, Any]) -> dict[str, str]:
-    """The shard of pictures that a commit record names."""
+def data_file(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The shard of pictures that a commit record names: file, bytes, sha256."""
     for name, meta in record["files"].items():
         if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
-            return {"file": name.removeprefix(DATA_PREFIX), "sha256": meta["sha256"]}
+            return {"file": name.removeprefix(DATA_PREFIX), "bytes": meta["bytes"], "sha256": meta["sha256"]}
     raise StoreError(f"the commit record of shard {record['shard']} names no data file: delete it and run images again")

@@ -23,8 +23,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from gen.engines.isolation import is_explained
-from gen.progress import Committed
-from gen.shards.executor import Worker
+from gen.shards.local import Worker
+from gen.shards.progress import Committed
 from gen.shards.store import StageStore, StoreError, list_files, to_json, write_atomic
 from synthclip_jax.errors import is_unreachable
 from synthclip_jax.files.locations import Location
@@ -57,7 +57,7 @@ class RayExecutor:
         label: str,
         unit: str,
     ) -> dict[int, dict[str, Any]]:
-        """Runs every shard that has no commit record. See `gen.shards.executor.run_local`; `make_worker` is pickled.
+        """Runs every shard that has no commit record. See `gen.shards.local.run_local`; `make_worker` is pickled.
 
         Raises:
           StoreError: Ray is not installed or the cluster is gone; the storage fails; shards end their workers.

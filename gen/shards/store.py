@@ -186,7 +186,8 @@ class StageStore:
           StoreError: the plan there is damaged, is gone though shards of another one are committed, or the storage
             cannot be used.
         """
-        plan = unsealed(json.loads(to_json(dict(plan))))  # tuples become lists, as they will be when read back
+        # Tuples become lists, as they will be when read back.
+        plan = state_files.unsealed(json.loads(to_json(dict(plan))))
         compare_only = _compared.get() == str(self.folder)
         with explained(self.plan_path):
             planned = self.plan_path.exists()
@@ -227,7 +228,7 @@ class StageStore:
           StoreError: it is missing or damaged. That is no other configuration: no version is started for it.
         """
         try:
-            return unsealed(read_json(self.plan_path))
+            return state_files.unsealed(read_json(self.plan_path))
         except StoreError as error:
             there = self.read_damaged_plan()
             if expected is None or there is None or not (lines := differences(there, expected)):
@@ -240,7 +241,7 @@ class StageStore:
     def read_damaged_plan(self) -> dict[str, Any] | None:
         """The plan, even if its `check` says that it is not as it was written; None if it cannot be read at all."""
         with contextlib.suppress(OSError, state_files.StateError):
-            return unsealed(state_files.read(self.plan_path, "", sealed=False))
+            return state_files.unsealed(state_files.read(self.plan_path, "", sealed=False))
         return None
 
     def plans_of_records(self) -> dict[str, list[int]]:
@@ -403,14 +404,9 @@ class StageStore:
         return self.folder / "commits" / f"{shard:05d}.json"
 
 
-def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without its `check`."""
-    return {key: value for key, value in record.items() if key != state_files.CHECK}
-
-
 def plan_digest(plan: Mapping[str, Any]) -> str:
     """What commit records call a plan by."""
-    return sha256(to_json(unsealed(plan)))[:16]
+    return sha256(to_json(state_files.unsealed(plan)))[:16]
 
 
 def is_safe(name: str) -> bool:

@@ -29,9 +29,14 @@ class StateError(UserError, ValueError):
     """A state file that is damaged or is none; the text names it and says what to do."""
 
 
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without its `check`."""
+    return {key: value for key, value in record.items() if key != CHECK}
+
+
 def checksum(record: Mapping[str, Any]) -> str:
     """What the `check` of a record must be: a digest of all else in it."""
-    text = json.dumps({key: value for key, value in record.items() if key != CHECK}, sort_keys=True)
+    text = json.dumps(unsealed(record), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -15,7 +15,8 @@ from gen import balance, captions, progress
 from gen.captions import CaptionWorker
 from gen.concepts import load_bank
 from gen.engines.isolation import REASON
-from gen.shards.executor import make_executor, run_local
+from gen.shards.executor import make_executor
+from gen.shards.local import run_local
 from gen.shards.store import StoreError
 from synthclip_jax.files.locations import location
 

@@ -8,7 +8,7 @@ import pytest
 
 from gen.engines.image_batches import ImageBatches
 from gen.engines.images import Rejected, Request
-from gen.shards.executor import work_ahead
+from gen.shards.local import work_ahead
 from gen.shards.store import ShardOutput
 
 

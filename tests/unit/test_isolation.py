@@ -16,7 +16,7 @@ from gen.engines.captions import EngineError
 from gen.engines.image_batches import ImageBatches
 from gen.engines.images import Request
 from gen.engines.isolation import IN_A_ROW, EngineFailure, Isolation, is_fatal
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from synthclip_jax.config import default_config
 from synthclip_jax.data.records import load_index
 

@@ -22,7 +22,7 @@ pytest.importorskip("moto.server")
 from s3_server import running_server
 
 import gen.__main__
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.shards.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
@@ -137,7 +137,7 @@ def test_a_kill_between_data_and_commit_makes_the_shard_again_and_no_other(folde
     script = textwrap.dedent("""
         import os, signal, sys
         from gen.shards import store
-        from gen.shards.executor import run_local
+        from gen.shards.local import run_local
         create = store.create_if_absent
         def create_or_die(path, data):
             if path.name == "00003.json":
@@ -203,7 +203,7 @@ def test_a_bucket_that_is_not_there_is_named(server):
 
 DRIVER = textwrap.dedent("""
     import random, sys, time
-    from gen.shards.executor import run_local
+    from gen.shards.local import run_local
     from gen.shards.store import ShardOutput, StageStore
     place, driver, shards = sys.argv[1], sys.argv[2], int(sys.argv[3])
     store = StageStore(place + "/stage", place + "/data")

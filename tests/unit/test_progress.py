@@ -9,8 +9,9 @@ from toy_bank import write_bank
 from toy_work import BANK, config, counting_worker, expected, make_store, plan_shards
 
 from gen import captions, progress
-from gen.progress import status, status_line
-from gen.shards.executor import in_turn, make_executor, run_local
+from gen.shards.executor import make_executor
+from gen.shards.local import in_turn, run_local
+from gen.shards.progress import status, status_line
 from gen.shards.store import ShardOutput
 
 NOW = 1_700_000_000.0

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.shards.store import ShardOutput, StageStore, StoreError
 from synthclip_jax.files.storage import LEFTOVER_SECONDS, locked
 

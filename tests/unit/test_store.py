@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from gen.shards.executor import run_local
+from gen.shards.local import run_local
 from gen.shards.store import (
     PlanMismatch,
     ShardOutput,
@@ -182,7 +182,7 @@ def test_the_executor_runs_only_what_is_left_and_builds_no_worker_when_nothing_i
 def test_sigkill_at_any_moment_leaves_each_shard_whole_or_absent(tmp_path):
     script = textwrap.dedent("""
         import sys
-        from gen.shards.executor import run_local
+        from gen.shards.local import run_local
         from gen.shards.store import ShardOutput, StageStore
         store = StageStore(sys.argv[1])
         store.ensure_plan({"n": 400})

@@ -1,0 +1,34 @@
+"""The rooms of gen: which may import which, so that none leads in a circle."""
+
+import ast
+import pathlib
+
+GEN = pathlib.Path(__file__).parents[2] / "gen"
+# From the ground up; `stages` is a list that all may read. Above them are the stages and commands, gen's own modules.
+FLOORS = [{"stages"}, {"answers", "sprites"}, {"engines"}, {"shards"}, {"bank", "filters", "matching"}, {"checks"}]
+
+
+def imports(path):
+    """The modules of gen that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gen":
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}".split(".")[1:]
+                yield name if GEN.joinpath(*name).with_suffix(".py").exists() else node.module.split(".")[1:]
+
+
+def room(name):
+    return name[0] if GEN.joinpath(name[0]).is_dir() or name[0] == "stages" else "above"
+
+
+def floor(name):
+    return next((number for number, rooms in enumerate(FLOORS) if room(name) in rooms), len(FLOORS))
+
+
+def test_no_room_imports_one_above_it_or_beside_it():
+    rooms = {path.name for path in GEN.iterdir() if (path / "__init__.py").exists()}
+    assert rooms == set().union(*FLOORS[1:])
+    for path in GEN.glob("*/*.py"):
+        here = [path.parent.name, path.stem]
+        for name in imports(path):
+            assert room(name) == room(here) or floor(name) < floor(here), f"{path} imports gen.{'.'.join(name)}"
