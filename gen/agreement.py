@@ -24,6 +24,7 @@ from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore,
 from synthclip_jax.data.readers.agreement import SUFFIX
 from synthclip_jax.data.records import RecordError, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version
 
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
@@ -134,12 +135,12 @@ def open_scores(version: Version) -> tuple[StageStore, dict[str, Any]]:
       StoreError: there are none.
     """
     folder = version.stage_folder("agreement")
-    if not (folder / "plan.json").exists():
+    if not (folder / generated.PLAN).exists():
         raise StoreError(
             f"{folder}: no agreement scores yet. Name a checkpoint that scores the pairs:"
             " --config.gen.agreement.checkpoint=WORKDIR --stages=agreement"
         )
-    plan = read_json(version.stage_folder("images") / "plan.json", {"dataset": str})
+    plan = read_json(version.stage_folder("images") / generated.PLAN, {"dataset": str})
     store = StageStore(folder, version.dataset_folder(plan["dataset"]))
     return store, store.ensure_plan(store.read_plan())
 

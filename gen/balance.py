@@ -30,7 +30,6 @@ from gen.concepts import load_bank, read_meta
 from gen.matching.files import SIGNATURE, MatchFiles, read_columns
 from gen.matching.matcher import Matcher
 from gen.matching.near_duplicates import signatures
-from gen.matching.record import read_result as read_result
 from gen.matching.selection import BalanceError, select, selected_writer
 from gen.shards.draws import uniforms
 from gen.shards.local import Executor, run_local
@@ -51,6 +50,7 @@ from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import write_stream
 from synthclip_jax.text.presence import normalise
+from synthclip_jax.workdir import generated
 
 WORTH_A_PROCESS = 100_000  # captions: to match them takes about as long as to start a process and read the bank there
 _matcher_here: "MatchWorker | None" = None  # of a process that matches for another
@@ -136,7 +136,7 @@ class MatchWorker:
         buffer = io.BytesIO()
         # Digests and draws are random, and ids and matches are read many times: what is quickest to read.
         pq.write_table(table, buffer, compression="lz4", use_dictionary=False, write_statistics=False)
-        name = f"matches-{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        name = generated.table_name(generated.MATCHES, shard["index"], shard["of"])
         return ShardOutput(files={name: buffer.getvalue()}, count=len(texts))
 
     def close(self) -> None:
@@ -183,9 +183,9 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     version, settings = config.gen.version, config.gen.balance
     store, shards, _ = _planned(config, workdir)
     parameters = _parameters(settings)
-    result_path = store.folder / "balance.json"
+    result_path = store.folder / generated.BALANCE
     if result_path.exists():
-        result = read_result(result_path)
+        result = generated.read_balance(result_path, BalanceError)
         _check_parameters(result["parameters"], parameters, result_path)
         if all(_size(store.folder / name) == meta["bytes"] for name, meta in result["files"].items()):
             return _summary(result)
@@ -194,10 +194,10 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     selection = select(files, parameters, bank["count"])
     captions = [stage_folder(workdir, "captions", version) / shard["file"] for shard in shards]
     write = selected_writer(files, selection.rows, captions, bank["digest"])
-    written = {"selected.parquet": write_stream(store.folder / "selected.parquet", write)}
+    written = {generated.SELECTED: write_stream(store.folder / generated.SELECTED, write)}
     for name, counts in (
-        ("counts_before.npy", selection.counts_before),
-        ("counts_after.npy", selection.counts_after),
+        (generated.COUNTS_BEFORE, selection.counts_before),
+        (generated.COUNTS_AFTER, selection.counts_after),
     ):
         data = _npy(counts)
         write_atomic(store.folder / name, data)
@@ -208,8 +208,8 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         "parameters": parameters,
         "fold_case": settings.fold_case,
         "bank_digest": bank["digest"],
-        "counts_before": "counts_before.npy",
-        "counts_after": "counts_after.npy",
+        "counts_before": generated.COUNTS_BEFORE,
+        "counts_after": generated.COUNTS_AFTER,
         "files": written,
     }
     state_files.write(result_path, result)

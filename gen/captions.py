@@ -35,6 +35,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.workdir import generated
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (
@@ -172,12 +173,12 @@ class CaptionWorker:
             "gen.captions",
             self._begun(),
         )
-        suffix = f"{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        tables = {
+            generated.CAPTIONS: self._captions_table(items, accepted),
+            generated.REJECTS: self._rejects_table(items, rejected),
+        }
         return ShardOutput(
-            files={
-                f"captions-{suffix}": self._captions_table(items, accepted),
-                f"rejects-{suffix}": self._rejects_table(items, rejected),
-            },
+            files={generated.table_name(kind, shard["index"], shard["of"]): table for kind, table in tables.items()},
             count=len(accepted),
             rejects=dict(collections.Counter(reason for reason, _, _ in rejected.values())),
             info={"answers": dict(sorted(answers.items()))},

@@ -23,6 +23,7 @@ from synthclip_jax.files import state_files, text_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.text.presence import UNSPACED, WRAPPED, Presence, is_unspaced, normalise
+from synthclip_jax.workdir import generated
 
 # Where a file lies says nothing about what is in it: its texts are compared (`contents` in bank.json).
 _PATHS = ("wordnet_path", "metaclip_path", "lists", "block_list")
@@ -143,9 +144,9 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         plan["fold_case"] = True
     if store.plan_path.exists():
         plan = store.ensure_plan(_as_planned(store.read_plan(), plan))
-    meta_path = store.folder / "bank.json"
+    meta_path = store.folder / generated.BANK_RECORD
     if meta_path.exists():
-        meta = _read_meta(meta_path, {"count": int, "sources": dict})
+        meta = generated.read_bank_record(meta_path, BankError, {"count": int, "sources": dict})
         check_contents(meta, settings, store.folder, lambda: _digest(_texts_of(settings), settings))
         return _summary(meta)
     brought = Brought.read(settings)
@@ -153,12 +154,8 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     presence = Presence(config.gen.captions.language, config.gen.balance.fold_case)
     texts = [concept.text for concept in concepts]
     _check_script(texts, presence.language)
-    lines = "".join(f"{json.dumps(_row(concept), ensure_ascii=False)}\n" for concept in concepts).encode()
     patterns = collections.Counter(presence.pattern(normalise(text)) for text in texts)
-    meta = {
-        "sealed": True,
-        "digest": _digest(texts, settings),
-        "count": len(concepts),
+    about = {
         "sources": counts,
         # What MetaCLIP's rule can never find in a caption, because it puts spaces around these marks there.
         "unmatchable": sum(any(mark in text for mark in WRAPPED) for text in texts) if presence.language == "en" else 0,
@@ -166,16 +163,39 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         "left_out": left_out.as_dict(),
         "contents": contents_of(settings, brought),
         "versions": {name: importlib.metadata.version(name) for name in ("wordfreq", "symspellpy") if _installed(name)},
-        "bank.jsonl": {"bytes": len(lines), "sha256": sha256(lines)},
     }
     # The plan comes after the sources were read: a mistyped path can be corrected without a mismatch.
     store.ensure_plan(plan)
-    write_atomic(store.folder / "bank.jsonl", lines)
-    state_files.write(meta_path, meta)
+    meta = write_bank_files(store.folder, concepts, _digest(texts, settings), about)
     for line in brought.lines():
         print(f"concepts: {line}")
     _print_counts(meta, settings)
     return _summary(meta)
+
+
+def write_bank_files(
+    folder: Location, concepts: Sequence[Concept], digest: str, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes the two files of a bank.
+
+    Args:
+      digest: of the bank.
+      about: what its record says beside.
+
+    Returns:
+      The record.
+    """
+    lines = "".join(f"{json.dumps(_row(concept), ensure_ascii=False)}\n" for concept in concepts).encode()
+    record = {
+        "sealed": True,
+        "digest": digest,
+        "count": len(concepts),
+        **about,
+        generated.BANK: {"bytes": len(lines), "sha256": sha256(lines)},
+    }
+    write_atomic(folder / generated.BANK, lines)
+    state_files.write(folder / generated.BANK_RECORD, record)
+    return record
 
 
 def load_bank(workdir: Location, version: str = "") -> Bank:
@@ -185,17 +205,17 @@ def load_bank(workdir: Location, version: str = "") -> Bank:
       BankError: there is none yet, it is damaged, or its files do not belong together.
     """
     folder = stage_folder(workdir, "concepts", version)
-    if not (folder / "bank.json").exists():
+    if not (folder / generated.BANK_RECORD).exists():
         raise BankError(f"{folder}/bank.json: no such file. Run the concepts stage first: python -m gen ...")
-    meta = _read_meta(folder / "bank.json")
+    meta = generated.read_bank_record(folder / generated.BANK_RECORD, BankError)
     again = f"Delete {folder} and run the concepts stage again: the same settings give the same bank"
     try:
-        data = text_files.read_bytes(folder / "bank.jsonl")
+        data = text_files.read_bytes(folder / generated.BANK)
     except FileNotFoundError:
         data = b""
     except text_files.TextFileError as error:
         raise BankError(f"{error}. {again}") from error
-    if sha256(data) != meta["bank.jsonl"]["sha256"]:
+    if sha256(data) != meta[generated.BANK]["sha256"]:
         raise BankError(f"{folder}/bank.jsonl: missing, or changed since it was written. {again}")
     try:
         concepts = [Concept(**json.loads(line)) for line in data.splitlines()]
@@ -215,20 +235,10 @@ def read_meta(workdir: Location, version: str = "") -> dict[str, Any]:
     Raises:
       BankError: there is none yet, or its record is damaged.
     """
-    path = stage_folder(workdir, "concepts", version) / "bank.json"
+    path = stage_folder(workdir, "concepts", version) / generated.BANK_RECORD
     if not path.exists():
         raise BankError(f"{path}: no such file. Run the concepts stage first: python -m gen ...")
-    return _read_meta(path, {"count": int})
-
-
-def _read_meta(path: Location, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    remedy = f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank"
-    meta = state_files.read(
-        path, remedy, {"digest": str, "bank.jsonl": {"sha256": str}, **(more or {})}, error=BankError
-    )
-    if meta.get("sealed") and state_files.CHECK not in meta:  # only records of older releases have none
-        raise BankError(f"{path}: damaged (its checksum is gone). {remedy}")
-    return meta
+    return generated.read_bank_record(path, BankError, {"count": int})
 
 
 def _parameters(settings: Any) -> dict[str, Any]:

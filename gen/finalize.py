@@ -26,6 +26,7 @@ from synthclip_jax.config import plain
 from synthclip_jax.data.records import IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_name, find_version
 
 KEPT = tuple(name for name in FOLDERS if not BY_NAME[name].part_of)  # whose evidence the whole dataset keeps
@@ -107,7 +108,7 @@ def write_dataset(
         )
     summary = {"records": total, "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
     summary["dataset"] = str(folder)
-    path = folder / "provenance.json"
+    path = folder / generated.PROVENANCE
     there = evidence.read_provenance(path) if path.exists() else {}
     same = there.get("shards") == shards and all(there.get(key) == value for key, value in about.items())
     if same and "format" not in there:
@@ -115,7 +116,7 @@ def write_dataset(
     now = evidence.generation(version, stages, folder)
     if there.get("shards") == shards:
         # What these pictures were made from has not changed. What is there now may be damaged, or gone.
-        kept = {stage: what for stage, what in evidence.stages_of(there).items() if stage not in renewed}
+        kept = {stage: what for stage, what in generated.stages_of(there).items() if stage not in renewed}
         now["stages"] |= kept
         now["recorded"] |= there["generation"]["recorded"] if "generation" in there else False
     same = same and there["generation"] == now
@@ -255,8 +256,8 @@ def _card(config: Any, provenance: Mapping[str, Any]) -> str:
 
 | | |
 |---|---|
-| captions by | {author} |
-| pictures by | {artist} |
+| {generated.CAPTIONS_BY} | {author} |
+| {generated.PICTURES_BY} | {artist} |
 | picture | JPEG, {images.size} x {images.size} pixels, quality {images.jpeg_quality} |
 | pictures per caption | {images.per_caption} |
 | seed | {provenance["seed"]} |

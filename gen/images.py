@@ -25,9 +25,10 @@ from gen.shards.finished_pictures import SPLIT
 from gen.shards.local import Executor, run_local
 from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
 from gen.shards.progress import Progress
-from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError, stage_folder
+from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import find_version
 
 
@@ -116,7 +117,7 @@ class ImageWorker:
                 examples.append(self._serialize(row, encoded[slot], attempts[slot]))
         data, index = frame_shard(examples)
         name = f"{DATA_PREFIX}{ShardName(self.config.name, SPLIT, shard['index'], shard['of'])}"
-        rejects_name = f"rejects-{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        rejects_name = generated.table_name(generated.REJECTS, shard["index"], shard["of"])
         return ShardOutput(
             files={name: data, f"{name}{INDEX_SUFFIX}": index, rejects_name: _rejects_table(rows, attempts, rejects)},
             count=len(examples),
@@ -216,11 +217,6 @@ def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int
     return buffer.getvalue()
 
 
-def selected_path(workdir: Location, version: str = "") -> Location:
-    """Where balancing leaves the captions to draw."""
-    return stage_folder(workdir, "balance", version) / "selected.parquet"
-
-
 def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: makes every shard that is not there yet.
 
@@ -233,7 +229,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     import pyarrow.parquet as pq
 
     images, version = config.gen.images, find_version(workdir, config.gen.version)
-    path = selected_path(workdir, version.dataset)
+    path = version.stage_folder("balance") / generated.SELECTED
     if not path.exists():
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:

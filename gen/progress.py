@@ -16,6 +16,7 @@ from gen.shards.store import StageStore, StoreError, list_files, read_json
 from gen.stages import STAGES, Stage
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_folder, find_version
 
 
@@ -23,7 +24,7 @@ def _data_folder(stage: Stage, version: Version) -> Location | None:
     """Where the files of a stage's shards lie, if not in its own folder."""
     if not stage.dataset:
         return None
-    plan = read_json(version.stage_folder("images") / "plan.json")
+    plan = read_json(version.stage_folder("images") / generated.PLAN)
     return dataset_folder(version.workdir, stage.dataset.replace("NAME", plan["dataset"]), plan["version"])
 
 
@@ -39,11 +40,11 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
         if not stage.sharded:
             continue
         folder = of.stage_folder(stage.name)
-        if not (folder / "plan.json").exists():
+        if not (folder / generated.PLAN).exists():
             if not stage.optional:  # those were perhaps never asked for
                 lines.append(f"{stage.name}: not begun")
             continue
-        plan = read_json(folder / "plan.json")
+        plan = read_json(folder / generated.PLAN)
         store = StageStore(folder, _data_folder(stage, of))
         store.ensure_plan(plan)
         records = store.committed()

@@ -30,6 +30,7 @@ from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore,
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 
 UNDECODABLE = "undecodable"
 _PLANNED = (
@@ -104,7 +105,7 @@ class RecaptionWorker:
         )
         data, index = frame_shard(texts.get(record, "").encode() for record in range(len(ids)))
         name = f"{DATA_PREFIX}{shard['file']}{SUFFIX}"
-        rejects_name = f"rejects-{shard['index']:05d}-of-{shard['of']:05d}.parquet"
+        rejects_name = generated.table_name(generated.REJECTS, shard["index"], shard["of"])
         return ShardOutput(
             files={name: data, f"{name}{INDEX_SUFFIX}": index, rejects_name: _rejects_table(ids, rejected)},
             count=len(texts),

@@ -37,6 +37,7 @@ from synthclip_jax.config import from_plain, load_config, with_overrides
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.files.storage import list_files
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import (
     Version,
     VersionError,
@@ -159,7 +160,7 @@ def _compare_plans(found: Contents, broken: Sequence[str]) -> None:
         if others and not own:
             digest, shards = next(iter(others.items()))
             raise RepairError(
-                f"{begun.folder / 'plan.json'}: its digest is {plan_digest(begun.plan)}, expected {digest}, which all"
+                f"{begun.store.plan_path}: its digest is {plan_digest(begun.plan)}, expected {digest}, which all"
                 f" {len(shards):,} commit records name. {UNTOUCHED}. Restore plan.json: with another one all that they"
                 " stand for would count as not made"
             )
@@ -225,7 +226,7 @@ def _compare_with_config(
             lines = [line for line in lines if line.partition(":")[0] not in _INPUTS]
         if lines:
             line = there_and_expected(lines[0])
-            raise RepairError(f"{this.folder / 'plan.json'}: {line} by {given}. {UNTOUCHED}{other}") from error
+            raise RepairError(f"{this.store.plan_path}: {line} by {given}. {UNTOUCHED}{other}") from error
         if strict:
             raise RepairError(f"{stage}: {error}. {UNTOUCHED}{other}") from error
         return None
@@ -235,7 +236,7 @@ def _compare_with_config(
     known = plan_digest(this.plan) if this.plan is not None else (this.evidence or {}).get("plan")
     if plan is not None and known and strict and plan_digest(plan) != known:
         line = there_and_expected(differences(this.plan or {}, plan)[0])
-        raise RepairError(f"{this.folder / 'plan.json'}: {line} by {given}. {UNTOUCHED}{other}")
+        raise RepairError(f"{this.store.plan_path}: {line} by {given}. {UNTOUCHED}{other}")
     return plan
 
 
@@ -257,7 +258,7 @@ def _repair_testsets(workdir: Location, faults: Sequence[Fault], config: Any, as
         aside.take(workdir / "gen" / RECORD)
     testsets.run(config, workdir)
     for name in sets:
-        made = (folder / name / "commits" / "00000.json").exists()
+        made = generated.commit_path(folder / name, 0).exists()
         say(f"testsets: {name} made again" if made else f"testsets: {name} cannot be made here, and is left as it is")
     for path, digest in before.items():
         if not path.exists():
@@ -274,7 +275,7 @@ def _finalize(
     wrong = any(fault.stage == "finalize" for fault in faults)
     if not (wrong or renewed) or found.data is None or (found.provenance is None and found.kept_provenance is None):
         return
-    lost = [data / "provenance.json" for data, one in _datasets(found) if one == {}]
+    lost = [data / generated.PROVENANCE for data, one in _datasets(found) if one == {}]
     if lost:
         left = [fault for fault in _remaining(workdir, found) if fault.stage not in ("finalize", "versions")]
         if left:

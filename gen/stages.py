@@ -9,6 +9,7 @@ from synthclip_jax.data.readers.agreement import SUFFIX as SCORES
 from synthclip_jax.data.readers.recaptions import SUFFIX as RECAPTIONS
 from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ STAGES = (
         "gen.concepts:run",
         unit="concepts",
         sharded=False,
-        files=("bank.jsonl", "bank.json"),
+        files=(generated.BANK, generated.BANK_RECORD),
     ),
     Stage(
         "captions",
@@ -89,7 +90,7 @@ STAGES = (
         reads=("captions",),
         shards_of="captions",
         shards_alone="gen.balance:match",
-        files=("counts_before.npy", "counts_after.npy", "selected.parquet", "balance.json"),
+        files=(generated.COUNTS_BEFORE, generated.COUNTS_AFTER, generated.SELECTED, generated.BALANCE),
     ),
     Stage(
         "images",

@@ -31,7 +31,6 @@ import numpy as np
 from gen.checks.testsets import note_testsets
 from gen.concepts import load_bank
 from gen.held_out import kept_captions
-from gen.images import selected_path
 from gen.shards import draws
 from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
@@ -39,7 +38,9 @@ from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.errors import command
-from synthclip_jax.files.locations import Location, location, parquet_source, place
+from synthclip_jax.files.locations import Location, location, place
+from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.versions import stage_folder
 
 SEED = 0
 PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4}
@@ -278,8 +279,6 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
       StoreError: the bank or the balanced captions are missing, the bank has no drawable concept, or the workdir's
         sets were made with another configuration.
     """
-    import pyarrow.parquet as pq
-
     workdir, version = location(workdir), config.gen.version
     known = by_name()
     nouns = [
@@ -292,14 +291,12 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
             "the concept bank has no entry from the sprites' vocabulary, so there are no classes to test. Add "
             "'sprites' to config.gen.concepts.sources, or evaluate on test sets of your own (config.eval.datasets)"
         )
-    path = selected_path(workdir, version)
+    path = stage_folder(workdir, "balance", version) / generated.SELECTED
     if not path.exists():
         raise StoreError(
             f"{path}: no balanced captions yet, and test captions must differ from them: run python -m gen"
         )
-    used = frozenset(
-        map(caption_key, pq.read_table(parquet_source(path), columns=["caption"]).column("caption").to_pylist())
-    )
+    used = frozenset(map(caption_key, generated.selected_captions(path)))
     size, color, outline = config.gen.images.size, find_color_font(), find_outline_font()
     makers: dict[str, Maker | None] = {
         "composites": functools.partial(composites, nouns, used, size),

@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
+from toy_bank import write_bank
 
+from gen.checks.evidence import measured
+from gen.shards.store import ShardOutput, StageStore, write_atomic
 from synthclip_jax.config import default_config, digest, plain
-from synthclip_jax.data.records import ShardName, frame_shard, serialize_example
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import Predictions, describe, metrics
 from synthclip_jax.files import state_files
+from synthclip_jax.workdir import generated
 
 CONCEPTS = ("cat", "dog", "violin", "lighthouse", "teapot", "bicycle", "owl", "cactus")
 BANK_DIGEST = "5f0c2a9d1b7e4c33"
@@ -37,15 +41,19 @@ def encode(picture: np.ndarray, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_json(path: pathlib.Path, value) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1))
+def parquet(table: dict) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer)
+    return buffer.getvalue()
 
 
-def write_commit(folder: pathlib.Path, shard: int, count: int, rejects: dict[str, int], seconds: float, **info) -> None:
-    record = {"shard": shard, "plan": "0" * 16, "count": count, "rejects": rejects, "files": {}, "seconds": seconds}
-    record |= info
-    write_json(folder / "commits" / f"{shard:05d}.json", record)
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def make_generation(
@@ -57,62 +65,44 @@ def make_generation(
     shard_size: int = 64,
 ) -> None:
     """Everything that generation leaves behind."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rng = np.random.default_rng(0)
     gen, name = workdir / "gen", "toy"
     if captions is None:
         places = ("on a table", "in the snow", "at night by the sea", "in a small green garden", "beside an old house")
         captions = [(c, f"A {concepts[c]} {places[k % 5]}.") for c in range(len(concepts)) for k in range(6)]
-    write_json(
-        gen / "concepts" / "bank.json",
-        {"digest": BANK_DIGEST, "count": len(concepts), "sources": {"sprites": {"new": len(concepts), "repeated": 0}}},
-    )
-    (gen / "concepts" / "bank.jsonl").write_text(
-        "".join(
-            json.dumps({"id": i, "text": text, "source": "sprites", "category": "", "frequency": 0.0}) + "\n"
-            for i, text in enumerate(concepts)
-        )
-    )
+    write_bank(workdir, concepts, "sprites", BANK_DIGEST)
     texts = [caption for _, caption in captions]
     ids = [f"{c:06d}-{index:04d}" for index, (c, _) in enumerate(captions)]
     concept_names = [concepts[c] for c, _ in captions]
-    (gen / "captions").mkdir(parents=True)
-    pq.write_table(
-        pa.table({"id": ids, "concept": concept_names, "caption": texts}),
-        gen / "captions" / "captions-00000-of-00001.parquet",
-    )
     rejected = {"no concept": 5, "too long": 11, "refusal": 1}
-    pq.write_table(
-        pa.table(
-            {
-                "id": ["x"] * 3,
-                "concept": ["cat", "dog", "owl"],
-                "attempt": [2, 2, 2],
-                "reason": list(rejected),
-                "text": ["An empty room.", "A dog that " + "runs and " * 60, "I cannot help with that."],
-            }
-        ),
-        gen / "captions" / "rejects-00000-of-00001.parquet",
-    )
-    write_json(
-        gen / "captions" / "plan.json",
-        {"stage": "captions", "seed": 0, "shards": 1, "source": {"engine": "transformers", "model": "tiny"}},
-    )
+    refused = {
+        "id": ["x"] * 3,
+        "concept": ["cat", "dog", "owl"],
+        "attempt": [2, 2, 2],
+        "reason": list(rejected),
+        "text": ["An empty room.", "A dog that " + "runs and " * 60, "I cannot help with that."],
+    }
+    tables = {
+        generated.CAPTIONS: {"id": ids, "concept": concept_names, "caption": texts},
+        generated.REJECTS: refused,
+    }
     answers = {"accepted": len(texts), **{reason: 3 * count for reason, count in rejected.items()}}
-    write_commit(gen / "captions", 0, len(texts), rejected, 210.0, answers=answers)
+    store = StageStore(gen / "captions")
+    source = {"engine": "transformers", "model": "tiny"}
+    store.ensure_plan({"stage": "captions", "seed": 0, "shards": 1, "source": source})
+    files = {generated.table_name(kind, 0, 1): parquet(table) for kind, table in tables.items()}
+    store.commit(0, ShardOutput(files, len(texts), rejected, {"answers": answers}), 210.0)
 
     before = np.bincount([c for c, _ in captions], minlength=len(concepts)) * rng.integers(1, 9, len(concepts))
-    after = np.minimum(before, 20)
-    (gen / "balance").mkdir()
-    for key, counts in (("before", before), ("after", after)):
-        np.save(gen / "balance" / f"counts_{key}.npy", counts.astype(np.int64))
+    counts = {generated.COUNTS_BEFORE: before, generated.COUNTS_AFTER: np.minimum(before, 20)}
+    for file, array in counts.items():
+        write_atomic(gen / "balance" / file, npy(array.astype(np.int64)))
     ts = [1, 2, 5, 10, 20, 50, 100]
     kept = [round(len(texts) * (1 - math.exp(-t / 12))) for t in ts]
-    write_json(
-        gen / "balance" / "balance.json",
+    state_files.write(
+        gen / "balance" / generated.BALANCE,
         {
+            "sealed": True,
             "t": 20.0,
             "pool": len(texts) + 3,
             "unique": len(texts),
@@ -122,17 +112,28 @@ def make_generation(
                 {"t": t, "kept": k, "expected": float(k), "tail_share": min(1.0, t / 60)}
                 for t, k in zip(ts, kept, strict=True)
             ],
-            "counts_before": "counts_before.npy",
-            "counts_after": "counts_after.npy",
+            "parameters": {"t": 20.0},
             "bank_digest": BANK_DIGEST,
+            "files": {file: measured(gen / "balance" / file) for file in counts},
         },
     )
 
     folder = workdir / "dataset" / name / "1.0.0"
-    folder.mkdir(parents=True)
     pictures = [(index, picture) for index in range(len(texts)) for picture in range(per_caption)]
     rng.shuffle(pictures)
     shards = [pictures[start : start + shard_size] for start in range(0, len(pictures), shard_size)]
+    store = StageStore(gen / "images", folder)
+    plan = {
+        "stage": "images",
+        "dataset": name,
+        "version": "1.0.0",
+        "pictures": len(pictures) + sum(number % 3 for number in range(len(shards))),
+        "shards": len(shards),
+        "seed": 0,
+        "source": {"engine": "sprites"},
+    }
+    store.ensure_plan(plan)
+    described = []
     for number, shard in enumerate(shards):
         examples = [
             serialize_example(
@@ -148,22 +149,12 @@ def make_generation(
             for index, picture in shard
         ]
         data, index_file = frame_shard(examples)
-        path = folder / str(ShardName(name, "train", number, len(shards)))
-        path.write_bytes(data)
-        path.with_name(path.name + ".index").write_bytes(index_file)
-        write_commit(gen / "images", number, len(shard), {"not drawable": number % 3}, 6.5)
-    write_json(
-        gen / "images" / "plan.json",
-        {
-            "stage": "images",
-            "pictures": len(pictures) + sum(number % 3 for number in range(len(shards))),
-            "shards": len(shards),
-            "seed": 0,
-            "source": {"engine": "sprites"},
-        },
-    )
-    write_json(
-        folder / "provenance.json",
+        file = str(ShardName(name, "train", number, len(shards)))
+        files = {f"data:{file}": data, f"data:{file}{INDEX_SUFFIX}": index_file}
+        store.commit(number, ShardOutput(files, len(shard), {"not drawable": number % 3}), 6.5)
+        described.append({"file": file, "records": len(shard), **measured(folder / file)})
+    state_files.write(
+        folder / generated.PROVENANCE,
         {
             "name": name,
             "version": "1.0.0",
@@ -172,9 +163,12 @@ def make_generation(
             "records": len(pictures),
             "versions": {"python": "3.11.9", "pillow": "12.0"},
             "config": {"images": {"engine": "sprites"}},
+            "plans": {"images": plan},
+            "shards": described,
         },
     )
-    (folder / "README.md").write_text("# toy\n\n| | |\n|---|---|\n| pictures by | `blob`, a disc painter (CC0) |\n")
+    artist = "`blob`, a disc painter (CC0)"
+    (folder / generated.CARD).write_text(f"# toy\n\n| | |\n|---|---|\n| {generated.PICTURES_BY} | {artist} |\n")
 
 
 def make_training(workdir: pathlib.Path, steps: int = 600, every: int = 5) -> None:
@@ -189,7 +183,7 @@ def make_training(workdir: pathlib.Path, steps: int = 600, every: int = 5) -> No
         "dataset": {"examples": 96, "digest": "77aa"},
         "versions": {"jax": importlib.metadata.version("jax")},
     }
-    write_json(workdir / "train" / "config.json", {**run, "digest": digest(config)})
+    state_files.write(workdir / "train" / "config.json", {**run, "digest": digest(config)})
     rng = np.random.default_rng(0)
     with (workdir / "train" / "metrics.jsonl").open("w") as file:
         for step in range(every, steps + 1, every):

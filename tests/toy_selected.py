@@ -1,7 +1,5 @@
 """Balanced captions as the images stage takes them, without the stages before."""
 
-from gen.images import selected_path
-
 CAPTIONS = [
     ("dog", "A dog on the beach."),
     ("cat", "Two cats in the forest."),
@@ -16,7 +14,7 @@ def write_selected(workdir, captions=CAPTIONS):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = selected_path(workdir)
+    path = workdir / "gen" / "balance" / "selected.parquet"
     path.parent.mkdir(parents=True)
     table = {
         "id": [f"{number:06d}-0000" for number in range(len(captions))],

@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 from gen.checks.datasets import datasets_of, provenance_of
-from gen.checks.evidence import stages_of
 from gen.checks.planned import Planned, planned_stages
 from gen.checks.shards import Fault
 from gen.shards.store import StoreError, read_json
 from gen.stages import STAGES
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import DATASET_NAME, FILTERED, Version
 
 
@@ -47,7 +47,7 @@ def contents(version: Version) -> Contents:
     both: dict[str, Any] | None = None
     if provenance is not None or kept_provenance is not None:
         one, other = provenance or {}, kept_provenance or {}
-        stages = {**stages_of(one), **stages_of(other)}
+        stages = {**generated.stages_of(one), **generated.stages_of(other)}
         if "filtered" in one:
             stages.setdefault("filtered", None)
         plans = {**one.get("plans", {}), **{"filtered": other.get("plans", {}).get("filtered")}}
@@ -60,7 +60,7 @@ def contents(version: Version) -> Contents:
 def _dataset(version: Version) -> str:
     """The name of a version's dataset, as its pictures are planned; else, of the one that is there."""
     try:
-        plan = read_json(version.stage_folder("images") / "plan.json", {"dataset": str})
+        plan = read_json(version.stage_folder("images") / generated.PLAN, {"dataset": str})
         if DATASET_NAME.fullmatch(plan["dataset"]):
             return plan["dataset"]
     except StoreError:

@@ -9,6 +9,7 @@ from gen.shards.finished_pictures import SPLIT
 from gen.shards.store import DATA_PREFIX, StoreError, read_json
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName
 from synthclip_jax.files.locations import Location, location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import DATASET_NAME
 
 
@@ -27,7 +28,7 @@ def provenance_of(data: Location | None) -> tuple[dict[str, Any] | None, list[Fa
     """
     if data is None:
         return None, []
-    path = data / "provenance.json"
+    path = data / generated.PROVENANCE
     if path.exists():
         try:
             return read_provenance(path), []
@@ -68,7 +69,7 @@ def _texts(
 ) -> Iterator[str]:
     planned = {name for name, *_ in expected}
     if provenance:
-        path = data / "provenance.json"
+        path = data / generated.PROVENANCE
         try:
             named = [
                 (shard["file"], shard["records"], shard["bytes"], shard["sha256"]) for shard in provenance["shards"]

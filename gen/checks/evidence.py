@@ -15,11 +15,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen.shards.store import StageStore, StoreError, plan_digest, read_json
+from gen.shards.store import StageStore, StoreError, plan_digest
 from gen.stages import BY_NAME
-from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import explained
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version
 
 FORMAT = 2
@@ -28,11 +28,6 @@ METADATA = ("features.json", "dataset_info.json", "README.md")
 _PLACES = ("wordnet_path", "metaclip_path", "lists", "block_list", "model", "checkpoint")
 _PRIVATE = ("check", "host", "plan")  # of a commit record: made anew when it is restored, or nobody's business
 
-PROVENANCE = {"name": str, "version": str, "seed": int, "config": dict, "plans": dict, "records": int, "shards": list}
-_SINCE_2 = {"format": int, "generation": {"number": int, "recorded": bool, "stages": dict}, "files": dict, "check": str}
-_STAGE = {"folder": str, "plan": str, "records": list, "files": dict}
-REMEDY = "Restore it, or let `python -m gen.verify --repair` make it again"
-
 
 def read_provenance(path: Location) -> dict[str, Any]:
     """The provenance of a dataset, without its `check`.
@@ -40,20 +35,8 @@ def read_provenance(path: Location) -> dict[str, Any]:
     Raises:
       StoreError: it is missing or damaged.
     """
-    provenance = read_json(path, PROVENANCE, REMEDY)
-    problem = state_files.mismatch(provenance, _SINCE_2) if "format" in provenance else ""
-    for name, stage in {} if problem else stages_of(provenance).items():
-        problem = problem or state_files.mismatch(stage, _STAGE, f"generation.stages.{name}")
-    if problem:
-        raise StoreError(f"{path}: damaged ({problem}). {REMEDY}")
-    return state_files.unsealed(provenance)
-
-
-def stages_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What provenance holds of each stage; nothing if an older version of this program has written it."""
-    generation = provenance.get("generation")
-    stages = generation.get("stages") if isinstance(generation, dict) else None
-    return stages if isinstance(stages, dict) else {}
+    with explained(path):
+        return generated.read_provenance(path, StoreError)
 
 
 def of_stage(version: Version, stage: str, data: Location) -> dict[str, Any] | None:

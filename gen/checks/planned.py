@@ -5,13 +5,14 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen.checks.evidence import measured, published, stages_of
+from gen.checks.evidence import measured, published
 from gen.checks.shards import Fault, ShardCheck
 from gen.shards.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected
 from gen.stages import BY_NAME, FOLDERS, before
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.files.storage import list_files
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version
 
 
@@ -58,13 +59,13 @@ def planned_stages(
     begun = {stage for stage in FOLDERS if _begun(version.stage_folder(stage))}
     required = set().union(*map(before, begun))
     if provenance is not None:
-        required |= {*before("finalize"), *stages_of(provenance)}
+        required |= {*before("finalize"), *generated.stages_of(provenance)}
     found, faults = {}, []
     for stage in FOLDERS:
         if stage not in begun | required:
             continue
         folder = version.stage_folder(stage)
-        evidence = stages_of(provenance or {}).get(stage) or None
+        evidence = generated.stages_of(provenance or {}).get(stage) or None
         plan, problem, other = _compared(StageStore(folder), evidence, (provenance or {}).get("plans", {}).get(stage))
         if problem:
             faults.append(Fault(stage, None, problem))
@@ -75,7 +76,7 @@ def planned_stages(
 
 
 def _begun(folder: Location) -> bool:
-    names = {**list_files(folder), **list_files(folder / "commits")}
+    names = {**list_files(folder), **list_files(folder / generated.COMMITS)}
     return any(not name.startswith(".") for name in names)
 
 
@@ -160,7 +161,7 @@ def image_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[S
 
     from gen.shards.picture_order import picture_order
 
-    plan, path = _plan(planned, "images"), planned["balance"].folder / "selected.parquet"
+    plan, path = _plan(planned, "images"), planned["balance"].folder / generated.SELECTED
     if not path.exists():
         raise StoreError(f"{path}: missing")
     if measured(path)["sha256"] != plan["selected"]:
@@ -194,7 +195,7 @@ def filtered_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterato
 
 def missing_shards(this: Planned, shards: int) -> list[int]:
     """Shards that have no commit record at all."""
-    names = list_files(this.folder / "commits")
+    names = list_files(this.folder / generated.COMMITS)
     return [index for index in range(shards) if f"{index:05d}.json" not in names]
 
 
@@ -231,7 +232,7 @@ def named_files(this: Planned) -> dict[str, Any]:
     """
     names = BY_NAME[this.stage].files
     meta = read_json(this.folder / names[-1])
-    files = {"bank.jsonl": meta["bank.jsonl"]} if this.stage == "concepts" else meta["files"]
+    files = {generated.BANK: meta[generated.BANK]} if this.stage == "concepts" else meta["files"]
     for name, one in files.items():
         if name not in names or not isinstance(one["sha256"], str):
             raise KeyError(name)

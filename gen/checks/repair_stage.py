@@ -18,7 +18,6 @@ from gen.shards.store import (
     StageStore,
     StoreError,
     plan_digest,
-    read_record,
     sha256,
     to_json,
     write_atomic,
@@ -28,12 +27,13 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
+from synthclip_jax.workdir import generated
 
 OTHERWISE = (
     "comes out otherwise than what the dataset was made from, so it is left as it is. Restore it from a copy, or start"
     " another version: python -m gen --new-version ..."
 )
-_EXACT = ("bank.jsonl", "selected.parquet")  # what others were made from, to the last byte
+_EXACT = (generated.BANK, generated.SELECTED)  # what others were made from, to the last byte
 
 
 class RepairError(UserError, ValueError):
@@ -139,7 +139,7 @@ class StageRepair:
             files |= named_files(self._this) if self._files else {}
         images = self._found.stages.get("images")
         if self._stage == "balance" and images and images.plan:
-            files["selected.parquet"] = {"sha256": images.plan.get("selected")}
+            files[generated.SELECTED] = {"sha256": images.plan.get("selected")}
         files |= (self._this.evidence or {}).get("files", {})
         return {self._this.folder / name: meta["sha256"] for name, meta in files.items()}
 
@@ -158,7 +158,7 @@ class StageRepair:
     def _restore_plan(self, plan: Mapping[str, Any] | None, aside: SetAside) -> None:
         if plan is None:
             raise RepairError(f"{self._this.problem}: no plan is known to put in its place. Give --config=FILE")
-        path = self._this.folder / "plan.json"
+        path = self._this.store.plan_path
         aside.take(path)
         write_atomic(path, to_json(state_files.seal(plan)))
         aside.drop(path)  # it was no plan at all, or the same one with a damaged checksum
@@ -168,22 +168,24 @@ class StageRepair:
         """What is known of shards: from provenance, or from their own records if those are whole."""
         known = {record["shard"]: record for record in (self._this.evidence or {}).get("records", ())}
         for shard in shards:
-            path = store.folder / "commits" / f"{shard:05d}.json"
-            if shard not in known and path.exists() and (record := read_record(path.name, path.read_bytes())):
+            path = generated.commit_path(store.folder, shard)
+            if shard in known or not path.exists():
+                continue
+            if record := generated.parse_commit(path.name, path.read_bytes()):
                 known[shard] = record
         return {shard: known[shard] for shard in shards if shard in known}
 
     def _only_record(self, store: StageStore, shard: int) -> bool:
         """Whether only the record is wrong: the files are those that it named."""
-        expected, path = self._expected.get(shard), store.folder / "commits" / f"{shard:05d}.json"
-        whole = path.exists() and read_record(path.name, path.read_bytes()) == expected
+        expected, path = self._expected.get(shard), generated.commit_path(store.folder, shard)
+        whole = path.exists() and generated.parse_commit(path.name, path.read_bytes()) == expected
         return expected is not None and not whole and store.has_files(expected)
 
     def _paths(self, store: StageStore, shard: int) -> list[Location]:
         """The files of a shard and its record."""
         expected = self._expected.get(shard)
         names = list(expected["files"]) if expected else self._listed(store, shard)
-        return [*(store.path(name) for name in names), store.folder / "commits" / f"{shard:05d}.json"]
+        return [*(store.path(name) for name in names), generated.commit_path(store.folder, shard)]
 
     def _listed(self, store: StageStore, shard: int) -> list[str]:
         """The files that look like a shard's, where no record tells."""

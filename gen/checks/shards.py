@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gen.filters.agreement import FilterWorker
-from gen.shards.store import DATA_PREFIX, StageStore, StoreError, read_record, sha256
+from gen.shards.store import DATA_PREFIX, StageStore, StoreError, sha256
 from gen.stages import BY_NAME
 from synthclip_jax.data.readers import recaptions
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
@@ -18,6 +18,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.images.decoding import PictureError, check_picture
+from synthclip_jax.workdir import generated
 
 OTHER_PLAN = "belongs to another plan"
 NAMED = 5  # ids named in one fault
@@ -76,7 +77,7 @@ def check_shard(check: ShardCheck) -> tuple[list[Fault], int, int]:
     Returns:
       Its faults, how many items it holds, how many bytes were read.
     """
-    path = location(check.folder) / "commits" / f"{check.shard:05d}.json"
+    path = generated.commit_path(location(check.folder), check.shard)
     try:
         record = _record(check, path)
     except StoreError as error:
@@ -114,7 +115,7 @@ def _record(check: ShardCheck, path: Location) -> dict[str, Any]:
     """
     if not path.exists():
         raise StoreError(f"{path}: missing: the shard is not made")
-    record = read_record(path.name, path.read_bytes())
+    record = generated.parse_commit(path.name, path.read_bytes())
     if record is None:
         raise StoreError(f"{path}: damaged: it is not the record that was written")
     if record["plan"] != check.plan:
@@ -149,7 +150,7 @@ def caption_problems(
         if kind == "rejects" and collections.Counter(columns["reason"]) != record["rejects"]:
             yield f"{store.path(name)}: its reasons are not those that the commit record counts"
     if len(ids) == 2:
-        path = location(check.folder) / "commits" / f"{check.shard:05d}.json"
+        path = generated.commit_path(location(check.folder), check.shard)
         yield from _complete(str(path), check.ids, ids["captions"], ids["rejects"])
         if len(ids["captions"]) != record["count"]:
             yield f"{path}: {record['count']} captions, the file has {len(ids['captions'])}"

@@ -7,6 +7,7 @@ from gen.shards.store import StageStore, StoreError, plan_digest, read_json, to_
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.files.storage import list_files
+from synthclip_jax.workdir import generated
 
 RECORD = "testsets.json"  # in W/gen: which sets there are, each with the digest of its plan
 STAGE = "testsets"
@@ -26,8 +27,8 @@ def _made(folder: Location) -> list[str]:
     """Folders that look as if `gen.testsets` had made them; others hold sets that people brought."""
     if not folder.is_dir():
         return []
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [name for name in names if (folder / name / "plan.json").exists() or (folder / name / "commits").is_dir()]
+    sets = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path.name for path in sets if (path / generated.PLAN).exists() or (path / generated.COMMITS).is_dir()]
 
 
 def testset_checks(workdir: Location, faults: list[Fault]) -> Iterator[ShardCheck]:
@@ -40,7 +41,7 @@ def testset_checks(workdir: Location, faults: list[Fault]) -> Iterator[ShardChec
         except StoreError as error:
             faults.append(Fault(STAGE, None, str(error)))
     elif made:
-        others = [name for name in made if "check" in _raw(folder / name / "plan.json")]
+        others = [name for name in made if "check" in _raw(folder / name / generated.PLAN)]
         if others:  # made by a version of this program that keeps the record
             faults.append(Fault(STAGE, None, f"{record}: missing"))
     for name in sorted({*made, *sets}):
@@ -55,7 +56,7 @@ def testset_checks(workdir: Location, faults: list[Fault]) -> Iterator[ShardChec
             continue
         if sets.get(name, digest) != digest:
             faults.append(Fault(f"{STAGE}/{name}", None, f"{store.plan_path}: not the plan that {RECORD} names"))
-        if name in sets or "00000.json" in list_files(store.folder / "commits"):
+        if name in sets or "00000.json" in list_files(store.folder / generated.COMMITS):
             yield ShardCheck(f"{STAGE}/{name}", str(store.folder), str(store.folder), digest, 0, 1)
 
 

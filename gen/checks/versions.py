@@ -9,6 +9,7 @@ from gen.checks.evidence import read_provenance
 from gen.checks.shards import Fault
 from gen.shards.store import StoreError
 from synthclip_jax.files.locations import Location, location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, record_path
 
 
@@ -50,7 +51,7 @@ def unlisted(workdir: Location, versions: Sequence[Version]) -> Iterator[tuple[i
             continue
         for dataset in datasets_of(workdir, name):
             try:
-                provenance = read_provenance(folder / dataset / name / "provenance.json")
+                provenance = read_provenance(folder / dataset / name / generated.PROVENANCE)
             except StoreError:
                 continue
             if "generation" in provenance:

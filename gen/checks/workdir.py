@@ -17,6 +17,7 @@ from gen.shards.store import StoreError
 from gen.stages import BY_NAME, STAGES
 from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import VersionError, choose_version, list_versions
 
 ORDER = ("versions", *(stage.name for stage in STAGES), "testsets")
@@ -104,7 +105,7 @@ def _ends(found: Contents) -> Iterator[Fault]:
         yield from dataset_faults(found.kept, found.kept_provenance, kept, images.plan.get("shards", 0))
         if found.kept_provenance is None and found.provenance is not None:
             yield Fault(
-                "finalize", None, f"{found.kept / 'provenance.json'}: missing, though {found.kept_name} is planned"
+                "finalize", None, f"{found.kept / generated.PROVENANCE}: missing, though {found.kept_name} is planned"
             )
     if len(records) == images.plan.get("shards"):
         digest = pictures_digest(records.values())

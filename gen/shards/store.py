@@ -27,6 +27,7 @@ from typing import Any
 
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, is_url, location
+from synthclip_jax.files.state_files import to_json as to_json
 from synthclip_jax.files.storage import (
     Stamp,
     create_if_absent,
@@ -39,17 +40,17 @@ from synthclip_jax.files.storage import (
     write_atomic,
 )
 from synthclip_jax.files.storage import StoreError as StoreError
+from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX as DATA_PREFIX
+from synthclip_jax.workdir.generated import commit_path, is_safe, parse_commit
+from synthclip_jax.workdir.generated import plan_digest as plan_digest
 from synthclip_jax.workdir.versions import (
     stage_folder as stage_folder,  # where a stage lies, for all who read or write it
 )
 
 REMEDY = "Restore it, or let `python -m gen.verify --repair` say what can be done"
-DATA_PREFIX = "data:"  # a file name with this prefix goes to the data folder instead of the stage folder
 _ATTEMPTS = 8  # at one shard that another driver commits at the same moment, in an object store
 _RECORD_NAME = re.compile(r"(\d{5,9})\.json")
-# What every commit record says; a stage adds more.
-_RECORD = {"shard": int, "plan": str, "count": int, "rejects": dict, "files": dict, "seconds": float, "finished": str}
-_NUMBERS = re.compile(r"[0-9a-f]{64}")
 
 
 class PlanMismatch(StoreError):
@@ -128,11 +129,6 @@ def read_json(path: str | os.PathLike | Location, shape: state_files.Shape = dic
         return state_files.read(path, remedy, shape, error=StoreError)
 
 
-def to_json(value: Any) -> bytes:
-    """Readable, canonical JSON: the same value gives the same bytes."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
-
-
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Lines `key: old -> new` for each leaf in which two JSON values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -176,7 +172,7 @@ class StageStore:
     @property
     def plan_path(self) -> Location:
         """The plan's file."""
-        return self.folder / "plan.json"
+        return self.folder / generated.PLAN
 
     def ensure_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the plan if there is none, and refuses one that differs from the plan already there.
@@ -214,7 +210,7 @@ class StageStore:
         if compare_only:
             raise Compared(plan)
         self.plan_digest = plan_digest(existing)
-        for folder in {self.folder, self.folder / "commits", self.data_folder}:
+        for folder in {self.folder, self.folder / generated.COMMITS, self.data_folder}:
             remove_leftovers(folder)
         return existing
 
@@ -246,11 +242,11 @@ class StageStore:
 
     def plans_of_records(self) -> dict[str, list[int]]:
         """The digests of the plans that whole commit records name, each with the shards of which they are."""
-        commits = self.folder / "commits"
+        commits = self.folder / generated.COMMITS
         names = sorted(name for name in list_files(commits) if _RECORD_NAME.fullmatch(name))
         plans: dict[str, list[int]] = {}
         for name, content in zip(names, read_files([commits / name for name in names]), strict=True):
-            if record := read_record(name, content):
+            if record := parse_commit(name, content):
                 plans.setdefault(record["plan"], []).append(record["shard"])
         return plans
 
@@ -287,7 +283,7 @@ class StageStore:
                 f"{self.plan_path}: the plan is gone, and with it what was committed: the file system is no longer"
                 " mounted, or the folder was deleted. Mount it again and run the same command again"
             )
-        record_path = self._record_path(shard)
+        record_path = commit_path(self.folder, shard)
         with locked(record_path):
             for attempt in range(_ATTEMPTS):
                 if there := self.record(shard):
@@ -305,7 +301,7 @@ class StageStore:
                     "host": socket.gethostname(),
                     **output.info,
                 }
-                record["check"] = _checksum(record)
+                record["check"] = plan_digest(record)
                 if not is_url(record_path):
                     write_atomic(record_path, to_json(record))
                     return record
@@ -322,7 +318,7 @@ class StageStore:
         Raises:
           StoreError: the storage cannot be read.
         """
-        path = self._record_path(shard)
+        path = commit_path(self.folder, shard)
         record = self._checked(path.name, read_files([path])[0])
         if record and all(_agrees(meta, stamp(self.path(name))) for name, meta in record["files"].items()):
             return record
@@ -330,7 +326,7 @@ class StageStore:
 
     def forget(self, shard: int) -> None:
         """Deletes a shard's record, so that the shard is made again."""
-        path = self._record_path(shard)
+        path = commit_path(self.folder, shard)
         with explained(path), contextlib.suppress(FileNotFoundError):
             path.unlink()
 
@@ -343,7 +339,7 @@ class StageStore:
         Raises:
           StoreError: the storage cannot be read.
         """
-        commits = self.folder / "commits"
+        commits = self.folder / generated.COMMITS
         names = sorted(name for name in list_files(commits) if _RECORD_NAME.fullmatch(name))
         if not names:
             return {}
@@ -361,7 +357,7 @@ class StageStore:
 
     def _checked(self, name: str, content: bytes | None) -> dict[str, Any] | None:
         """The record that a file holds, if it is whole, of this plan and in its place."""
-        record = read_record(name, content)
+        record = parse_commit(name, content)
         return record if record and record["plan"] == self.plan_digest else None
 
     def restore(self, record: Mapping[str, Any]) -> None:
@@ -372,8 +368,8 @@ class StageStore:
             if is_url(path := self.path(name)):
                 files[name]["etag"] = _etag(path, path.read_bytes())
         whole = {"host": "", **record, "files": files, "plan": self.plan_digest}
-        whole["check"] = _checksum(whole)
-        write_atomic(self._record_path(record["shard"]), to_json(whole))
+        whole["check"] = plan_digest(whole)
+        write_atomic(commit_path(self.folder, record["shard"]), to_json(whole))
 
     def has_files(self, record: Mapping[str, Any]) -> bool:
         """Whether the files are there that a commit record names, to the last byte."""
@@ -399,43 +395,6 @@ class StageStore:
         if is_url(path):
             meta["etag"] = _etag(path, data)
         return meta
-
-    def _record_path(self, shard: int) -> Location:
-        return self.folder / "commits" / f"{shard:05d}.json"
-
-
-def plan_digest(plan: Mapping[str, Any]) -> str:
-    """What commit records call a plan by."""
-    return sha256(to_json(state_files.unsealed(plan)))[:16]
-
-
-def is_safe(name: str) -> bool:
-    """Whether a file of this name lies in its folder: a relative path of plain components."""
-    parts = name.split("/")
-    return all(part not in ("", ".", "..") for part in parts) and not set(name) & {"\\", "\0", ":"}
-
-
-def read_record(name: str, content: bytes | None) -> dict[str, Any] | None:
-    """The commit record that a file holds; None if it is damaged or not in its place."""
-    try:
-        record = state_files.parse(content or b"", name, "", _RECORD, sealed=False)
-    except state_files.StateError:
-        return None
-    if record.get("check") != _checksum(record) or f"{record['shard']:05d}.json" != name:
-        return None
-    counts = [record["count"], *record["rejects"].values()]
-    if any(not isinstance(count, int) or count < 0 for count in counts) or record["seconds"] < 0:
-        return None
-    for file, meta in record["files"].items():
-        if state_files.mismatch(meta, {"bytes": int, "sha256": str}) or not _NUMBERS.fullmatch(meta["sha256"]):
-            return None
-        if meta["bytes"] < 0 or not is_safe(file.removeprefix(DATA_PREFIX)):
-            return None
-    return record
-
-
-def _checksum(record: Mapping[str, Any]) -> str:
-    return sha256(to_json({key: value for key, value in record.items() if key != "check"}))[:16]
 
 
 def _agrees(meta: Mapping[str, Any], there: Stamp | None) -> bool:

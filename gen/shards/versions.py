@@ -11,6 +11,7 @@ from gen.shards.store import StoreError, create_if_absent, to_json
 from gen.stages import FOLDERS, VERSIONED
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import FILTERED, Version, choose_version, list_versions
 
 
@@ -81,5 +82,5 @@ def written_folders(version: Version, *names: str) -> list[str]:
     """
     folders = ["gen/versions", "gen/set_aside", "testsets"]
     for stage in FOLDERS:
-        folders += [f"gen/{version.folder_name(stage)}/{inner}" for inner in ("commits", "failures")]
+        folders += [f"gen/{version.folder_name(stage)}/{inner}" for inner in (generated.COMMITS, "failures")]
     return folders + [f"dataset/{name}{suffix}/{version.dataset}" for name in names for suffix in ("", FILTERED)]

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
-from synthclip_jax.files import state_files, text_files
 from synthclip_jax.text.presence import Presence, is_unspaced, normalise
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import trained_version
 
 IN, NEAR, OUT = "in the bank", "near the bank", "out of the bank"
@@ -60,25 +60,14 @@ def read_bank(workdir: str | pathlib.Path) -> list[str]:
     Raises:
       EvaluationError: a line of it is damaged.
     """
-    path = trained_version(workdir).stage_folder("concepts") / "bank.jsonl"
-    if not path.is_file():
-        return []
-    remedy = "Restore it, or run python -m gen.verify --repair."
-    lines = text_files.read_lines(path)
-    return [
-        state_files.parse(line.encode(), f"{path}: line {number}", remedy, {"text": str}, error=EvaluationError)["text"]
-        for number, line in enumerate(lines, 1)
-    ]
+    path = trained_version(workdir).stage_folder("concepts") / generated.BANK
+    return [concept["text"] for concept in generated.read_bank(path, EvaluationError)] if path.is_file() else []
 
 
 def read_captions(workdir: str | pathlib.Path) -> list[str] | None:
     """The captions selected for training; None if they are not there."""
-    path = trained_version(workdir).stage_folder("balance") / "selected.parquet"
-    if not path.is_file():
-        return None
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path, columns=["caption"]).column("caption").to_pylist()
+    path = trained_version(workdir).stage_folder("balance") / generated.SELECTED
+    return generated.selected_captions(path) if path.is_file() else None
 
 
 def classify(names: Sequence[str], bank: Iterable[str], captions: Iterable[str] | None) -> list[Class]:

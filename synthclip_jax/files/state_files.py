@@ -46,6 +46,11 @@ def seal(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, CHECK: checksum(plain)}
 
 
+def to_json(value: Any) -> bytes:
+    """Readable, canonical JSON: the same value gives the same bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
+
+
 def write(path: str | os.PathLike | Location, record: Mapping[str, Any]) -> None:
     """Seals a record and writes it, whole or not at all."""
     write_atomic(path, (json.dumps(seal(record), indent=1, ensure_ascii=False) + "\n").encode(errors="surrogatepass"))

@@ -12,11 +12,11 @@ from typing import Any
 from synthclip_jax import config as config_lib
 from synthclip_jax.config.sources import parse_sources
 from synthclip_jax.evals import origin, results
-from synthclip_jax.files import state_files
 from synthclip_jax.formats.check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.model.checkpoint import LoadedModel
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 
 # Licences of the models that the configs name.
@@ -249,8 +249,5 @@ def _provenance(workdir: pathlib.Path, config: Any) -> dict[str, Any] | None:
         folder = pathlib.Path(config.data.path).expanduser()
     else:
         folder = pathlib.Path(dataset_folder(workdir, dataset_name(config), config.gen.version))
-    path = folder / "provenance.json"
-    if not path.is_file():
-        return None
-    shape = {"name": str, "version": str, "records": int, "seed": int, "config": dict, "plans": dict, "created": str}
-    return state_files.read(path, "`python -m gen.verify --repair` makes it again", shape)
+    path = folder / generated.PROVENANCE
+    return generated.read_provenance(path) if path.is_file() else None

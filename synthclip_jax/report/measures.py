@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from synthclip_jax.data.readers.agreement import SUFFIX
+from synthclip_jax.data.readers.agreement import SUFFIX, load_scores
 from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.images.decoding import PictureError, open_picture
 from synthclip_jax.report.examples import Record, read_columns, read_record
@@ -107,7 +107,7 @@ def texts(run: Run) -> Texts:
     Raises:
       Missing: there are no captions, or pyarrow is not installed.
     """
-    paths = _spread(run.parquet("captions-*.parquet", "There are no captions in this workdir."), CAPTION_FILES)
+    paths = _spread(run.caption_files(), CAPTION_FILES)
     openings: collections.Counter[str] = collections.Counter()
     pairs: set[int] = set()
     total = words_in_a_row = 0
@@ -219,7 +219,7 @@ def agreement(run: Run) -> Agreement:
     for path in _spread(_shards(run), SHARDS):
         sidecar = path.with_name(path.name + SUFFIX)
         if sidecar.exists():
-            scores = np.load(sidecar, allow_pickle=False)
+            scores = load_scores(str(path), len(IndexedShard(path)))
             order = np.argsort(scores)[:WORST]
             worst += [(float(scores[index]), path, int(index)) for index in order if np.isfinite(scores[index])]
     worst = sorted(worst, key=lambda item: item[0])[:WORST]

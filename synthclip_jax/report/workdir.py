@@ -4,9 +4,9 @@ Only files are read, in the layout that generation, training and evaluation docu
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +23,7 @@ from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.report.examples import Record, read_columns, read_record
 from synthclip_jax.training.metrics import read_metrics
+from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, find_version, trained_version
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
@@ -93,8 +94,8 @@ class Run:
     @functools.cached_property
     def bank(self) -> dict[str, Any]:
         """Summary of the concept bank."""
-        shape = {"count": int, "sources": dict}
-        return self._json(self._gen("concepts") / "bank.json", shape, "There is no concept bank in this workdir.")
+        path = self._gen("concepts", generated.BANK_RECORD, "There is no concept bank in this workdir.")
+        return generated.read_bank_record(path, more={"count": int, "sources": dict})
 
     def concept_texts(self, ids: set[int]) -> dict[int, str]:
         """The texts of some concepts."""
@@ -102,18 +103,16 @@ class Run:
 
     def bank_concepts(self) -> Iterator[dict[str, Any]]:
         """The concepts in the order of their ids."""
-        with self.own(self._gen("concepts") / "bank.jsonl").open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+        return generated.read_bank(self._gen("concepts", generated.BANK))
 
     def commits(self, stage: str) -> list[dict[str, Any]]:
         """The commit records of a stage."""
-        folder = self._gen(stage) / "commits"
-        shape = {"count": int, "rejects": dict}
-        return [self._json(path, shape, sealed=False) for path in sorted(folder.glob("[0-9]*.json"))]
+        folder = self._version.stage_folder(stage) / generated.COMMITS
+        return [generated.read_commit(self.own(path)) for path in sorted(folder.glob("[0-9]*.json"))]
 
     def match_files(self) -> list[pathlib.Path]:
         """Files that say which concepts were found in each caption; none before balancing."""
-        return [self.own(path) for path in sorted(self._gen("balance").glob("matches-*.parquet"))]
+        return self._tables("balance", generated.MATCHES)
 
     def stage(self, name: str) -> Stage:
         """A stage that commits shards.
@@ -121,8 +120,7 @@ class Run:
         Raises:
           Missing: it has not begun.
         """
-        folder = self._gen(name)
-        plan = self._json(folder / "plan.json", dict, f"The {name} stage has not been run in this workdir.")
+        plan = self._plan(name, {}, f"The {name} stage has not been run in this workdir.")
         records = self.commits(name)
         if not records:
             raise Missing(f"The {name} stage has been planned, and no shard of it is finished yet.")
@@ -145,7 +143,7 @@ class Run:
     def caption_words(self) -> tuple[np.ndarray, bool]:
         """Lengths of accepted captions in words, and whether they are all of them or a sample of the shards."""
         lengths: list[int] = []
-        files = self.parquet("captions-*.parquet", "There are no captions in this workdir.")
+        files = self.caption_files()
         step = 1
         for index, path in enumerate(files):
             if index % step:
@@ -158,7 +156,7 @@ class Run:
     def rejected_captions(self, per_reason: int = 3) -> dict[str, list[tuple[str, str]]]:
         """A few rejected answers by reason: (concept, text)."""
         found: dict[str, list[tuple[str, str]]] = {}
-        for path in self.parquet("rejects-*.parquet", "No rejects are recorded.")[:16]:
+        for path in self.caption_files(generated.REJECTS, "No rejects are recorded.")[:16]:
             columns = read_columns(path, ["reason", "concept", "text"])
             for reason, concept, answer in zip(*columns.values(), strict=True):
                 if len(found.setdefault(reason, [])) < per_reason:
@@ -168,14 +166,15 @@ class Run:
     @functools.cached_property
     def balance(self) -> dict[str, Any]:
         """The result of balancing."""
-        shape = {"unique": int, "unmatched": int, "kept": int, "t": float, "counts_before": str, "counts_after": str}
-        return self._json(self._gen("balance") / "balance.json", shape, "The captions have not been balanced yet.")
+        return generated.read_balance(
+            self._gen("balance", generated.BALANCE, "The captions have not been balanced yet.")
+        )
 
     def concept_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """In how many captions each concept is, before and after balancing."""
-        folder = self._gen("balance")
-        files = [self.own(folder / self.balance[key]) for key in ("counts_before", "counts_after")]
-        return tuple(np.load(file, allow_pickle=False) for file in files)
+        _ = self.balance  # the counts are whole once it is there
+        before, after = (self._gen("balance", name) for name in (generated.COUNTS_BEFORE, generated.COUNTS_AFTER))
+        return generated.read_counts(before), generated.read_counts(after)
 
     # ---- the dataset ----------------------------------------------------------------------------------------------
 
@@ -185,22 +184,21 @@ class Run:
         folders = [path.parent for path in (self.folder / "dataset").glob("*/*/*.tfrecord-00000-of-*")]
         if not folders:
             raise Missing("There are no pictures in this workdir yet.")
-        complete = {path: (path / "provenance.json").exists() for path in folders}
+        complete = {path: (path / generated.PROVENANCE).exists() for path in folders}
         ranked = ((path.name == self._version.dataset, complete[path], path.stat().st_mtime, path) for path in folders)
         return self.own(max(ranked)[-1])
 
     @property
     def pictures_folder(self) -> pathlib.Path:
         """The dataset as its pictures were drawn, also where training uses a filtered one."""
-        path = self._gen("images") / "plan.json"
-        plan = self._json(path, {"dataset": str, "version": str}, "There are no pictures in this workdir yet.")
+        plan = self._plan("images", {"dataset": str, "version": str}, "There are no pictures in this workdir yet.")
         return self.own(self.folder / "dataset" / plan["dataset"] / plan["version"])
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """How the dataset was made."""
-        path = self.dataset_folder / "provenance.json"
-        return self._json(path, {"config": dict}, "The dataset is not finalized yet (no provenance.json).")
+        path = self.dataset_folder / generated.PROVENANCE
+        return generated.read_provenance(self._there(path, "The dataset is not finalized yet (no provenance.json)."))
 
     def records(self, count: int) -> list[Record]:
         """About `count` pictures spread evenly over the dataset, of as many different concepts as there are."""
@@ -229,14 +227,8 @@ class Run:
     def credits(self) -> list[tuple[str, str]]:
         """(what, whose) for pictures that the page shows, from the cards of the dataset and the test sets."""
         lines = []
-        try:
-            card = self.own(self.dataset_folder / "README.md").read_text(encoding="utf-8").splitlines()
-        except (Missing, OSError):
-            card = []
-        for line in card:
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(cells) == 2 and cells[0] in ("captions by", "pictures by"):
-                lines.append((cells[0], cells[1].replace("`", "")))
+        with contextlib.suppress(UserError, OSError):
+            lines += generated.read_credits(self.own(self.dataset_folder / generated.CARD))
         for path in sorted((self.folder / "testsets").glob("*/README.md")):
             last = self.own(path).read_text(encoding="utf-8").strip().splitlines()[-1]
             lines.append((f"test set {path.parent.name}", last))
@@ -247,8 +239,8 @@ class Run:
     @functools.cached_property
     def training(self) -> dict[str, Any]:
         """What was trained: config, dataset, versions."""
-        path = self.folder / "train" / "config.json"
-        return self._json(path, {"config": dict}, "Training has not begun in this workdir.")
+        path = self._there(self.folder / "train" / "config.json", "Training has not begun in this workdir.")
+        return state_files.read(path, "Restore it, or make it again.", {"config": dict})
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:
@@ -318,9 +310,13 @@ class Run:
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
-    def _gen(self, stage: str) -> pathlib.Path:
-        """The folder of a stage."""
-        return self._version.stage_folder(stage)
+    def _gen(self, stage: str, name: str, otherwise: str = "") -> pathlib.Path:
+        """A file of a stage, see `_there`."""
+        return self._there(self._version.stage_folder(stage) / name, otherwise)
+
+    def _plan(self, stage: str, shape: Mapping[str, Any], otherwise: str) -> dict[str, Any]:
+        remedy = "Restore it, or make it again."
+        return state_files.read(self._gen(stage, generated.PLAN, otherwise), remedy, shape)
 
     @functools.cached_property
     def _version(self) -> Version:
@@ -337,20 +333,24 @@ class Run:
             raise Missing(f"{path} leads out of this workdir and is not read.")
         return pathlib.Path(str(path))
 
-    def _json(
-        self, path: Any, shape: state_files.Shape = dict, otherwise: str = "", sealed: bool | None = None
-    ) -> dict[str, Any]:
+    def _there(self, path: Any, otherwise: str) -> pathlib.Path:
+        """The path, if something is there, in this workdir; `otherwise`: the sentence if there is nothing."""
         if otherwise and not path.exists():
             raise Missing(otherwise)
-        return state_files.read(self.own(path), "Restore it, or make it again.", shape, sealed)
+        return self.own(path)
 
-    def parquet(self, pattern: str, otherwise: str) -> list[pathlib.Path]:
-        """Files of the captions stage.
+    def _tables(self, stage: str, kind: str) -> list[pathlib.Path]:
+        return [self.own(path) for path in generated.list_tables(self._version.stage_folder(stage), kind)]
+
+    def caption_files(
+        self, kind: str = generated.CAPTIONS, otherwise: str = "There are no captions in this workdir."
+    ) -> list[pathlib.Path]:
+        """Tables of the captions stage.
 
         Raises:
           Missing: there are none, or pyarrow is not installed.
         """
-        paths = [self.own(path) for path in sorted(self._gen("captions").glob(pattern))]
+        paths = self._tables("captions", kind)
         if not paths:
             raise Missing(otherwise)
         try:

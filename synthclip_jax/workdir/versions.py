@@ -20,6 +20,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.files.locations import Location, is_url, location
+from synthclip_jax.workdir.generated import PLAN
 
 FIRST = "1.0.0"
 _NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
@@ -223,7 +224,7 @@ def check_inside(workdir: str | os.PathLike | Location, folders: Sequence[str]) 
 
 def _planned(workdir: str | os.PathLike | Location) -> str:
     """The version in the plan of the first pictures; empty if there is none."""
-    path = location(workdir) / "gen" / "images" / "plan.json"
+    path = location(workdir) / "gen" / "images" / PLAN
     try:
         version = state_files.read(path, "", {"version": str}, sealed=False)["version"]
     except (OSError, state_files.StateError):

@@ -10,7 +10,6 @@ import json
 import pytest
 from mutations import MANY, how_many, limits, mutations
 
-from gen import balance
 from gen.bank.block_list import BlockList
 from gen.bank.files import read_file
 from gen.concepts import load_bank, read_meta, run
@@ -19,6 +18,7 @@ from synthclip_jax.config import default_config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.text.presence import normalise
+from synthclip_jax.workdir.generated import read_balance
 
 pytest.importorskip("wordfreq")
 
@@ -90,11 +90,11 @@ def read_damaged_state(workdir, count):
     """Reads banks, their records and balance records with damage: what is read is what was written."""
     config = made_workdir(workdir)
     concepts, result_path = workdir / "gen" / "concepts", workdir / "gen" / "balance" / "balance.json"
-    bank, meta, result = load_bank(workdir), read_meta(workdir), balance.read_result(result_path)
+    bank, meta, result = load_bank(workdir), read_meta(workdir), read_balance(result_path)
     readers = {
         concepts / "bank.json": lambda: read_meta(workdir) == meta and load_bank(workdir) == bank,
         concepts / "bank.jsonl": lambda: load_bank(workdir) == bank,
-        result_path: lambda: balance.read_result(result_path) == result,
+        result_path: lambda: read_balance(result_path) == result,
         concepts / "plan.json": lambda: run(config, workdir)["digest"] == meta["digest"],
     }
     refused = 0
@@ -138,5 +138,5 @@ def test_records_of_older_releases_have_no_seal_and_are_read(tmp_path):
         del record["check"], record["sealed"]
         path.write_bytes(to_json(record))
     assert load_bank(tmp_path).texts == ["dog", "owl", "red panda"]
-    assert balance.read_result(tmp_path / "gen" / "balance" / "balance.json")["kept"] == 20
+    assert read_balance(tmp_path / "gen" / "balance" / "balance.json")["kept"] == 20
     assert StageStore(tmp_path / "gen" / "concepts").plan_path.exists()

@@ -12,10 +12,11 @@ from fuzz.mutations import MANY, how_many, limits, mutations
 
 from gen.checks.evidence import read_provenance
 from gen.engines.batch_size import recall
-from gen.shards.store import ShardOutput, StageStore, read_json, read_record
+from gen.shards.store import ShardOutput, StageStore, read_json
 from gen.shards.versions import open_version
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
+from synthclip_jax.workdir.generated import parse_commit
 from synthclip_jax.workdir.versions import list_versions, record_path
 
 PLAN = {
@@ -124,7 +125,7 @@ def test_commit_records(store, count):
         path.write_bytes(damaged)
         with limits(what):
             found = store.committed()
-            alone = read_record(path.name, damaged)
+            alone = parse_commit(path.name, damaged)
         assert found in ({}, {0: record}), what
         assert alone in (None, record), what
         assert alone is None or parsed(damaged) == record, what
@@ -176,7 +177,15 @@ def test_records_of_versions(tmp_path, count):
 
 
 def test_provenance(tmp_path, count):
-    made = {"name": "toy", "version": "1.0.0", "seed": 0, "config": {"x": 1}, "plans": {"captions": PLAN}, "records": 3}
+    made = {
+        "name": "toy",
+        "version": "1.0.0",
+        "created": "2026-01-02",
+        "seed": 0,
+        "config": {"x": 1},
+        "plans": {"captions": PLAN},
+        "records": 3,
+    }
     stage = {"folder": "captions", "plan": "0" * 16, "records": [{"shard": 0, "files": {}}], "files": {}}
     made |= {"shards": [{"file": "a", "records": 3, "bytes": 9, "sha256": "0" * 64}], "format": 2, "files": {}}
     made["generation"] = {"number": 1, "recorded": True, "stages": {"captions": stage}}

@@ -299,7 +299,7 @@ def test_the_stage_writes_the_engines_pictures_with_their_captions(tiny_model, t
             f"gen.images.generate_size={SIDE}", "gen.images.batch_size=2", "gen.images.shard_size=2",
         ],
     )  # fmt: skip
-    path = images.selected_path(tmp_path)
+    path = tmp_path / "gen" / "balance" / "selected.parquet"
     path.parent.mkdir(parents=True)
     captions = ["A dog.", "The spirit of freedom.", "A man eating soup."]
     table = {

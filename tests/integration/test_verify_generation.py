@@ -60,14 +60,14 @@ def commit_path(workdir, stage, shard):
 
 def rewrite_record(workdir, stage, shard, **changes):
     """Changes a commit record as one who knows how it is checked."""
-    from gen.shards.store import _checksum, to_json
+    from gen.shards.store import plan_digest, to_json
 
     path = commit_path(workdir, stage, shard)
     record = json.loads(path.read_bytes())
     for name, data in changes.pop("data", {}).items():
         record["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     record |= changes
-    record["check"] = _checksum(record)
+    record["check"] = plan_digest(record)
     path.write_bytes(to_json(record))
 
 

@@ -1,7 +1,6 @@
 """The audit page: what it measures, what it flags, and that no text of the data becomes markup or script."""
 
 import hashlib
-import io
 import json
 import re
 
@@ -11,6 +10,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.report import audit, audit_page, measures, signatures
 from synthclip_jax.report.workdir import Run
 
@@ -37,33 +37,27 @@ def folder(tmp_path_factory):
     (workdir / "gen/concepts/bank.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     np.save(workdir / "gen/balance/counts_before.npy", np.array([60, 30, 26, 10, 1, 0]))
     np.save(workdir / "gen/balance/counts_after.npy", np.array([50, 25, 25, 1, 0, 0]))
-    plan = json.loads((workdir / "gen/images/plan.json").read_text())
-    plan |= {"dataset": "toy", "version": "1.0.0"}
-    (workdir / "gen/images/plan.json").write_text(json.dumps(plan))
     return workdir
 
 
 def score(workdir, no_better):
     """Scores as gen.agreement leaves them: the first record of each shard agrees least."""
-    for shard, path in enumerate(sorted((workdir / "dataset/toy/1.0.0").glob("*.tfrecord-?????-of-?????"))):
+    folder = workdir / "dataset/toy/1.0.0"
+    store = StageStore(workdir / "gen/agreement", folder)
+    store.ensure_plan({"stage": "agreement", "step": 7, "checkpoint": "c"})
+    for shard, path in enumerate(sorted(folder.glob("*.tfrecord-?????-of-?????"))):
         count = len(measures.IndexedShard(path))
         scores = np.linspace(-0.5, 0.5, count, dtype=np.float32)
-        buffer = io.BytesIO()
-        np.save(buffer, scores)
-        path.with_name(f"{path.name}.agreement.npy").write_bytes(buffer.getvalue())
-        fake_run.write_commit(
-            workdir / "gen/agreement",
-            shard,
-            count,
-            {},
-            1.0,
-            compared=100,
-            no_better_than_another=no_better,
-            undecodable=0,
-            sum=float(scores.sum()),
-            histogram=np.histogram(scores, 50, (-1, 1))[0].tolist(),
-        )
-    fake_run.write_json(workdir / "gen/agreement/plan.json", {"stage": "agreement", "step": 7, "checkpoint": "c"})
+        measured = {
+            "compared": 100,
+            "no_better_than_another": no_better,
+            "undecodable": 0,
+            "sum": float(scores.sum()),
+            "histogram": np.histogram(scores, 50, (-1, 1))[0].tolist(),
+        }
+        files = {f"data:{path.name}.agreement.npy": fake_run.npy(scores)}
+        store.forget(shard)
+        store.commit(shard, ShardOutput(files, count, info=measured))
 
 
 def by_name(run):

@@ -16,6 +16,7 @@ from synthclip_jax import export as export_lib
 from synthclip_jax.config import default_config
 from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.export import ExportError, export, push
+from synthclip_jax.files import state_files
 from synthclip_jax.formats import FormatError, open_clip
 from synthclip_jax.formats.check import ExportMismatch
 from synthclip_jax.formats.foreign import read_foreign
@@ -170,7 +171,7 @@ def test_the_card_says_data_licences_recipe_and_results_with_intervals(tmp_path)
     gen.images.update(engine="sprites")
     plans = {"captions": {"bank": "fedcba9876543210"}}  # which the concepts' own plan does not hold
     made = json.loads(provenance.read_text()) | {"config": config_lib.plain(gen), "plans": plans}
-    provenance.write_text(json.dumps(made))
+    state_files.write(provenance, made)
     config = config_lib.from_plain(json.loads((workdir / "train" / "config.json").read_text())["config"])
     config = ml_collections.ConfigDict(config)
     config.model.update(tower="openai")
@@ -359,7 +360,14 @@ def card_data(workdir, gen, plans, **changes):
 
     folder = workdir / "dataset" / changes.pop("folder", "toy") / "1.0.0"
     folder.mkdir(parents=True)
-    made = {"name": folder.parent.name, "version": "1.0.0", "created": "2026-01-02", "seed": 0, "records": 7}
+    made = {
+        "name": folder.parent.name,
+        "version": "1.0.0",
+        "created": "2026-01-02",
+        "seed": 0,
+        "records": 7,
+        "shards": [],
+    }
     made |= {"config": config_lib.plain(gen), "plans": plans} | changes
     (folder / "provenance.json").write_text(json.dumps(made))
     config = default_config()

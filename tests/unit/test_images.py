@@ -271,8 +271,8 @@ def test_another_configuration_is_refused_by_name(made):
 def test_other_captions_than_those_of_the_plan_are_refused(tmp_path):
     workdir = write_selected(tmp_path / "w")
     images.run(config_with(), workdir)
-    images.selected_path(workdir).unlink()
-    images.selected_path(workdir).parent.rmdir()
+    (workdir / "gen" / "balance" / "selected.parquet").unlink()
+    (workdir / "gen" / "balance" / "selected.parquet").parent.rmdir()
     write_selected(workdir, CAPTIONS[:3])
     with pytest.raises(PlanMismatch, match="selected"):
         images.run(config_with(), workdir)
@@ -299,7 +299,7 @@ def test_progress_counts_every_picture_once(tmp_path):
     workdir = write_selected(tmp_path / "w")
     config = config_with()
     worker = images.ImageWorker(
-        images.make_engine(config.gen.images), pq.read_table(images.selected_path(workdir)), config
+        images.make_engine(config.gen.images), pq.read_table(workdir / "gen" / "balance" / "selected.parquet"), config
     )
     worker.progress = Counter()
     for index, items in enumerate((4, 4, 4, 3)):
@@ -351,7 +351,7 @@ def test_the_order_is_that_of_older_releases_whatever_the_blocks(tmp_path, made,
 
 def test_damaged_captions_are_named(tmp_path):
     workdir = write_selected(tmp_path)
-    path = images.selected_path(workdir)
+    path = workdir / "gen" / "balance" / "selected.parquet"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StoreError, match=r"selected\.parquet: damaged"):
         images.run(config_with(), workdir)

@@ -12,12 +12,16 @@ import fake_run
 import numpy as np
 import pytest
 
+from gen.concepts import load_bank
+from gen.shards.store import StageStore
 from synthclip_jax import compare, compare_runs, report
 from synthclip_jax.evals.build import build as build_results
+from synthclip_jax.files import state_files
 from synthclip_jax.model.checkpoint_files import checkpoint_digest, write_checksums
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, tag, text, thumbnail
 from synthclip_jax.report.workdir import Missing, Run
+from synthclip_jax.workdir import generated
 
 pytest.importorskip("pyarrow")
 
@@ -62,6 +66,17 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(finished):
     return report.build(finished)
+
+
+def test_the_invented_run_is_one_that_generation_takes_for_its_own(finished):
+    dataset = finished / "dataset" / "toy" / "1.0.0"
+    for stage, data in (("captions", None), ("images", dataset)):
+        store = StageStore(finished / "gen" / stage, data)
+        plan = store.ensure_plan(store.read_plan())
+        assert len(store.committed()) == plan["shards"]
+    assert load_bank(finished).texts == list(fake_run.CONCEPTS)
+    assert generated.read_balance(finished / "gen" / "balance" / "balance.json")["kept"] == 46
+    assert generated.read_provenance(dataset / "provenance.json")["records"] == 96
 
 
 def test_a_finished_run_fills_every_section(page):
@@ -120,12 +135,12 @@ def test_hostile_captions_concepts_and_names_are_shown_and_never_run(tmp_path):
     config = tmp_path / "train" / "config.json"
     run = json.loads(config.read_text())
     run["config"]["name"] = run["versions"]["jax"] = ATTACK
-    config.write_text(json.dumps(run))
+    state_files.write(config, run)
     for stage in ("captions", "images"):
         path = tmp_path / "gen" / stage / "commits" / "00000.json"
         record = json.loads(path.read_text())
         record["rejects"][ATTACK] = 3
-        path.write_text(json.dumps(record))
+        path.write_text(json.dumps(record | {"check": generated.plan_digest(record)}))
     page = report.build(tmp_path)
     reader = Reader(page)
     assert not [element for element in reader.elements if element[0] == "script"]

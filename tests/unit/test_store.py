@@ -17,8 +17,8 @@ from gen.shards.store import (
     ShardOutput,
     StageStore,
     StoreError,
-    _checksum,
     create_if_absent,
+    plan_digest,
     to_json,
     write_atomic,
 )
@@ -113,7 +113,7 @@ def test_no_record_leads_out_of_its_folder(tmp_path, name):
         store.commit(0, ShardOutput({name: b"abc"}, count=3))
     record = store.commit(1, ShardOutput({"a.bin": b"abc"}, count=3))
     record["files"] = {name: record["files"]["a.bin"]}
-    record["check"] = _checksum(record)
+    record["check"] = plan_digest(record)
     (store.folder / "commits" / "00001.json").write_bytes(to_json(record))
     assert store.committed() == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gen import testsets
-from gen.images import selected_path
 from gen.shards.store import StoreError, sha256, to_json
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import load_config
@@ -33,7 +32,7 @@ def write_workdir(workdir, concepts=tuple((name, "sprites") for name in CLASSES)
     folder.mkdir(parents=True)
     (folder / "bank.jsonl").write_bytes(data)
     (folder / "bank.json").write_bytes(to_json({"digest": "d", "bank.jsonl": {"sha256": sha256(data)}}))
-    path = selected_path(workdir)
+    path = workdir / "gen" / "balance" / "selected.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.table({"caption": pa.array(captions, pa.string())}), path)
     return workdir
@@ -168,7 +167,7 @@ def test_missing_inputs_say_what_to_run(tmp_path):
     with pytest.raises(StoreError, match="no entry from the sprites' vocabulary"):
         testsets.run(config_with(), nothing)
     unbalanced = write_workdir(tmp_path / "b", concepts=[("dog", "sprites")])
-    selected_path(unbalanced).unlink()
+    (unbalanced / "gen" / "balance" / "selected.parquet").unlink()
     with pytest.raises(StoreError, match="python -m gen"):
         testsets.run(config_with(), unbalanced)
 
@@ -176,7 +175,9 @@ def test_missing_inputs_say_what_to_run(tmp_path):
 def set_captions(workdir, captions):
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"caption": pa.array(captions, pa.string())}), selected_path(workdir))
+    pq.write_table(
+        pa.table({"caption": pa.array(captions, pa.string())}), workdir / "gen" / "balance" / "selected.parquet"
+    )
 
 
 def of_captions(workdir):
