@@ -9,7 +9,6 @@ The bank's digest is carried by everything made from it.
 import collections
 import dataclasses
 import functools
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from gen.bank.contents import check_contents, contents_of
 from gen.bank.sources import SOURCES, BankError, Brought
 from gen.shards.local import Executor, run_local
 from gen.shards.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
+from synthclip_jax import packages
 from synthclip_jax.config import plain
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.files.locations import Location
@@ -162,7 +162,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
         "alike": len(texts) - len(patterns),
         "left_out": left_out.as_dict(),
         "contents": contents_of(settings, brought),
-        "versions": {name: importlib.metadata.version(name) for name in ("wordfreq", "symspellpy") if _installed(name)},
+        "versions": packages.installed(("wordfreq", "symspellpy")),
     }
     # The plan comes after the sources were read: a mistyped path can be corrected without a mismatch.
     store.ensure_plan(plan)
@@ -320,11 +320,3 @@ def _print_counts(meta: Mapping[str, Any], settings: Any) -> None:
 def _summary(meta: Mapping[str, Any]) -> dict[str, Any]:
     duplicates = sum(count["repeated"] for count in meta["sources"].values())
     return {"concepts": meta["count"], "duplicates": duplicates, "digest": meta["digest"]}
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

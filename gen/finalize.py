@@ -7,7 +7,6 @@ a dataset that has it is complete. It says what must be there, of this dataset a
 
 import collections
 import datetime
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -22,6 +21,7 @@ from gen.shards.finished_pictures import SPLIT, data_file
 from gen.shards.local import Executor, run_local
 from gen.shards.store import StageStore, StoreError, to_json, write_atomic
 from gen.stages import BY_NAME, FOLDERS
+from synthclip_jax import packages
 from synthclip_jax.config import plain
 from synthclip_jax.data.records import IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
@@ -204,12 +204,7 @@ def _provenance(
     config: Any, version: Version, name: str, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
 ) -> dict[str, Any]:
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version(), **packages.installed(PACKAGES)}
     stages = {}
     for stage in FOLDERS:
         store = StageStore(version.stage_folder(stage))

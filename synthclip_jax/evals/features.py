@@ -21,8 +21,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from synthclip_jax import packages
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import origin
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
 from synthclip_jax.evals.datasets.joined import join, lacking
 from synthclip_jax.evals.progress import told
@@ -208,7 +208,7 @@ class Extractor:
 
     def __call__(self, dataset: Dataset) -> Features:
         """Features of one split: from memory, from the folder, or extracted."""
-        name = json.dumps([self._made, dataset.identity(), origin.versions()])
+        name = json.dumps([self._made, dataset.identity(), packages.versions(packages.EVALUATION)])
         if (known := _memory.get(self.encoder.params, name)) is not None:
             return known
         path = self._path(dataset, name) if self.folder else None

@@ -7,20 +7,17 @@ sizes and times; the packages that compute. Prompts and settings stand beside it
 in the same way.
 """
 
-import importlib.metadata
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax import __version__
+from synthclip_jax import packages
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder
 
 MADE_FROM = "made_from"  # the key in a result file
 OLD_VERSION = "made by an older version, which did not note of what"
 UNSAVED = ""  # in place of the digest of weights that were not saved
-# Those that decode images, read text and compute: with another one the same weights may give another number.
-PACKAGES = ("jax", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "tokenizers")
 _WORDS = {"classes": "class names", "files": "files"}
 _SHOWN = 60  # letters of a setting's value
 
@@ -43,18 +40,7 @@ def origin(checkpoint: str, dataset: Dataset, workdir: str | os.PathLike, learns
     for identity in splits.values():
         if identity["place"].startswith(home + os.sep):
             identity["place"] = os.path.relpath(identity["place"], home)
-    return {"checkpoint": checkpoint, "splits": splits, "versions": versions()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    found = {"synthclip_jax": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"checkpoint": checkpoint, "splits": splits, "versions": packages.versions(packages.EVALUATION)}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,9 @@ Beside it lies one `.npz` per test set with the prediction for every image: what
 processes may write results of one checkpoint and suite at once: all are kept.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import math
 import os
 import pathlib
@@ -24,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax import packages
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin
 from synthclip_jax.files import array_files, state_files
 from synthclip_jax.files.storage import locked
 from synthclip_jax.left_out import LeftOut
 
-PACKAGES = ("synthclip_jax", "jax", "flax", "numpy", "pillow")
 FORMAT = 2  # 1 had neither `made_from` nor `check`
 REMEDY = "Delete it and evaluate again."
 _SHAPE = {"step": int, "suite": str, "metrics": dict, "datasets": dict}
@@ -144,15 +142,6 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on, as far as they are installed."""
-    found = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
 def known_result(path: pathlib.Path, log: Callable[[str], Any] = print) -> dict[str, Any]:
     """What a result file holds, nothing where there is none; one that is damaged is set aside, and `log` told of it."""
     try:
@@ -213,7 +202,7 @@ def write_result(
             "suite": suite,
             "metrics": {**_without(old["metrics"], suite, described), **metrics},
             "datasets": {**old["datasets"], **described},
-            "versions": versions(),
+            "versions": packages.versions(packages.TRAINING),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         state_files.write(path, result)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Float
 
+from synthclip_jax import packages
 from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
 from synthclip_jax.errors import UserError
-from synthclip_jax.evals import origin
 from synthclip_jax.evals.datasets.identity import digest, identify
 from synthclip_jax.files import array_files, state_files
 from synthclip_jax.files.storage import StoreError
@@ -93,7 +93,7 @@ class Collection:
             "preparation": str(encoder.preprocess),
             **identify(self.folder, (), [shard.path for shard in self._shards]),
             "pictures taken": digest([str(self.total), *entries]),
-            **origin.versions(),
+            **packages.versions(packages.EVALUATION),
         }
 
     def embed(self, encoder: Encoder, cache: pathlib.Path, weights: str, log: Callable[[str], None] = print) -> None:

@@ -55,10 +55,6 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         raise FormatError(f"{path}: {error.strerror or error}. Download or copy it again") from error
 
 
-# The largest sizes that are believed: more is a damaged or hostile file, and would take memory or time without end.
-MOST_LAYERS, MOST_WIDTH, MOST_HEADS, MOST_PIXELS, MOST_TOKENS = 1_000, 65_536, 1_024, 16_384, 65_536
-
-
 class Options:
     """A section of a foreign config. Each key is used, or known to be without effect, or refused by name."""
 

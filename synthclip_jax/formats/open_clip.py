@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.formats import (
-    MOST_HEADS,
-    MOST_LAYERS,
-    MOST_PIXELS,
-    MOST_TOKENS,
-    MOST_WIDTH,
     Description,
     FormatError,
     Options,
+    bounds,
     usual_preprocess,
 )
 from synthclip_jax.model.preprocess import Preprocess
@@ -152,24 +148,24 @@ def read(config: dict[str, Any]) -> Description:
         tower, (size, sizes) = "slip", _timm(str(name), vision)
     else:
         vision.require(_PLAIN_VISION)
-        tower, width = "openai", vision.whole("width", 768, MOST_WIDTH)
-        size, layers = _side(vision), vision.whole("layers", 12, MOST_LAYERS)
-        head = vision.whole("head_width", 64, MOST_WIDTH)
+        tower, width = "openai", vision.whole("width", 768, bounds.WIDTH)
+        size, layers = _side(vision), vision.whole("layers", 12, bounds.LAYERS)
+        head = vision.whole("head_width", 64, bounds.WIDTH)
         if width % head:
             raise FormatError(f"vision_cfg.head_width: given {head}, allowed: a divisor of the width {width}")
         sizes = {"width": width, "layers": layers, "heads": width // head}
-        sizes["patch_size"] = vision.whole("patch_size", 16, MOST_PIXELS)
+        sizes["patch_size"] = vision.whole("patch_size", 16, bounds.PIXELS)
     described = {
         "tower": tower,
-        "embed_dim": model.whole("embed_dim", None, MOST_WIDTH),
+        "embed_dim": model.whole("embed_dim", None, bounds.WIDTH),
         "quick_gelu": bool(model.get("quick_gelu", False)),
         "logit_bias": model.get("init_logit_bias") is not None,
         "vision": sizes,
         "text": {
-            "width": text.whole("width", 512, MOST_WIDTH),
-            "layers": text.whole("layers", 12, MOST_LAYERS),
-            "heads": text.whole("heads", 8, MOST_HEADS),
-            "context_length": text.whole("context_length", 77, MOST_TOKENS),
+            "width": text.whole("width", 512, bounds.WIDTH),
+            "layers": text.whole("layers", 12, bounds.LAYERS),
+            "heads": text.whole("heads", 8, bounds.HEADS),
+            "context_length": text.whole("context_length", 77, bounds.TOKENS),
         },
     }
     # The name of a timm model overrides the sizes, and without one nothing of timm is used.
@@ -202,7 +198,7 @@ def _side(options: Options, default: int = 224) -> int:
     value = options.get("image_size", default)
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         options = Options(options.where, {"image_size": value[0]})
-    return options.whole("image_size", default, MOST_PIXELS)
+    return options.whole("image_size", default, bounds.PIXELS)
 
 
 def _preprocess(config: dict[str, Any] | None, size: int) -> tuple[Preprocess, tuple[str, ...]]:

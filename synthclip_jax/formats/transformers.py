@@ -10,14 +10,10 @@ from typing import Any
 
 from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.formats import (
-    MOST_HEADS,
-    MOST_LAYERS,
-    MOST_PIXELS,
-    MOST_TOKENS,
-    MOST_WIDTH,
     Description,
     FormatError,
     Options,
+    bounds,
     read_config,
     tokenizer_files,
     usual_preprocess,
@@ -127,15 +123,15 @@ def read(folder: pathlib.Path) -> Description:
         tower = "openai"
         plain = {"model_type": "clip_vision_model", "hidden_act": act, "layer_norm_eps": 1e-5, "num_channels": 3}
         vision.require(plain)
-        size = vision.whole("image_size", None, MOST_PIXELS)
-        sizes = {**_sizes(vision), "patch_size": vision.whole("patch_size", None, MOST_PIXELS)}
+        size = vision.whole("image_size", None, bounds.PIXELS)
+        sizes = {**_sizes(vision), "patch_size": vision.whole("patch_size", None, bounds.PIXELS)}
     described = {
         "tower": tower,
-        "embed_dim": config.whole("projection_dim", 512, MOST_WIDTH),
+        "embed_dim": config.whole("projection_dim", 512, bounds.WIDTH),
         "quick_gelu": act == "quick_gelu",
         "logit_bias": False,
         "vision": sizes,
-        "text": {**_sizes(text), "context_length": text.whole("max_position_embeddings", None, MOST_TOKENS)},
+        "text": {**_sizes(text), "context_length": text.whole("max_position_embeddings", None, bounds.TOKENS)},
     }
     text.finish(_HARMLESS)
     vision.finish(_HARMLESS)
@@ -208,14 +204,14 @@ def _blocks(tower: Any, act: str) -> dict[str, Any]:
 
 
 def _sizes(section: Options) -> dict[str, int]:
-    width = section.whole("hidden_size", None, MOST_WIDTH)
+    width = section.whole("hidden_size", None, bounds.WIDTH)
     inner = section.get("intermediate_size")
     if inner != 4 * width:
         raise FormatError(
             f"it is of another architecture: {section.where}.intermediate_size {inner!r}, this model has {4 * width}"
         )
-    layers = section.whole("num_hidden_layers", None, MOST_LAYERS)
-    return {"width": width, "layers": layers, "heads": section.whole("num_attention_heads", None, MOST_HEADS)}
+    layers = section.whole("num_hidden_layers", None, bounds.LAYERS)
+    return {"width": width, "layers": layers, "heads": section.whole("num_attention_heads", None, bounds.HEADS)}
 
 
 def _timm(section: Options) -> tuple[int, dict[str, int]]:
@@ -229,12 +225,12 @@ def _timm(section: Options) -> tuple[int, dict[str, int]]:
     section.require({"do_pooling": True, "num_classes": 0, "global_pool": "token"})
     width, layers, heads, patch, size = names[name.partition(".")[0]]
     sizes = {
-        "width": arguments.whole("embed_dim", width, MOST_WIDTH),
-        "layers": arguments.whole("depth", layers, MOST_LAYERS),
-        "heads": arguments.whole("num_heads", heads, MOST_HEADS),
-        "patch_size": arguments.whole("patch_size", patch, MOST_PIXELS),
+        "width": arguments.whole("embed_dim", width, bounds.WIDTH),
+        "layers": arguments.whole("depth", layers, bounds.LAYERS),
+        "heads": arguments.whole("num_heads", heads, bounds.HEADS),
+        "patch_size": arguments.whole("patch_size", patch, bounds.PIXELS),
     }
-    size = arguments.whole("img_size", size, MOST_PIXELS)
+    size = arguments.whole("img_size", size, bounds.PIXELS)
     if section.get("hidden_size", sizes["width"]) != sizes["width"]:
         raise FormatError(
             f"vision_config.hidden_size: given {section.get('hidden_size')}, the tower has {sizes['width']}"

@@ -2,21 +2,19 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from synthclip_jax import __version__
 from synthclip_jax import config as config_lib
+from synthclip_jax import packages
 from synthclip_jax.devices.distributed import is_main, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.model.preprocess import Preprocess
 
-PACKAGES = ("synthclip_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What may differ between two starts of one run: it changes speed, placement or reports, not what is trained.
 FREE_TO_CHANGE = re.compile(
     r"name$|gen\.|eval\.|data\.(path|sources|threads|workers|prefetch|cache|check_crc|verify|on_error|text_buckets)$"
@@ -54,7 +52,7 @@ def describe_run(
             "digest": dataset_digest,
             **({"content": content_digest} if content_digest else {}),
         },
-        "versions": versions(),
+        "versions": packages.versions(packages.TRAINING),
     }
 
 
@@ -138,18 +136,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return leaves
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers and checkpoints depend on."""
-    return {package: _version(package) for package in PACKAGES}
-
-
-@functools.cache
-def _version(package: str) -> str:
-    if package == "synthclip_jax":
-        return __version__  # also where it runs from a checkout and is not installed
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

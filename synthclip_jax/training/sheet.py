@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
+from synthclip_jax import packages
 from synthclip_jax.data.stream import Pairs
 from synthclip_jax.devices import sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.model import flops
 from synthclip_jax.model.towers import parameter_table
-from synthclip_jax.training.claim import versions
 from synthclip_jax.training.optim import Length
 
 
@@ -18,7 +18,10 @@ def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pair
     """Prints what will be trained, on what, with what."""
     devices = mesh.devices.flatten()
     shards = sharding.batch_shards(mesh)
-    say("versions    " + ", ".join(f"{package} {version}" for package, version in versions().items()))
+    say(
+        "versions    "
+        + ", ".join(f"{package} {version}" for package, version in packages.versions(packages.TRAINING).items())
+    )
     say(f"devices     {devices.size} x {devices[0].device_kind}, {jax.process_count()} process(es)")
     say("mesh        " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()))
     say(f"batch       {length.batch_size} = {length.batch_size // shards} on each of {shards} batch shard(s)")
