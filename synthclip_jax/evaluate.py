@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.config import add_config_argument, leaves, parse_args
 from synthclip_jax.errors import command
 from synthclip_jax.evals import build, catalogue, origin, prompts, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, account, open_datasets
@@ -270,16 +270,12 @@ def _merged(checkpoints: Any, given: Any, workdir: str | pathlib.Path) -> ml_col
     return config
 
 
-def _differences(there: Any, here: Any, prefix: str = "model.") -> list[str]:
+def _differences(there: Any, here: Any) -> list[str]:
     """What makes the checkpoint's model another one than the config's; not how either is computed."""
-    lines = []
-    for key, value in there.items():
-        other = here.get(key)
-        if isinstance(value, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
-            lines += _differences(value, other, f"{prefix}{key}.")
-        elif other != value and key not in ("compute_dtype", "remat", "scan_layers", "attention"):
-            lines.append(f"{prefix}{key} is {value!r}, the config says {other!r}")
-    return lines
+    how = ("compute_dtype", "remat", "scan_layers", "attention")
+    values, others = leaves(there, "model."), leaves(here, "model.")
+    changed = [key for key in values if values[key] != others.get(key) and key.rpartition(".")[2] not in how]
+    return [f"{key} is {values[key]!r}, the config says {others.get(key)!r}" for key in changed]
 
 
 def is_done(known: dict[str, Any], suite: Suite, name: str, now: dict[str, Any], log: Callable[[str], Any]) -> bool:

@@ -158,6 +158,18 @@ def plain(tree: Any) -> Any:
     return [plain(value) for value in tree] if isinstance(tree, tuple | list) else tree
 
 
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their keys, such as `train.batch_size`."""
+    found = {}
+    for key, value in tree.items():
+        found |= (
+            leaves(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping | ml_collections.ConfigDict)
+            else {prefix + key: value}
+        )
+    return found
+
+
 def from_plain(values: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
     """The inverse of `plain`, for a config saved with a checkpoint; keys it lacks take their defaults."""
     config = default_config()

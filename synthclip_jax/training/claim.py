@@ -117,7 +117,7 @@ def _write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     # An older version did not have all keys of today: what it lacks was as the default is.
-    before, after = {**_defaults(), **_leaves(old["config"])}, _leaves(new["config"])
+    before, after = {**_defaults(), **config_lib.leaves(old["config"])}, config_lib.leaves(new["config"])
     keys = [key for key in {**before, **after} if not FREE_TO_CHANGE.match(key)]
     lines = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
     known = old["dataset"].keys() & new["dataset"].keys()  # an older version noted less
@@ -128,11 +128,4 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return _leaves(config_lib.plain(config_lib.default_config()))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return leaves
+    return config_lib.leaves(config_lib.plain(config_lib.default_config()))
