@@ -3,6 +3,10 @@
 On a disk (network storage included) a file is written as temporary file, fsync, rename, and a lock keeps two writers of
 one thing apart. An object store writes an object whole or not at all, and creates one only if there is none by a
 condition that it checks itself (S3: `If-None-Match: *`, Google: `ifGenerationMatch=0`); there are no locks.
+
+All files of a workdir or cache are written here, so one promise holds for all: once a write has returned, the file
+outlives a power failure. Two things are no single writes: a folder (checkpoint, export) is filled under another name,
+then renamed; a log (`metrics.jsonl`) grows line by line, and half a line at its end is left out when it is read.
 """
 
 import contextlib
