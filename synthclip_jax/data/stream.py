@@ -99,6 +99,11 @@ class Pairs:
         # A worker process fills its own cache.
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
 
+    def locate(self, index: int) -> tuple[Reader, int]:
+        """The reader that has the pair with this index, and its index there."""
+        source = bisect.bisect_right(self._ends, index)
+        return self.readers[source], index - self.spans[source].start
+
     def digest(self) -> str:
         """Short hash that tells what is trained on from anything else: files by name and size, weights, key maps."""
         return self._digest([reader.digest() for reader in self.readers])
@@ -133,8 +138,7 @@ class Pairs:
         return [text for reader in self.readers for text in reader.faults]
 
     def _read(self, index: int) -> Pair:
-        source = bisect.bisect_right(self._ends, index)
-        reader, index = self.readers[source], index - self.spans[source].start
+        reader, index = self.locate(index)
         if self.on_error == "raise":
             return read_pair(reader, index, self.max_pixels)
         for skipped in range(MOST_SKIPPED_IN_A_ROW):

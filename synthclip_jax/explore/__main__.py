@@ -12,12 +12,9 @@ import pathlib
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from synthclip_jax.config.sources import parse_sources
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.explore.guard import UPLOAD, Guard, own_names, private_files
-from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 
 CLASSES = 100  # concepts that the field of class names starts with
 
@@ -35,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--data", type=pathlib.Path, help="dataset folder; default: the one the run was trained on")
+    parser.add_argument("--data", type=pathlib.Path, help="dataset folder; default: what the run was trained on")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--pictures", type=int, default=20_000, help="most pictures to look at; 0: all (default 20000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -54,7 +51,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise ExploreError("the page needs Gradio: pip install 'synthclip_jax[explore]'") from None
     from starlette.middleware import Middleware
 
-    from synthclip_jax.explore.collection import Collection
+    from synthclip_jax.explore.collection import Collection, trained_on
     from synthclip_jax.explore.page import Explorer, build_page
     from synthclip_jax.model.checkpoint_files import checkpoint_digest, checkpoint_folder, find_checkpoint, saved_steps
     from synthclip_jax.model.encoder import load_encoder
@@ -63,8 +60,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step
     encoder = load_encoder(workdir, step)
     config = encoder.config
-    keys = config.data.split, arguments.pictures, config.data.image_key, config.data.caption_key
-    collection = Collection(arguments.data or trained_on(config, workdir), *keys)
+    collection = Collection(trained_on(config, workdir, arguments.data), arguments.pictures)
     collection.embed(encoder, workdir / "explore" / str(step), checkpoint_digest(find_checkpoint(workdir, step)))
     classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
     page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)
@@ -80,25 +76,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"Open http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
     page.block_thread()
     return 0
-
-
-def trained_on(config: Any, workdir: pathlib.Path) -> pathlib.Path:
-    """The dataset folder that a run was trained on.
-
-    Raises:
-      ExploreError: it was trained on something else than one folder of TFRecords.
-    """
-    if sources := parse_sources(config.data):
-        folders = [source.place for source in sources if source.kind == "tfrecord"]
-        if len(sources) == 1 and folders:
-            return pathlib.Path(folders[0]).expanduser()
-        raise ExploreError(
-            f"the run was trained on {', '.join(map(str, sources))}; the page shows one folder of TFRecords. Name one"
-            " with --data=FOLDER"
-        )
-    if config.data.path:
-        return pathlib.Path(config.data.path).expanduser()
-    return pathlib.Path(dataset_folder(workdir, dataset_name(config), config.gen.version))
 
 
 if __name__ == "__main__":

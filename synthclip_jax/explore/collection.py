@@ -1,67 +1,72 @@
-"""The pictures that the page shows: a sample of the dataset spread evenly over it, and its embeddings."""
+"""The pictures that the page shows: a sample of the training data spread evenly over it, and its embeddings."""
 
 import collections
 import dataclasses
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import ml_collections
 import numpy as np
 from jaxtyping import Float
 
 from synthclip_jax import packages
-from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.data.records import RecordError
+from synthclip_jax.data.stream import Pairs, open_dataset
 from synthclip_jax.errors import UserError
-from synthclip_jax.evals.datasets.identity import digest, identify
+from synthclip_jax.evals.datasets.identity import digest
 from synthclip_jax.files import array_files, state_files
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.model.encoder import Encoder
 from synthclip_jax.wording import duration
+from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 
 _ARRAYS: Mapping[str, array_files.Form] = {"embeddings": ("f", 2), "entries": ("iu", 1), "made_from": ("U", 0)}
 
 
+def trained_on(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None = None) -> Pairs:
+    """The pairs that a run was trained on; those of a dataset folder, if one is given.
+
+    Raises:
+      RecordError: there is no such dataset, or files of it are missing or cut off.
+    """
+    data = ml_collections.ConfigDict(config.data)
+    data.update(verify=False, cache=False)
+    if folder is not None:
+        data.update(path=str(folder), sources=(), part=1.0, recaptions="none", min_agreement=-1.0)
+    own = dataset_folder(workdir, dataset_name(config), config.gen.version)
+    return open_dataset(data, own, config.seed)
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One picture of the collection; its bytes stay in the shard."""
+    """One picture of the collection; its bytes stay in the files."""
 
-    id: str
     caption: str
     concept: str
-    shard: int
-    record: int
+    index: int
 
 
 class Collection:
-    """About `limit` pairs of a dataset folder, in its order.
+    """About `limit` pairs of the data that a run trains on, in their order; those that cannot be read are left out.
 
     Args:
-      folder: the dataset's folder.
-      split: of the dataset.
-      limit: most pictures taken; a larger dataset is sampled at even distances. 0: all of them.
-      image_key, caption_key: features of the records.
+      pairs: the data, from any kind of source.
+      limit: most pictures taken; of more, some at even distances. 0: all of them.
 
     Raises:
-      RecordError: the dataset is missing or damaged.
+      RecordError: a record is damaged (where the run trains with `data.on_error="raise"`).
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        split: str = "train",
-        limit: int = 0,
-        image_key: str = "image",
-        caption_key: str = "caption",
-    ):
-        self.folder, self.image_key, self.caption_key = pathlib.Path(folder), image_key, caption_key
-        self._shards = [IndexedShard(path) for path in find_shards(folder, split)]
-        places = [(shard, record) for shard, opened in enumerate(self._shards) for record in range(len(opened))]
-        self.total = len(places)
+    def __init__(self, pairs: Pairs, limit: int = 0):
+        self._pairs, self.total = pairs, len(pairs)
+        self.place = ", ".join(reader.place for reader in pairs.readers)
+        taken = range(self.total)
         if limit and self.total > limit:
-            places = [places[position] for position in np.linspace(0, self.total - 1, limit).astype(int)]
-        self.entries = [self._entry(*place) for place in places]
+            taken = np.linspace(0, self.total - 1, limit).astype(int).tolist()
+        self.entries = [entry for index in taken if (entry := self._entry(index))]
         self.embeddings: Float[np.ndarray, "n embed"] = np.zeros((0, 0), np.float32)
         self._embedded = np.zeros(0, np.int64)  # the entries that the embeddings belong to
         self._by_concept = collections.defaultdict(list)
@@ -73,8 +78,8 @@ class Collection:
 
     def image(self, number: int) -> bytes:
         """The encoded picture of an entry."""
-        entry = self.entries[number]
-        return parse_example(self._shards[entry.shard][entry.record])[self.image_key][0]
+        reader, index = self._pairs.locate(self.entries[number].index)
+        return reader[index].image
 
     @property
     def concepts(self) -> list[str]:
@@ -87,12 +92,11 @@ class Collection:
 
     def made_from(self, encoder: Encoder, weights: str) -> dict[str, str]:
         """What embeddings of these pictures are made from; `weights`: digest of the checkpoint."""
-        entries = (f"{entry.id} {entry.shard} {entry.record}" for entry in self.entries)
         return {
             "checkpoint": weights,
             "preparation": str(encoder.preprocess),
-            **identify(self.folder, (), [shard.path for shard in self._shards]),
-            "pictures taken": digest([str(self.total), *entries]),
+            "files": self._pairs.content_digest(),
+            "pictures taken": digest(str(entry.index) for entry in self.entries),
             **packages.versions(packages.EVALUATION),
         }
 
@@ -103,7 +107,7 @@ class Collection:
           weights: digest of the checkpoint.
         """
         made_from = self.made_from(encoder, weights)
-        path = cache / f"{digest([str(self.folder.resolve()), str(len(self))])}.npz"
+        path = cache / f"{digest([self.place, str(len(self))])}.npz"
         if self._read(path, made_from, log):
             return
         started, reported, parts, numbers, skipped = time.monotonic(), time.monotonic(), [], [], 0
@@ -158,10 +162,12 @@ class Collection:
         for position in best[np.argsort(-similarity[best], kind="stable")]:
             yield int(self._embedded[position]), float(similarity[position])
 
-    def _entry(self, shard: int, record: int) -> Entry:
-        values = parse_example(self._shards[shard][record])
-
-        def text(key: str) -> str:
-            return values.get(key, [b""])[0].decode(errors="replace")
-
-        return Entry(text("id"), text(self.caption_key), text("concept"), shard, record)
+    def _entry(self, index: int) -> Entry | None:
+        """None: it cannot be read, and training skips it as well."""
+        reader, place = self._pairs.locate(index)
+        try:
+            return Entry(reader[place].captions[0], reader.concept(place), index)
+        except RecordError:
+            if self._pairs.on_error == "raise":
+                raise
+            return None

@@ -94,7 +94,7 @@ def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -
     )  # fmt: skip
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown("# Explore")
-        gr.Textbox(f"{title}: {taken} of {collection.folder.parent.name}", show_label=False, interactive=False)
+        gr.Textbox(f"{title}: {taken} of {collection.place}", show_label=False, interactive=False)
         with gr.Tab("Find pictures"):
             text = gr.Textbox(label="Text", placeholder="a dog on a beach", elem_id="search")
             found = gr.Gallery(label="Nearest pictures, with their cosine similarity", columns=6, elem_id="found")
@@ -114,7 +114,7 @@ def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -
             label = gr.Label(label="Zero-shot", num_top_classes=TOP, elem_id="label")
             for change in (picture.change, classes.change, templates.change):
                 change(explorer.classify, [picture, classes, templates], label, show_progress="minimal")
-        with gr.Tab("Walk the concepts"):
+        with gr.Tab("Walk the concepts", visible=bool(collection.concepts)):
             number = gr.State(0)
             concept = gr.Dropdown(collection.concepts, label="Concept", value=None, elem_id="concept")
             position = gr.Textbox(show_label=False, interactive=False)

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -21,8 +22,7 @@ from PIL import Image
 from toy_processes import free_port
 
 from synthclip_jax import config as config_lib
-from synthclip_jax.explore.__main__ import ExploreError, trained_on
-from synthclip_jax.explore.collection import Collection
+from synthclip_jax.explore.collection import Collection, trained_on
 from synthclip_jax.explore.guard import UPLOAD
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
 from synthclip_jax.model.encoder import load_encoder
@@ -54,7 +54,7 @@ def encoder(workdir):
 
 @pytest.fixture
 def collection(workdir):
-    return Collection(workdir / "dataset" / "toy" / "1.0.0")
+    return Collection(trained_on(toy_config.get_config(), workdir))
 
 
 def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path):
@@ -69,15 +69,15 @@ def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path
 
 def test_embeddings_are_computed_once(collection, encoder, workdir, tmp_path, monkeypatch):
     collection.embed(encoder, tmp_path, "weights")
-    again = Collection(workdir / "dataset" / "toy" / "1.0.0")
+    again = Collection(trained_on(toy_config.get_config(), workdir))
     monkeypatch.setattr(type(encoder), "pictures", None)
     again.embed(encoder, tmp_path, "weights")
     np.testing.assert_array_equal(again.embeddings, collection.embeddings)
 
 
 def test_a_large_dataset_is_sampled_over_its_whole_length(workdir):
-    folder = workdir / "dataset" / "toy" / "1.0.0"
-    everything, sample = Collection(folder), Collection(folder, limit=7)
+    pairs = trained_on(toy_config.get_config(), workdir)
+    everything, sample = Collection(pairs), Collection(pairs, limit=7)
     assert len(sample) == 7
     assert sample.total == len(everything) == everything.total
     assert sample.entries[0] == everything.entries[0]
@@ -246,13 +246,25 @@ def test_a_picture_with_too_many_pixels_is_refused_by_its_header(collection, enc
         Explorer(collection, encoder).classify(str(tmp_path / "text.png"), "a\nb", "simple")
 
 
-def test_a_run_on_other_sources_says_which_and_a_filtered_one_is_found(tmp_path):
+def test_whatever_a_run_was_trained_on_is_opened_as_training_opens_it(workdir, tmp_path):
+    folder = workdir / "dataset" / "toy" / "1.0.0"
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.jpg", fake_run.encode(fake_run.blob("", "cat", 0), "JPEG")), ("a.txt", b"A cat.")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     config = toy_config.get_config()
-    assert trained_on(config, tmp_path) == tmp_path / "dataset" / "toy" / "1.0.0"
+    config.data.sources = (f"wds:{tmp_path}/0.tar", f"tfrecord:{folder}")
+    mixed = Collection(trained_on(config, workdir))
+    assert len(mixed) == 41
+    assert (mixed.entries[0].caption, mixed.entries[0].concept) == ("A cat.", "")
+    assert mixed.concepts == sorted(CONCEPTS)
+    assert mixed.image(0).startswith(b"\xff\xd8")
+    assert len(Collection(trained_on(config, workdir, folder))) == 40  # --data
+
+
+def test_a_filtered_dataset_is_found(workdir, tmp_path):
+    shutil.copytree(workdir / "dataset" / "toy", tmp_path / "dataset" / "toy_filtered")
+    config = toy_config.get_config()
     config.gen.agreement.min_score = 0.2
-    assert trained_on(config, tmp_path) == tmp_path / "dataset" / "toy_filtered" / "1.0.0"
-    config.data.sources = ("wds:/data/tars",)
-    with pytest.raises(ExploreError, match=r"trained on wds:/data/tars.*--data=FOLDER"):
-        trained_on(config, tmp_path)
-    config.data.sources = ("tfrecord:/data/set",)
-    assert trained_on(config, tmp_path) == pathlib.Path("/data/set")
+    assert trained_on(config, tmp_path).readers[0].place == str(tmp_path / "dataset" / "toy_filtered" / "1.0.0")

@@ -69,6 +69,9 @@ class Reader(Protocol):
     def where(self, index: int) -> str:
         """How error texts name a sample."""
 
+    def concept(self, index: int) -> str:
+        """The concept that a generated caption was asked for; empty where the files name none."""
+
     def shards(self) -> Sequence[Shard]:
         """The files, in the order of their samples."""
 

@@ -87,6 +87,11 @@ class ExampleReader:
         shard, record = self._locate(index)
         return f"{self.payloads[shard].path}: record {record}"
 
+    def concept(self, index: int) -> str:
+        shard, record = self._locate(index)
+        values = _first(parse_features(self.payloads[shard][record]), ("concept",))
+        return values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
+
     def shards(self) -> list[Shard]:
         starts = [0, *self._ends]
         return [

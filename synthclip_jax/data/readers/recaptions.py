@@ -76,6 +76,9 @@ class Recaptioned:
     def where(self, index: int) -> str:
         return self.reader.where(index)
 
+    def concept(self, index: int) -> str:
+        return self.reader.concept(index)
+
     def shards(self) -> Sequence[Shard]:
         return self.reader.shards()
 

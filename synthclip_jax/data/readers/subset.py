@@ -79,6 +79,9 @@ class Subset:
     def where(self, index: int) -> str:
         return self.reader.where(int(self.indexes[index]))
 
+    def concept(self, index: int) -> str:
+        return self.reader.concept(int(self.indexes[index]))
+
     def shards(self) -> Sequence[Shard]:
         """Those that hold an example of the part."""
         shards = []

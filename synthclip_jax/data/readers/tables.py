@@ -80,6 +80,9 @@ class TableReader:
         table, row = self._locate(index)
         return table.where(row)
 
+    def concept(self, index: int) -> str:
+        return ""
+
     def shards(self) -> list[Shard]:
         starts = [0, *self._ends]
         return [

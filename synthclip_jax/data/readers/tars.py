@@ -106,6 +106,9 @@ class TarReader:
         number, sample = self._locate(index)
         return f"{self._tars[number].path}: example {sample} ({self._tars[number].key(sample)})"
 
+    def concept(self, index: int) -> str:
+        return ""
+
     def shards(self) -> list[Shard]:
         starts = [0, *self._ends]
         return [
