@@ -27,9 +27,6 @@ from synthclip_jax.training.step import Program, make_program
 # A prime, by which residuals that grow with the batch are told from those that do not.
 _PROBE = 1009
 
-# What the bytes that a step is given do not depend on.
-_NOT_GIVEN = {"model.remat": "none", "train.microbatch": 0, "train.loss_method": "dense"}
-
 
 class Need(NamedTuple):
     """Bytes on one device."""

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.report import plots
+from synthclip_jax.report.examples import read_columns
 from synthclip_jax.report.markup import Html, plural, tag, text, thumbnail
 from synthclip_jax.report.plots import Axis, Line, Mark
 from synthclip_jax.report.workdir import Missing, Run, Stage, optional
 from synthclip_jax.wording import duration
+from synthclip_jax.workdir import generated
 
 MOVERS = 10  # concepts shown that balancing thins most
+CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions
 
 
 def pipeline(run: Run) -> Html:
@@ -183,16 +186,41 @@ def _movers(run: Run, before: np.ndarray, after: np.ndarray) -> Html:
 
 def captions(run: Run) -> Html:
     """Lengths of captions, and examples of rejected ones."""
-    lengths, complete = run.caption_words()
+    lengths, complete = _caption_words(run)
     stage = optional(run.stage, "captions")
     parts = [_length_plot(lengths)]
     if stage and (stage.rejects or stage.answers):
-        examples = optional(run.rejected_captions) or {}
+        examples = optional(_rejected_captions, run) or {}
         parts.append(_reject_panel(stage, examples))
     mean = f"{lengths.mean():.1f} words on average" if len(lengths) else "none"
     sample = "" if complete else ", measured on a sample"
     body = tag("p", f"Accepted captions have {mean}{sample}.", class_="note") + tag("div", parts, class_="grid")
     return Html(body)
+
+
+def _caption_words(run: Run) -> tuple[np.ndarray, bool]:
+    """Lengths of accepted captions in words, and whether they are all of them or a sample of the shards."""
+    lengths: list[int] = []
+    files = run.caption_files()
+    step = 1
+    for index, path in enumerate(files):
+        if index % step:
+            continue
+        lengths += [len(caption.split()) for caption in read_columns(path, ["caption"])["caption"]]
+        if index == 0 and lengths:
+            step = max(1, len(files) * len(lengths) // CAPTIONS_READ)
+    return np.array(lengths, np.int64), step == 1
+
+
+def _rejected_captions(run: Run, per_reason: int = 3) -> dict[str, list[tuple[str, str]]]:
+    """A few rejected answers by reason: (concept, text)."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in run.caption_files(generated.REJECTS, "No rejects are recorded.")[:16]:
+        columns = read_columns(path, ["reason", "concept", "text"])
+        for reason, concept, answer in zip(*columns.values(), strict=True):
+            if len(found.setdefault(reason, [])) < per_reason:
+                found[reason].append((concept, answer))
+    return found
 
 
 def _shortened(answer: str, most: int = 240) -> str:

@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
+from synthclip_jax.data.records import IndexedShard, list_shards
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dataset
 from synthclip_jax.evals.datasets.spec import locate
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
-from synthclip_jax.report.examples import Record, read_columns, read_record
+from synthclip_jax.report.examples import Record, read_record
 from synthclip_jax.training.metrics import read_metrics
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, find_version, trained_version
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
-CAPTIONS_READ = 200_000  # lengths are measured on at most about so many captions
 
 
 class Missing(UserError, LookupError):
@@ -140,29 +139,6 @@ class Run:
             shards if isinstance(shards, int) else None,
         )
 
-    def caption_words(self) -> tuple[np.ndarray, bool]:
-        """Lengths of accepted captions in words, and whether they are all of them or a sample of the shards."""
-        lengths: list[int] = []
-        files = self.caption_files()
-        step = 1
-        for index, path in enumerate(files):
-            if index % step:
-                continue
-            lengths += [len(caption.split()) for caption in read_columns(path, ["caption"])["caption"]]
-            if index == 0 and lengths:
-                step = max(1, len(files) * len(lengths) // CAPTIONS_READ)
-        return np.array(lengths, np.int64), step == 1
-
-    def rejected_captions(self, per_reason: int = 3) -> dict[str, list[tuple[str, str]]]:
-        """A few rejected answers by reason: (concept, text)."""
-        found: dict[str, list[tuple[str, str]]] = {}
-        for path in self.caption_files(generated.REJECTS, "No rejects are recorded.")[:16]:
-            columns = read_columns(path, ["reason", "concept", "text"])
-            for reason, concept, answer in zip(*columns.values(), strict=True):
-                if len(found.setdefault(reason, [])) < per_reason:
-                    found[reason].append((concept, answer))
-        return found
-
     @functools.cached_property
     def balance(self) -> dict[str, Any]:
         """The result of balancing."""
@@ -202,11 +178,7 @@ class Run:
 
     def records(self, count: int) -> list[Record]:
         """About `count` pictures spread evenly over the dataset, of as many different concepts as there are."""
-        try:
-            paths = find_shards(self.dataset_folder, "train")
-        except RecordError:  # not finished yet: what is there will do
-            paths = sorted(self.dataset_folder.glob("*.tfrecord-*"))
-            paths = [path for path in paths if path.suffix not in (".index", ".npy")]
+        paths, _ = list_shards(self.dataset_folder, "train")  # of one that is not finished, what is there
         shards = [IndexedShard(self.own(path)) for path in paths[:: max(1, len(paths) // 32)]]
         places = [(shard, record) for shard in shards for record in range(len(shard))]
         places = places[:: max(1, len(places) // (4 * count))]
