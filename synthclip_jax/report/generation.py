@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax.report import plots
+from synthclip_jax.report import measures, plots
 from synthclip_jax.report.examples import read_columns
 from synthclip_jax.report.markup import Html, plural, tag, text, thumbnail
 from synthclip_jax.report.plots import Axis, Line, Mark
@@ -168,12 +168,12 @@ def _movers(run: Run, before: np.ndarray, after: np.ndarray) -> Html:
     order = [index for index in thinned if before[index] > after[index]]
     if not order:
         return Html("")
-    texts = run.concept_texts(set(order))
+    texts = measures.concepts(run).texts
     most = int(before.max())
     rows = (
         tag(
             "div",
-            tag("span", texts.get(index, f"concept {index}"), class_="what"),
+            tag("span", texts[index], class_="what"),
             tag("span", f"{before[index]:,} → {after[index]:,}", class_="count"),
             tag("i", style=f"--w:{100 * before[index] / most:.2f}%;--v:{100 * after[index] / most:.2f}%"),
             class_="bar-row double",

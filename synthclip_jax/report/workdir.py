@@ -96,10 +96,6 @@ class Run:
         path = self._gen("concepts", generated.BANK_RECORD, "There is no concept bank in this workdir.")
         return generated.read_bank_record(path, more={"count": int, "sources": dict})
 
-    def concept_texts(self, ids: set[int]) -> dict[int, str]:
-        """The texts of some concepts."""
-        return {concept["id"]: concept["text"] for concept in self.bank_concepts() if concept["id"] in ids}
-
     def bank_concepts(self) -> Iterator[dict[str, Any]]:
         """The concepts in the order of their ids."""
         return generated.read_bank(self._gen("concepts", generated.BANK))
