@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# What is imported is compiled then: compiling every file of every package would take a minute.
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 CONFIG := configs/quickstart.py
 WORKDIR ?= runs/quickstart
 # Extra flags for every step of the quickstart, such as QUICKSTART_FLAGS=--config.seed=1
