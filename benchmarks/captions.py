@@ -28,6 +28,7 @@ from gen.engines.vllm import VLLMEngine
 from gen.shards.local import run_local
 from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
+from synthclip_jax.config.schema import Config
 from synthclip_jax.evals.prompts import class_names_of
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -91,7 +92,7 @@ def main() -> None:
     print(f"ours / LLM.chat, output tokens per second: {ratio:.4f}")
 
 
-def chat(engine: VLLMEngine, config: Any, bank: Bank, prompts: int) -> dict[str, Any]:
+def chat(engine: VLLMEngine, config: Config, bank: Bank, prompts: int) -> dict[str, Any]:
     """A turn of the bare engine."""
     from vllm import SamplingParams
 
@@ -115,7 +116,7 @@ def chat(engine: VLLMEngine, config: Any, bank: Bank, prompts: int) -> dict[str,
     return _turn("chat", sum(len(output.outputs[0].token_ids) for output in outputs), seconds, cached / given)
 
 
-def ours(engine: VLLMEngine, config: Any, bank: Bank, prompts: int) -> dict[str, Any]:
+def ours(engine: VLLMEngine, config: Config, bank: Bank, prompts: int) -> dict[str, Any]:
     """A turn of the stage: workers, files, commits."""
     worker = CaptionWorker(engine, bank, config)
     worker.close = lambda: None  # type: ignore[method-assign]  # the engine goes on

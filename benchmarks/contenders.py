@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synthclip_jax import config as config_lib
+from synthclip_jax.config.schema import Config
 
 WARM_UP = 3
 
@@ -30,7 +31,7 @@ class Contender(NamedTuple):
     peak_bytes: Callable[[], int | None]  # of device memory; None where the device has none of its own
 
 
-def ours(config: Any) -> Contender:
+def ours(config: Config) -> Contender:
     """`synthclip_jax.training.step`, the step that training takes."""
     import jax
     import jax.numpy as jnp
@@ -76,19 +77,19 @@ def ours(config: Any) -> Contender:
     return Contender(about, run, peak_bytes)
 
 
-def open_clip(config: Any) -> Contender:
+def open_clip(config: Config) -> Contender:
     """open_clip's model and loss, autocast as its `--precision amp_bf16` does, torch's fused AdamW, eager."""
     return _open_clip(config, lambda model: model)
 
 
-def open_clip_compiled(config: Any) -> Contender:
+def open_clip_compiled(config: Config) -> Contender:
     """The same under `torch.compile`, as open_clip's `--torchcompile` does."""
     import torch
 
     return _open_clip(config, torch.compile)
 
 
-def _open_clip(config: Any, prepare: Callable) -> Contender:
+def _open_clip(config: Config, prepare: Callable) -> Contender:
     from benchmarks.references import import_references
 
     import_references()
@@ -148,7 +149,7 @@ def _open_clip(config: Any, prepare: Callable) -> Contender:
     return Contender(about, run, lambda: torch.cuda.max_memory_allocated() if device.type == "cuda" else None)
 
 
-def _open_clip_model(config: Any) -> Any:
+def _open_clip_model(config: Config) -> Any:
     """The model of `config.model`, as `synthclip_jax.formats.weights` would fill it."""
     import open_clip
 
@@ -174,7 +175,7 @@ def _open_clip_model(config: Any) -> Any:
     return open_clip.CustomTextCLIP(config.model.embed_dim, vision_cfg, text_cfg, quick_gelu=True)
 
 
-def _tokens(config: Any) -> np.ndarray:
+def _tokens(config: Config) -> np.ndarray:
     """Captions of all lengths: start token, random ids, end token, padding."""
     text, batch = config.model.text, config.train.batch_size
     draw = np.random.default_rng(0)

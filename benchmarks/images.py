@@ -34,6 +34,7 @@ from gen.images import ImageWorker
 from gen.shards.local import run_local
 from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
+from synthclip_jax.config.schema import Config
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthci_3m.py"
 SIZES = {"full": (512, 256), "tiny": (random_weights.TINY_SIDE, 16)}  # pixels generated and stored
@@ -99,7 +100,7 @@ def main() -> None:
     print(f"ours / a bare, equally tuned diffusers loop, pictures per second: {ratio:.4f}")
 
 
-def measure(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """All turns of one preset."""
     engine = make_engine(config.gen.images)
     assert isinstance(engine, DiffusersEngine)
@@ -149,7 +150,7 @@ def measure(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 class Stage:
     """The images stage on given captions, one picture each, written anew at each call."""
 
-    def __init__(self, engine: DiffusersEngine, config: Any, captions: Sequence[str]):
+    def __init__(self, engine: DiffusersEngine, config: Config, captions: Sequence[str]):
         import ml_collections
         import pyarrow as pa
 
@@ -187,7 +188,7 @@ class Stage:
             raise SystemExit(f"{made} of {self.total} pictures were made: {[r['rejects'] for r in records.values()]}")
 
 
-def plain_diffusers(config: Any, captions: Sequence[str], size: int) -> Callable[[], None]:
+def plain_diffusers(config: Config, captions: Sequence[str], size: int) -> Callable[[], None]:
     """What a script does that knows of nothing but the pipeline."""
     import diffusers
     import torch

@@ -21,6 +21,7 @@ import numpy as np
 
 from synthclip_jax import train as train_loop
 from synthclip_jax.config import load_config
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
 from synthclip_jax.devices.sharding import make_mesh
 from synthclip_jax.training.optim import Length
@@ -106,7 +107,7 @@ class _Turns:
 class _BareStep:
     """The compiled step and a batch that stays where it is."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Config):
         batch, size = config.train.batch_size, config.data.image_size
         program = make_program(config, make_mesh(config.train.mesh), Length(1000 * batch, batch, 1000, 100))
         self._compiled = program.lower().compile()

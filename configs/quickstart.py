@@ -7,8 +7,7 @@ It is the paper's pipeline with two small models in it: SmolLM2-135M writes the 
 differs from the paper beside size is said where it differs. `make quickstart` runs all of it and the evaluation.
 """
 
-from synthclip_jax.config import default_config
-from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
+from synthclip_jax.config import OPENAI_MEAN, OPENAI_STD, default_config
 
 
 def get_config():

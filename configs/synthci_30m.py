@@ -20,8 +20,7 @@ zero-shot 30.5.
 
 import math
 
-from synthclip_jax.config import default_config
-from synthclip_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, PAPER_PROMPT
+from synthclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, PAPER_PROMPT, default_config
 
 
 def get_config():

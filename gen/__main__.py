@@ -25,6 +25,7 @@ from gen.shards.store import PlanMismatch
 from gen.shards.versions import open_version, start_version, written_folders
 from gen.stages import BY_NAME, COMMANDS, VERSIONED
 from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place
 from synthclip_jax.wording import duration
@@ -93,7 +94,7 @@ def _slurm_part() -> tuple[int, int]:
 class _Run:
     """Runs stages of one version; of another one from the first stage on that the configuration changes."""
 
-    def __init__(self, config: Any, workdir: Location, executor: Executor, new_version: bool):
+    def __init__(self, config: Config, workdir: Location, executor: Executor, new_version: bool):
         self._config, self._workdir, self._executor, self._new = config, workdir, executor, new_version
         self._version: Version | None = None
         self._name = ""  # of a version to start

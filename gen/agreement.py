@@ -21,6 +21,8 @@ import numpy as np
 from gen.shards.finished_pictures import finished_pictures
 from gen.shards.local import Executor, run_local
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
+from synthclip_jax.config.generation import Agreement
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.readers.agreement import SUFFIX
 from synthclip_jax.data.records import RecordError, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
@@ -87,7 +89,7 @@ class AgreementWorker:
         )
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: scores every shard that has no scores yet; nothing where no checkpoint is named.
 
     Returns:
@@ -158,7 +160,7 @@ def summary(records: Any) -> dict[str, Any]:
     }
 
 
-def _identity(settings: Any) -> tuple[int, str]:
+def _identity(settings: Agreement) -> tuple[int, str]:
     """The step of the checkpoint and a digest that tells it from others, wherever it is moved to; loads no model."""
     from synthclip_jax.model.checkpoint import CheckpointError, checkpoint_folder, saved_steps
     from synthclip_jax.model.checkpoint_files import step_of

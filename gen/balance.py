@@ -45,6 +45,8 @@ from gen.shards.store import (
     stage_folder,
     write_atomic,
 )
+from synthclip_jax.config.generation import Balance
+from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
@@ -170,7 +172,7 @@ def _processes(wanted: int, captions: int) -> int:
     return wanted or max(1, min(core_count(), captions // WORTH_A_PROCESS))
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage on the committed captions of a workdir.
 
     Returns:
@@ -216,7 +218,7 @@ def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[
     return _summary(result)
 
 
-def match(config: Any, workdir: Location, executor: Executor = run_local) -> MatchFiles:
+def match(config: Config, workdir: Location, executor: Executor = run_local) -> MatchFiles:
     """The first half of the stage: matches the caption shards that are not matched yet.
 
     Raises:
@@ -250,7 +252,7 @@ def match(config: Any, workdir: Location, executor: Executor = run_local) -> Mat
     )
 
 
-def _planned(config: Any, workdir: Location) -> tuple[StageStore, list[dict[str, Any]], str | None]:
+def _planned(config: Config, workdir: Location) -> tuple[StageStore, list[dict[str, Any]], str | None]:
     """The stage's store, its plan made or checked, the shards to match, and the language of `MatchWorker`."""
     version, settings = config.gen.version, config.gen.balance
     bank_digest = read_meta(workdir, version)["digest"]
@@ -282,7 +284,7 @@ def _is_of_an_older_release(store: StageStore, plan: Mapping[str, Any]) -> bool:
     return plan_digest(plan) in store.plans_of_records()
 
 
-def _parameters(settings: Any) -> dict[str, Any]:
+def _parameters(settings: Balance) -> dict[str, Any]:
     """What the selection depends on beside the plan."""
     parameters = {key: settings[key] for key in ("t", "target_size", "tail_share", "deduplicate")}
     if settings.near_duplicates:

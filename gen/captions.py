@@ -31,6 +31,8 @@ from gen.shards import draws
 from gen.shards.local import Executor, run_local
 from gen.shards.progress import Progress
 from gen.shards.store import ShardOutput, StageStore, stage_folder
+from synthclip_jax.config.generation import Captions
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
@@ -58,7 +60,7 @@ class EmptyLLMError(CaptionError):
     """The language model answers with nothing."""
 
 
-def conversation(captions: Any, concept: str, others: Sequence[str] = ()) -> Conversation:
+def conversation(captions: Captions, concept: str, others: Sequence[str] = ()) -> Conversation:
     """The chat that asks for a caption: system message, examples as earlier turns, then the question.
 
     Everything up to the concept is the same in all chats, so engines compute it once.
@@ -111,7 +113,7 @@ class CaptionWorker:
 
     progress: Progress | None = None
 
-    def __init__(self, engine: CaptionEngine, bank: Bank, config: Any, begun: Callable[[], bool] = lambda: False):
+    def __init__(self, engine: CaptionEngine, bank: Bank, config: Config, begun: Callable[[], bool] = lambda: False):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
         self._begun = begun
         self.filters = filters.CaptionFilters.of(config.gen.captions)
@@ -270,7 +272,7 @@ class CaptionWorker:
         return buffer.getvalue()
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: makes every shard that is not there yet.
 
     Returns:

@@ -19,6 +19,8 @@ from gen.shards.local import Executor, run_local
 from gen.shards.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
 from synthclip_jax import packages
 from synthclip_jax.config import plain
+from synthclip_jax.config.generation import Concepts
+from synthclip_jax.config.schema import Config
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.files.locations import Location
 from synthclip_jax.left_out import LeftOut
@@ -61,7 +63,7 @@ class Bank:
         return [concept.text for concept in self.concepts]
 
 
-def build_bank(config: Any) -> list[Concept]:
+def build_bank(config: Config) -> list[Concept]:
     """Collects the concepts of all sources of `config.gen.concepts`; the first source that has an entry keeps it.
 
     Raises:
@@ -72,7 +74,7 @@ def build_bank(config: Any) -> list[Concept]:
 
 
 def _build(
-    settings: Any, brought: Brought, fold_case: bool = False
+    settings: Concepts, brought: Brought, fold_case: bool = False
 ) -> tuple[list[Concept], dict[str, dict[str, int]], LeftOut]:
     """The concepts; for each source how many entries it has, gave, repeated or lost to the block list; what is lost.
 
@@ -130,7 +132,7 @@ def _build(
     return concepts, counts, left_out
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Builds the bank of a workdir, unless it is there.
 
     Raises:
@@ -241,16 +243,16 @@ def read_meta(workdir: Location, version: str = "") -> dict[str, Any]:
     return generated.read_bank_record(path, BankError, {"count": int})
 
 
-def _parameters(settings: Any) -> dict[str, Any]:
+def _parameters(settings: Concepts) -> dict[str, Any]:
     """The settings without places."""
     return {key: value for key, value in plain(settings).items() if key not in _PATHS}
 
 
-def _digest(texts: Sequence[str], settings: Any) -> str:
+def _digest(texts: Sequence[str], settings: Concepts) -> str:
     return sha256(to_json({"texts": list(texts), "parameters": _parameters(settings)}))[:16]
 
 
-def _texts_of(settings: Any) -> list[str]:
+def _texts_of(settings: Concepts) -> list[str]:
     return [concept.text for concept in _build(settings, Brought.read(settings))[0]]
 
 
@@ -291,7 +293,7 @@ def _row(concept: Concept) -> dict[str, Any]:
     return {name: getattr(concept, name) for name in Concept.__slots__}  # dataclasses.asdict copies, ten times slower
 
 
-def _print_counts(meta: Mapping[str, Any], settings: Any) -> None:
+def _print_counts(meta: Mapping[str, Any], settings: Concepts) -> None:
     for source, count in meta["sources"].items():
         notes = [
             f"{count[key]:,} {text}"

@@ -31,6 +31,8 @@ from gen.filters import captions as caption_filters
 from gen.shards import draws
 from gen.stages import STAGES
 from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.config.generation import Captions, Images
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.wording import duration
 
@@ -98,7 +100,7 @@ class Line:
     note: str = ""
 
 
-def estimate(config: Any, download: bool = False) -> list[Line]:
+def estimate(config: Config, download: bool = False) -> list[Line]:
     """Measures all stages, one micro-batch each; beside images as configured those of the preset `fast`.
 
     Raises:
@@ -146,7 +148,7 @@ def estimate(config: Any, download: bool = False) -> list[Line]:
     return lines
 
 
-def _none_accepted(captions: Any, rejected: Sequence[tuple[str, str]]) -> str:
+def _none_accepted(captions: Captions, rejected: Sequence[tuple[str, str]]) -> str:
     """What is wrong with all trial captions."""
     counts = collections.Counter(reason for reason, _ in rejected)
     listed = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common(3))
@@ -167,7 +169,7 @@ def _attempt(measure: Any, published: Any) -> tuple[Rate | None, str]:
         return rate, f"not measured: {error}" + ("" if rate else "; no published figure is known for it")
 
 
-def measure_captions(config: Any, bank: Sequence[str], texts: list[str], rejected: list[tuple[str, str]]) -> Rate:
+def measure_captions(config: Config, bank: Sequence[str], texts: list[str], rejected: list[tuple[str, str]]) -> Rate:
     """Captions per second of the configured engine, second attempts included.
 
     Accepted texts are added to `texts`; reasons and texts of the others to `rejected`.
@@ -217,7 +219,7 @@ def measure_captions(config: Any, bank: Sequence[str], texts: list[str], rejecte
     return dataclasses.replace(rate, kept=1 - wrong**attempts)
 
 
-def published_captions(captions: Any) -> Rate | None:
+def published_captions(captions: Captions) -> Rate | None:
     """What stands in where the model does not run; known for Mistral-7B alone."""
     if "mistral-7b" not in captions.model.lower():
         return None
@@ -225,7 +227,7 @@ def published_captions(captions: Any) -> Rate | None:
     return Rate(per_second, 1 / per_second, "A100", CAPTION_BYTES, MISTRAL_SOURCE)
 
 
-def measure_recaption(config: Any, texts: Sequence[str]) -> Rate:
+def measure_recaption(config: Config, texts: Sequence[str]) -> Rate:
     """Pictures described per second by the configured vision-language model.
 
     Raises:
@@ -252,7 +254,7 @@ def measure_recaption(config: Any, texts: Sequence[str]) -> Rate:
     return _rate(count, wall, cpu, stored, settings.device)
 
 
-def measure_agreement(config: Any, texts: Sequence[str]) -> Rate:
+def measure_agreement(config: Config, texts: Sequence[str]) -> Rate:
     """Pairs scored per second by the configured checkpoint.
 
     Raises:
@@ -287,7 +289,7 @@ def measure_agreement(config: Any, texts: Sequence[str]) -> Rate:
 MEASURES = {"recaption": measure_recaption, "agreement": measure_agreement}  # of the optional stages
 
 
-def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> Rate:
+def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Config) -> Rate:
     """Captions matched per second on one core."""
     from gen.matching.matcher import Matcher
 
@@ -297,7 +299,7 @@ def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Any) -> 
     return _cpu_rate(len(sample), wall, cpu, item_bytes=CAPTION_BYTES)
 
 
-def measure_images(images: Any, texts: Sequence[str]) -> Rate:
+def measure_images(images: Images, texts: Sequence[str]) -> Rate:
     """Pictures per second of the configured engine, and their size as JPEG.
 
     Raises:
@@ -332,7 +334,7 @@ def measure_images(images: Any, texts: Sequence[str]) -> Rate:
     return dataclasses.replace(rate, kept=kept)
 
 
-def published_images(images: Any) -> Rate | None:
+def published_images(images: Images) -> Rate | None:
     """What stands in where the model does not run; known for Stable Diffusion 1.5 alone, scaled by arithmetic."""
     side = images.generate_size
     if SD15 not in images.model or side not in UNET_TFLOP:
@@ -348,7 +350,7 @@ def _tflop(sampler: Sampler, side: int) -> float:
     return passes * UNET_TFLOP[side] + DECODER_TFLOP_PER_PIXEL * side**2
 
 
-def _random_weights(images: Any, folder: pathlib.Path) -> Any:
+def _random_weights(images: Images, folder: pathlib.Path) -> Any:
     """The config with the same network and random weights, where a GPU makes that worth while; else None."""
     try:
         import torch
@@ -361,11 +363,11 @@ def _random_weights(images: Any, folder: pathlib.Path) -> Any:
     return _changed(images, model=random_weights.stable_diffusion(folder, "full", images.dtype))
 
 
-def _with_preset(images: Any, preset: str) -> Any:
+def _with_preset(images: Images, preset: str) -> Any:
     return _changed(images, preset=preset, scheduler="", steps=0, guidance=-1.0)
 
 
-def _changed(images: Any, **values: Any) -> Any:
+def _changed(images: Images, **values: Any) -> Any:
     import ml_collections
 
     changed = ml_collections.ConfigDict(images)
@@ -411,7 +413,7 @@ def _rate(items: float, wall: float, cpu: float, item_bytes: float, device: str)
     return Rate(items / wall, wall / items, name, item_bytes)
 
 
-def page(config: Any, lines: Sequence[Line], workers: int) -> Iterator[str]:
+def page(config: Config, lines: Sequence[Line], workers: int) -> Iterator[str]:
     """The estimate as text."""
     yield f"{config.name}: what it costs, with {workers} worker{'s' * (workers > 1)}"
     yield (

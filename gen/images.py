@@ -26,6 +26,7 @@ from gen.shards.local import Executor, run_local
 from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
 from gen.shards.progress import Progress
 from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
 from synthclip_jax.workdir import generated
@@ -86,7 +87,9 @@ class ImageWorker:
     progress: Progress | None = None
     overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
-    def __init__(self, engine: ImageEngine, selected, config: Any, order: Int64[np.ndarray, " pictures"] | None = None):
+    def __init__(
+        self, engine: ImageEngine, selected, config: Config, order: Int64[np.ndarray, " pictures"] | None = None
+    ):
         from tensorflow_datasets.core import example_serializer
 
         self.engine, self.selected, self.config, self.images = engine, selected, config, config.gen.images
@@ -217,7 +220,7 @@ def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int
     return buffer.getvalue()
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: makes every shard that is not there yet.
 
     Returns:

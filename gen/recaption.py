@@ -27,6 +27,7 @@ from gen.shards.finished_pictures import finished_pictures
 from gen.shards.local import Executor, run_local
 from gen.shards.progress import Progress
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
@@ -51,7 +52,9 @@ class RecaptionWorker:
 
     progress: Progress | None = None
 
-    def __init__(self, engine: VisionEngine, folder: Location, config: Any, begun: Callable[[], bool] = lambda: False):
+    def __init__(
+        self, engine: VisionEngine, folder: Location, config: Config, begun: Callable[[], bool] = lambda: False
+    ):
         self._begun = begun
         self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
         self.overlap = getattr(engine, "overlap", 1)
@@ -158,7 +161,7 @@ def _rejects_table(ids: Sequence[str], rejected: Mapping[int, tuple[str, int, st
     return buffer.getvalue()
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Runs the stage: describes every shard that is not described yet; nothing where no model is named.
 
     Returns:

@@ -34,6 +34,7 @@ from gen.shards.store import (
 from gen.shards.versions import write_record, written_folders
 from gen.stages import BY_NAME, FOLDERS, before
 from synthclip_jax.config import from_plain, load_config, with_overrides
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.files.storage import list_files
@@ -202,7 +203,7 @@ def _fill_recaption(settings: Any, this: Planned | None) -> None:
 
 
 def _compare_with_config(
-    workdir: Location, found: Contents, stage: str, config: Any, config_file: str | None, strict: bool
+    workdir: Location, found: Contents, stage: str, config: Config, config_file: str | None, strict: bool
 ) -> dict[str, Any] | None:
     """The plan that a stage would follow with the configuration, compared with the one that is there.
 
@@ -243,7 +244,7 @@ def _compare_with_config(
 # ---- What comes last -------------------------------------------------------------------------------------------------
 
 
-def _repair_testsets(workdir: Location, faults: Sequence[Fault], config: Any, aside: SetAside) -> None:
+def _repair_testsets(workdir: Location, faults: Sequence[Fault], config: Config, aside: SetAside) -> None:
     sets = sorted({fault.stage.partition("/")[2] for fault in faults if fault.stage.startswith("testsets/")})
     if not sets and not any(fault.stage == "testsets" for fault in faults):
         return
@@ -269,7 +270,7 @@ def _repair_testsets(workdir: Location, faults: Sequence[Fault], config: Any, as
 
 
 def _finalize(
-    workdir: Location, found: Contents, faults: Sequence[Fault], config: Any, aside: SetAside, renewed: set[str]
+    workdir: Location, found: Contents, faults: Sequence[Fault], config: Config, aside: SetAside, renewed: set[str]
 ) -> None:
     """Metadata, cards and provenance again, where they are wrong or name what has come out otherwise."""
     wrong = any(fault.stage == "finalize" for fault in faults)

@@ -5,6 +5,7 @@ import operator
 import pkgutil
 from typing import Any
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.readers.agreement import SUFFIX as SCORES
 from synthclip_jax.data.readers.recaptions import SUFFIX as RECAPTIONS
 from synthclip_jax.data.records import INDEX_SUFFIX
@@ -55,11 +56,11 @@ class Stage:
         """Whether a complete workdir may be without it."""
         return bool(self.asked_by or self.part_of)
 
-    def is_asked_for(self, config: Any) -> bool:
+    def is_asked_for(self, config: Config) -> bool:
         """Whether the configuration asks for it."""
         return not self.asked_by or bool(operator.attrgetter(self.asked_by)(config))
 
-    def run(self, config: Any, workdir: Location, executor: Any, *more: Any) -> Any:
+    def run(self, config: Config, workdir: Location, executor: Any, *more: Any) -> Any:
         """Runs it; see `function`."""
         return pkgutil.resolve_name(self.function)(config, workdir, executor, *more)
 

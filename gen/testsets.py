@@ -37,6 +37,7 @@ from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import add_config_argument, parse_args
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, location, place
 from synthclip_jax.workdir import generated
@@ -269,7 +270,7 @@ def find_outline_font() -> pathlib.Path | None:
     return path if path.is_file() else None
 
 
-def run(config: Any, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
+def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
     """Makes the test sets that are not there yet.
 
     Returns:

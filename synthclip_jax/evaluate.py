@@ -21,6 +21,7 @@ from typing import Any
 import ml_collections
 
 from synthclip_jax.config import add_config_argument, leaves, parse_args
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.evals import build, catalogue, origin, prompts, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, account, open_datasets
@@ -33,7 +34,7 @@ PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datase
 
 
 def evaluate(
-    config: Any,
+    config: Config,
     workdir: str | pathlib.Path,
     datasets: Sequence[str | Dataset] | None = None,
     templates: str | None = None,
@@ -68,7 +69,7 @@ def evaluate(
         config = ml_collections.ConfigDict(config)
         config.eval.templates = templates
     specs = config.eval.datasets if datasets is None else datasets
-    opened, missing = open_datasets(specs, workdir, datasets is None, config.eval.get("allow_outside", False))
+    opened, missing = open_datasets(specs, workdir, datasets is None, config.eval.allow_outside)
     for line in missing:
         log(line)
     plan = assign(opened, config.eval.suites if suites is None else suites, datasets is not None, suites is not None)
@@ -100,7 +101,7 @@ def evaluate(
 
 
 def evaluate_paper(
-    config: Any,
+    config: Config,
     workdir: str | pathlib.Path,
     data: str | pathlib.Path,
     step: int | None = None,
@@ -125,7 +126,7 @@ def evaluate_paper(
     missing: list[str] = []
     for entry in catalogue.entries():
         try:
-            dataset = catalogue.find(entry, data, config.eval.get("allow_outside", False))
+            dataset = catalogue.find(entry, data, config.eval.allow_outside)
         except MissingDataset as error:
             missing.append(str(error))
             continue
@@ -199,7 +200,7 @@ def assign(
     return [(suite, taken) for suite, taken in plan if taken]
 
 
-def announce(plan: Sequence[tuple[Suite, Sequence[Dataset]]], config: Any, log: Callable[[str], Any]) -> None:
+def announce(plan: Sequence[tuple[Suite, Sequence[Dataset]]], config: Config, log: Callable[[str], Any]) -> None:
     """Says of each test set what it is, what is left out of it, and its first prompt; see `account`."""
     prompted = [dataset.name for suite, wanted in plan if suite.name == "zeroshot" for dataset in wanted]
     for dataset in {dataset.name: dataset for _, wanted in plan for dataset in wanted}.values():
@@ -211,7 +212,7 @@ def announce(plan: Sequence[tuple[Suite, Sequence[Dataset]]], config: Any, log: 
 
 
 def describe(
-    suite: Suite, config: Any, datasets: Sequence[Dataset], weights: str, workdir: str | pathlib.Path
+    suite: Suite, config: Config, datasets: Sequence[Dataset], weights: str, workdir: str | pathlib.Path
 ) -> dict[str, dict[str, Any]]:
     """What a result file says of each test set: how it is evaluated, and what its numbers are made from.
 

@@ -26,6 +26,7 @@ from flax import nnx
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data import stream, verify
 from synthclip_jax.data.device_feed import DeviceFeed
 from synthclip_jax.devices import distributed, host_memory, sharding
@@ -49,7 +50,7 @@ from synthclip_jax.wording import duration
 from synthclip_jax.workdir.versions import dataset_name, find_version
 
 
-def train(config: Any, workdir: str | os.PathLike) -> None:
+def train(config: Config, workdir: str | os.PathLike) -> None:
     """Trains until the end, or until asked to stop. See the module's docstring.
 
     Raises:
@@ -69,7 +70,7 @@ def train(config: Any, workdir: str | os.PathLike) -> None:
         stop_request.close()
 
 
-def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopRequest) -> None:
+def _train(config: Config, workdir: pathlib.Path, stop_request: distributed.StopRequest) -> None:
     # ---- What there is to do --------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.train.mesh)
     sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
@@ -87,7 +88,7 @@ def _train(config: Any, workdir: pathlib.Path, stop_request: distributed.StopReq
 
 
 def _train_alone(
-    config: Any,
+    config: Config,
     workdir: pathlib.Path,
     stop_request: distributed.StopRequest,
     mesh: jax.sharding.Mesh,
@@ -167,7 +168,7 @@ def _train_alone(
         for step in range(first_step, total_steps + 1):  # step: updates done so far
             last, stop, unsaved = step == total_steps, stop_request.at(step), step > first_step
             due = last or (config.train.eval_every and step % config.train.eval_every == 0)
-            due = evaluation and due and (unsaved or not evaluation.done(step))
+            due = bool(evaluation and due and (unsaved or not evaluation.done(step)))
             wanted = last or stop or (due and config.train.keep_best) or step % config.train.save_every == 0
             if unsaved and wanted:
                 save(step)
@@ -217,7 +218,7 @@ def _train_alone(
 class Evaluation:
     """Evaluation inside training; its numbers go to `eval/STEP-SUITE.json` and the metrics file."""
 
-    def __init__(self, config: Any, evaluators: Mapping[str, Evaluator], workdir: pathlib.Path):
+    def __init__(self, config: Config, evaluators: Mapping[str, Evaluator], workdir: pathlib.Path):
         self.config, self.evaluators, self.workdir = config, evaluators, workdir
 
     def done(self, step: int) -> bool:
@@ -254,13 +255,13 @@ class Evaluation:
                 results.note_weights(self.workdir, step, name, names, weights)
 
 
-def make_evaluation(config: Any, graphdef: nnx.GraphDef, workdir: pathlib.Path) -> Evaluation | None:
+def make_evaluation(config: Config, graphdef: nnx.GraphDef, workdir: pathlib.Path) -> Evaluation | None:
     """The evaluation that `config.eval` asks for, its test sets opened now rather than hours later; None if none."""
     if not config.eval.datasets or not config.eval.suites:
         return None
     try:
         datasets, missing = open_datasets(
-            config.eval.datasets, workdir, lenient=True, allow_outside=config.eval.get("allow_outside", False)
+            config.eval.datasets, workdir, lenient=True, allow_outside=config.eval.allow_outside
         )
     except MissingDataset as error:
         say(f"no evaluation during training: {error}")

@@ -10,6 +10,7 @@ from typing import Any
 from gen.bank.files import is_file_name, read_file
 from gen.bank.sources import Brought, wordnet_folder
 from gen.shards.store import PlanMismatch, sha256
+from synthclip_jax.config.generation import Concepts
 from synthclip_jax.files.locations import Location
 from synthclip_jax.text.presence import normalise
 
@@ -18,7 +19,7 @@ def _texts_digest(texts: Iterable[str]) -> str:
     return sha256("\n".join(texts).encode())[:16]
 
 
-def contents_of(settings: Any, brought: Brought) -> dict[str, Any]:
+def contents_of(settings: Concepts, brought: Brought) -> dict[str, Any]:
     """What is in the user's own files: equal for equal texts, wherever they lie and however their lines end."""
     contents: dict[str, Any] = {
         "lists": [_texts_digest(file.texts) for file in brought.lists],
@@ -32,12 +33,12 @@ def contents_of(settings: Any, brought: Brought) -> dict[str, Any]:
     return contents
 
 
-def _wordnet_digest(settings: Any) -> str:
+def _wordnet_digest(settings: Concepts) -> str:
     files = [wordnet_folder(settings) / f"{kind}.{pos}" for pos in settings.wordnet_pos for kind in ("data", "index")]
     return sha256("".join(sha256(file.read_bytes()) if file.is_file() else "-" for file in files).encode())[:16]
 
 
-def check_contents(meta: Mapping[str, Any], settings: Any, folder: Location, rebuilt: Callable[[], str]) -> None:
+def check_contents(meta: Mapping[str, Any], settings: Concepts, folder: Location, rebuilt: Callable[[], str]) -> None:
     """Compares what the files hold with what the bank was made from; prints which of them are gone.
 
     Args:
@@ -85,7 +86,7 @@ def check_contents(meta: Mapping[str, Any], settings: Any, folder: Location, reb
             raise _changed(named, folder)
 
 
-def _check_old(meta: Mapping[str, Any], settings: Any, folder: Location, rebuilt: Callable[[], str]) -> None:
+def _check_old(meta: Mapping[str, Any], settings: Concepts, folder: Location, rebuilt: Callable[[], str]) -> None:
     """A bank from before contents were recorded: the same bytes as then, or the same bank."""
     known = set(meta.get("files", {}).values())
     names = [*settings.lists, *filter(is_file_name, settings.block_list), settings.metaclip_path]

@@ -19,6 +19,7 @@ from gen.bank.block_list import BlockList
 from gen.bank.files import ConceptFile, read_file, read_text
 from gen.bank.tables import BankError as BankError
 from gen.bank.tables import parse_json
+from synthclip_jax.config.generation import Concepts
 from synthclip_jax.files import text_files
 
 Entries = Iterator[tuple[str, str]]
@@ -52,7 +53,7 @@ class Brought:
     block_list: BlockList
 
     @classmethod
-    def read(cls, settings: Any) -> "Brought":
+    def read(cls, settings: Concepts) -> "Brought":
         """Reads all of them.
 
         Raises:
@@ -72,12 +73,12 @@ class Brought:
         yield from (f"block list: {line}" for line in self.block_list.lines())
 
 
-def numbers(settings: Any, brought: Brought) -> Entries:
+def numbers(settings: Concepts, brought: Brought) -> Entries:
     """The numbers 0 to 99, with which MetaCLIP's list begins."""
     return ((str(number), "number") for number in range(100))
 
 
-def wordnet(settings: Any, brought: Brought) -> Entries:
+def wordnet(settings: Concepts, brought: Brought) -> Entries:
     """The first lemma of each synset, with underscores as spaces and in WordNet's own spelling (`Paris`, `dog`).
 
     The category is the lexicographer file of the lemma's most frequent sense among those kept: `apple` is noun.food
@@ -105,7 +106,7 @@ def wordnet(settings: Any, brought: Brought) -> Entries:
             yield lemma.replace("_", " "), name
 
 
-def wordnet_folder(settings: Any) -> pathlib.Path:
+def wordnet_folder(settings: Concepts) -> pathlib.Path:
     """Where WordNet's dictionary is."""
     return pathlib.Path(settings.wordnet_path or DEBIAN_WORDNET).expanduser()
 
@@ -144,7 +145,7 @@ def _sense_ranks(path: pathlib.Path) -> dict[tuple[str, str], int]:
     return ranks
 
 
-def unigrams(settings: Any, brought: Brought) -> Entries:
+def unigrams(settings: Concepts, brought: Brought) -> Entries:
     """The English words of `wordfreq`, most frequent first; those without a letter or digit (emoji) are left out."""
     import wordfreq
 
@@ -152,7 +153,7 @@ def unigrams(settings: Any, brought: Brought) -> Entries:
     return ((word, "unigram") for word in wordfreq.top_n_list("en", everything) if any(map(str.isalnum, word)))
 
 
-def bigrams(settings: Any, brought: Brought) -> Entries:
+def bigrams(settings: Concepts, brought: Brought) -> Entries:
     """The word pairs of `symspellpy`, highest pointwise mutual information first, if both words are frequent.
 
     Raw PMI puts rare names and foreign phrases on top, hence `bigram_top_words` and `bigram_min_count`.
@@ -177,17 +178,17 @@ def bigrams(settings: Any, brought: Brought) -> Entries:
     return ((text, "bigram") for _, text in sorted(scored))
 
 
-def lists(settings: Any, brought: Brought) -> Entries:
+def lists(settings: Concepts, brought: Brought) -> Entries:
     """Your own files (`gen.bank.files`). The category is the file's name."""
     return ((text, pathlib.Path(file.path).stem) for file in brought.lists for text in file.texts)
 
 
-def metaclip(settings: Any, brought: Brought) -> Entries:
+def metaclip(settings: Concepts, brought: Brought) -> Entries:
     """MetaCLIP's `metadata.json`, unchanged and in its order: as the only source, an entry's index is its id."""
     return ((text, "metaclip") for text in brought.metaclip)
 
 
-def sprites(settings: Any, brought: Brought) -> Entries:
+def sprites(settings: Concepts, brought: Brought) -> Entries:
     """What `gen.sprites` can draw: all of it, or the core of common things that look unlike each other."""
     from gen.sprites import vocabulary
 

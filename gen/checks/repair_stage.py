@@ -23,6 +23,7 @@ from gen.shards.store import (
     write_atomic,
 )
 from gen.stages import BY_NAME
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
@@ -90,7 +91,7 @@ class StageRepair:
         """Whether the stage has to run: not all that is wrong can be written again from provenance."""
         return bool(self._shards or self._files or (self._this.problem and self._this.plan is None))
 
-    def repair(self, config: Any, aside: SetAside, compare: Callable[[], dict[str, Any] | None]) -> bool:
+    def repair(self, config: Config, aside: SetAside, compare: Callable[[], dict[str, Any] | None]) -> bool:
         """Makes again what is wrong.
 
         Args:
@@ -143,7 +144,7 @@ class StageRepair:
         files |= (self._this.evidence or {}).get("files", {})
         return {self._this.folder / name: meta["sha256"] for name, meta in files.items()}
 
-    def _run(self, config: Any, executor: Any) -> None:
+    def _run(self, config: Config, executor: Any) -> None:
         stage = BY_NAME[self._stage]
         if stage.shards_alone and not self._files:
             pkgutil.resolve_name(stage.shards_alone)(config, self._workdir, executor)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from gen.answers.peeling import Answer
 from gen.engines import smollm2
 from gen.engines.chat_templates import ChatTemplate
+from synthclip_jax.config.generation import Captions, Recaption
 from synthclip_jax.errors import UserError
 
 Conversation = list[dict[str, str]]
@@ -46,7 +47,7 @@ class CaptionEngine(Protocol):
         ...
 
 
-def make_engine(captions: Any) -> CaptionEngine:
+def make_engine(captions: Captions) -> CaptionEngine:
     """Loads the engine that `config.gen.captions` asks for."""
     if captions.engine == "vllm":
         from gen.engines.vllm import VLLMEngine
@@ -55,10 +56,10 @@ def make_engine(captions: Any) -> CaptionEngine:
     return TemplatesEngine(captions) if captions.engine == "templates" else TransformersEngine(captions)
 
 
-def engine_identity(captions: Any) -> dict[str, Any]:
+def engine_identity(captions: Captions | Recaption) -> dict[str, Any]:
     """What answers depend on beside prompt and sampling, for the plan; loads no model."""
     if captions.engine == "templates":
-        return {"engine": "templates", "templates": list(caption_templates(captions))}
+        return {"engine": "templates", "templates": list(caption_templates(captions))}  # type: ignore[arg-type]
     identity = {key: captions[key] for key in ("engine", "model", "revision", "dtype")}
     if captions.model == smollm2.NAME:
         identity["weights"] = smollm2.gguf_digest()
@@ -68,7 +69,7 @@ def engine_identity(captions: Any) -> dict[str, Any]:
     return identity
 
 
-def caption_templates(captions: Any) -> tuple[str, ...]:
+def caption_templates(captions: Captions) -> tuple[str, ...]:
     """The texts of the engine `templates`, with `{concept}` in them: the config's own, or OpenAI's 80 for ImageNet."""
     if captions.templates:
         return tuple(captions.templates)
@@ -77,7 +78,7 @@ def caption_templates(captions: Any) -> tuple[str, ...]:
     return tuple(text.replace(SLOT, "{concept}") for text in template_sets()["imagenet80"])
 
 
-def model_location(captions: Any) -> tuple[str, str | None]:
+def model_location(captions: Captions | Recaption) -> tuple[str, str | None]:
     """Folder or hub id of the model, and the revision of a hub model."""
     if captions.model == smollm2.NAME:
         return str(smollm2.model_folder()), None
@@ -90,7 +91,7 @@ class TransformersEngine:
     An answer is a function of conversation and seed, up to the rounding of numbers, which depends on the batch.
     """
 
-    def __init__(self, captions: Any):
+    def __init__(self, captions: Captions):
         import torch
         import transformers
 
@@ -151,7 +152,7 @@ class TemplatesEngine:
     Questions are concepts (see `gen.captions.conversation`).
     """
 
-    def __init__(self, captions: Any):
+    def __init__(self, captions: Captions):
         self.templates = caption_templates(captions)
 
     def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -163,7 +164,9 @@ class TemplatesEngine:
         """See `CaptionEngine`."""
 
 
-def not_found(captions: Any, error: Exception, key: str = "gen.captions.model") -> smollm2.ModelNotFound:
+def not_found(
+    captions: Captions | Recaption, error: Exception, key: str = "gen.captions.model"
+) -> smollm2.ModelNotFound:
     """The error that says which model could not be loaded and what to give instead."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return smollm2.ModelNotFound(

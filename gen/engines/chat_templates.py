@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from synthclip_jax.config.generation import Captions, Recaption
 from synthclip_jax.errors import UserError
 
 Conversation = list[dict[str, Any]]
@@ -19,12 +20,12 @@ class TemplateError(UserError, ValueError):
     """A model's chat template is missing or cannot be used; the text says what to change."""
 
 
-def template_settings(settings: Any) -> dict[str, Any]:
+def template_settings(settings: Captions | Recaption) -> dict[str, Any]:
     """`chat_template_kwargs` of `config.gen.captions` or the like as a mapping."""
     return dict(getattr(settings, "chat_template_kwargs", ()))
 
 
-def template_identity(settings: Any) -> dict[str, Any]:
+def template_identity(settings: Captions | Recaption) -> dict[str, Any]:
     """What the plan says of it: nothing where nothing is set, so that plans of before still agree."""
     chosen = template_settings(settings)
     return {"chat_template_kwargs": chosen} if chosen else {}
@@ -42,7 +43,7 @@ class ChatTemplate:
       TemplateError: the model has no chat template, as base models have none.
     """
 
-    def __init__(self, source: Any, settings: Any, section: str = "gen.captions"):
+    def __init__(self, source: Any, settings: Captions | Recaption, section: str = "gen.captions"):
         self._source, self._settings, self._section = source, settings, section
         self._options = template_settings(settings)
         if getattr(source, "chat_template", "unknown") in (None, "", {}) and not _has_own(source):

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from synthclip_jax.config.generation import Images
+
 Picture = UInt8[np.ndarray, "side side 3"]
 
 
@@ -31,7 +33,7 @@ class Rejected:
     detail: str = ""
 
 
-def enlarged(images: Any) -> str:
+def enlarged(images: Images) -> str:
     """What to say where stored pictures are larger than those that are drawn; empty where they are not."""
     if images.engine == "sprites" or images.size <= images.generate_size:
         return ""
@@ -59,7 +61,7 @@ PRESETS = {
 }
 
 
-def sampler_of(images: Any) -> Sampler:
+def sampler_of(images: Images) -> Sampler:
     """The preset of `config.gen.images`, with what the config sets itself in place of the preset's."""
     preset = PRESETS[images.preset]
     return Sampler(
@@ -99,7 +101,7 @@ class SpritesEngine:
         return outcomes
 
 
-def make_engine(images: Any) -> ImageEngine:
+def make_engine(images: Images) -> ImageEngine:
     """The engine that `config.gen.images` names, with its model loaded."""
     if images.engine == "sprites":
         return SpritesEngine(images.size)
@@ -119,7 +121,7 @@ def make_engine(images: Any) -> ImageEngine:
     )
 
 
-def engine_identity(images: Any) -> dict[str, Any]:
+def engine_identity(images: Images) -> dict[str, Any]:
     """What pictures depend on beside caption and seed, for the plan; loads no model.
 
     Speed settings (device, batch size, threads) are left out: they may change between two runs of one plan.

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from gen.answers.peeling import Answer
 from gen.engines.captions import not_found
 from gen.engines.chat_templates import ChatTemplate
+from synthclip_jax.config.generation import Recaption
 
 Question = list[dict[str, Any]]  # a chat whose last message holds a picture (PIL) and a text
 
@@ -29,7 +30,7 @@ class VisionEngine(Protocol):
         ...
 
 
-def make_engine(settings: Any) -> VisionEngine:
+def make_engine(settings: Recaption) -> VisionEngine:
     """Loads the engine that `config.gen.recaption` asks for."""
     if settings.engine == "transformers":
         return TransformersVisionEngine(settings)
@@ -51,7 +52,7 @@ class TransformersVisionEngine:
     With a temperature the first seed of a batch seeds it: answers do not repeat in other batches.
     """
 
-    def __init__(self, settings: Any):
+    def __init__(self, settings: Recaption):
         import torch
         import transformers
 
@@ -129,7 +130,7 @@ class Penalties:
       prompt: tokens of the prompts, padding included.
     """
 
-    def __init__(self, settings: Any, prompt: int):
+    def __init__(self, settings: Recaption, prompt: int):
         from gen.engines.sampling import Sampling
 
         self._sampling = Sampling(

@@ -17,12 +17,13 @@ from gen.answers.peeling import Answer
 from gen.engines.captions import Conversation, EngineError, model_location, not_found
 from gen.engines.chat_templates import ChatTemplate, template_settings
 from gen.engines.isolation import is_fatal
+from synthclip_jax.config.generation import Captions, Recaption
 
 FULL = 1024  # prompts that the largest engines work on at once, by vLLM's own choice
 AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not wait for more
 
 
-def shards_at_once(settings: Any) -> int:
+def shards_at_once(settings: Captions | Recaption) -> int:
     """How many shards an engine should be given: enough to fill it while others end. Those of pictures are large."""
     return 1 + min(-(-FULL // getattr(settings, "shard_size", FULL)), 32)
 
@@ -47,7 +48,7 @@ class VLLMEngine:
     section = "gen.captions"
     output_tokens = prompt_tokens = cached_tokens = 0
 
-    def __init__(self, settings: Any):
+    def __init__(self, settings: Captions | Recaption):
         self.settings = settings
         self.overlap = shards_at_once(settings)
         self.model, self.revision = model_location(settings)

@@ -8,7 +8,7 @@ under reasons of its own. Repeated and nearly repeated captions are found across
 import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 from gen.answers.faults import (
     EMPTY,
@@ -26,6 +26,7 @@ from gen.answers.faults import NEWLINE as NEWLINE
 from gen.answers.peeling import LONGEST, Answer, settled
 from gen.answers.peeling import clean as clean
 from gen.filters import languages
+from synthclip_jax.config.generation import Captions, Recaption
 from synthclip_jax.errors import UserError
 from synthclip_jax.left_out import printable
 from synthclip_jax.text.presence import Presence
@@ -104,7 +105,7 @@ class CaptionFilters:
         self._refusals = re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE) if phrases else None
 
     @classmethod
-    def of(cls, captions: Any) -> Self:
+    def of(cls, captions: Captions) -> Self:
         """Those that `config.gen.captions` asks for."""
         return cls(captions.filters, captions.min_words, captions.max_words, captions.refusals, captions.language)
 
@@ -156,7 +157,7 @@ def check_accepted(
     accepted: int,
     different: int,
     rejected: Iterable[tuple[str, str]],
-    settings: Any,
+    settings: Captions | Recaption,
     section: str,
     begun: bool,
 ) -> None:
@@ -187,7 +188,7 @@ def check_accepted(
     )
 
 
-def advice(reasons: Mapping[str, int], settings: Any, section: str) -> str:
+def advice(reasons: Mapping[str, int], settings: Captions | Recaption, section: str) -> str:
     """What to change where most answers are rejected for these reasons."""
     most = sorted(reasons, key=lambda reason: -reasons[reason])[:2]
     texts = list(dict.fromkeys(_ADVICE.get(reason, _GENERAL_ADVICE) for reason in most))
@@ -195,7 +196,7 @@ def advice(reasons: Mapping[str, int], settings: Any, section: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def hint(reasons: Mapping[str, int], total: int, settings: Any, section: str) -> str:
+def hint(reasons: Mapping[str, int], total: int, settings: Captions | Recaption, section: str) -> str:
     """What to say where a setting costs many captions, and not what the model writes; empty where none does."""
     costly = {reason: reasons.get(reason, 0) for reason in (TRUNCATED, THINKING, EMPTY)}
     reason = max(costly, key=lambda name: costly[name])

@@ -5,10 +5,10 @@ weights are there), `not_drawable` (sprites). A picture that fails is drawn agai
 `gen.images.max_attempts` times.
 """
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import UInt8
+
+from synthclip_jax.config.generation import Images
 
 BLANK = "blank"  # hardly anything on it: a failed decoder, a black picture in the place of an unsafe one
 SATURATED = "saturated"  # burnt out colours: too much guidance, numbers that overflow
@@ -17,7 +17,7 @@ UNDECODABLE = "undecodable"  # what the encoder wrote cannot be read back
 DARK, BRIGHT = 2, 253  # a colour is clipped where one channel is this low and another this high
 
 
-def reject_reason(picture: UInt8[np.ndarray, "side side 3"], images: Any) -> str | None:
+def reject_reason(picture: UInt8[np.ndarray, "side side 3"], images: Images) -> str | None:
     """Why a picture is turned away, or None.
 
     Args:

@@ -1,14 +1,14 @@
 """Executors run the shards of a stage that are not committed yet: in this process, or on a Ray cluster."""
 
 import functools
-from typing import Any
 
 from gen.shards.local import Executor, run_local
+from synthclip_jax.config.generation import Gen
 
 EXECUTORS = ("local", "ray")
 
 
-def make_executor(name: str, gen: Any, part: tuple[int, int] = (0, 1)) -> Executor:
+def make_executor(name: str, gen: Gen, part: tuple[int, int] = (0, 1)) -> Executor:
     """The executor of this name.
 
     Args:

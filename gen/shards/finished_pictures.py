@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gen.shards.store import DATA_PREFIX, StageStore, StoreError
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir.versions import Version, find_version
@@ -28,7 +29,7 @@ class Pictures(NamedTuple):
     digest: str
 
 
-def finished_pictures(config: Any, workdir: Location) -> Pictures:
+def finished_pictures(config: Config, workdir: Location) -> Pictures:
     """The pictures that the images stage has made.
 
     Raises:

@@ -26,6 +26,7 @@ from gen.engines.isolation import is_explained
 from gen.shards.local import Worker
 from gen.shards.progress import Committed
 from gen.shards.store import StageStore, StoreError, list_files, to_json, write_atomic
+from synthclip_jax.config.generation import Gen, Workers
 from synthclip_jax.errors import is_unreachable
 from synthclip_jax.files.locations import Location
 
@@ -46,7 +47,7 @@ class RayExecutor:
       gen: `config.gen`; its section `ray` says what each worker of a stage takes.
     """
 
-    gen: Any
+    gen: Gen
 
     def __call__(
         self,
@@ -68,7 +69,7 @@ class RayExecutor:
         if not todo:
             return records
         _connect()
-        settings = self.gen.ray.get(label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
+        settings = getattr(self.gen.ray, label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
         resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings)}
         progress = Committed(sum(shard["items"] for shard in shards), unit, label)
         failures = store.folder / "failures"
@@ -99,7 +100,7 @@ class RayExecutor:
         _clear(failures)
         return dict(sorted(records.items()))
 
-    def _gpus(self, label: str, settings: Any) -> float:
+    def _gpus(self, label: str, settings: Workers) -> float:
         """GPUs of one worker; -1 in the configuration: what its engine can use, if the cluster can have any."""
         if settings.gpus >= 0:
             return settings.gpus
@@ -162,7 +163,7 @@ def _rows(
     todo: Sequence[Mapping[str, Any]],
     actor: tuple[Any, ...],
     resources: Mapping[str, float],
-    settings: Any,
+    settings: Workers,
     at_once: int,
 ) -> Generator[dict[str, Any], None, None]:
     """What `ShardActor` returns for each shard, as it comes.
@@ -308,7 +309,7 @@ def _pickled(error: Exception) -> bytes:
         return pickle.dumps(StoreError(f"{type(error).__name__}: {error}"))
 
 
-def _demand(todo: Sequence[Any], resources: Mapping[str, float], settings: Any) -> str:
+def _demand(todo: Sequence[Any], resources: Mapping[str, float], settings: Workers) -> str:
     most = f"to {settings.workers_max}" if settings.workers_max else "or more"
     return (
         f"{len(todo):,} shards left, {settings.workers_min} {most} workers with {resources['num_cpus']:g} CPU"

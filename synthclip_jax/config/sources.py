@@ -25,6 +25,8 @@ import math
 import os
 from typing import Any
 
+from synthclip_jax.config.schema import Data
+
 KINDS = ("tfrecord", "img2dataset", "wds", "tfds", "table")
 
 # What people write instead.
@@ -57,7 +59,7 @@ class SourceSpec:
         return f"{self.kind}:{self.place}"
 
 
-def parse_sources(data: Any) -> tuple[SourceSpec, ...]:
+def parse_sources(data: Data) -> tuple[SourceSpec, ...]:
     """The sources of `config.data`, entries without keys taking `data.image_key` and `data.caption_key`.
 
     Raises:
@@ -70,7 +72,7 @@ def parse_sources(data: Any) -> tuple[SourceSpec, ...]:
     return specs
 
 
-def _parse(entry: Any, data: Any) -> SourceSpec:
+def _parse(entry: Any, data: Data) -> SourceSpec:
     items = (entry,) if isinstance(entry, str) else tuple(entry) if isinstance(entry, tuple | list) else ()
     if not 1 <= len(items) <= 5 or not isinstance(items[0], str):
         raise ValueError(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from synthclip_jax.config.schema import Data
 from synthclip_jax.images.decoding import Picture, decode_picture
 from synthclip_jax.model.preprocess import INTERPOLATIONS
 
@@ -75,7 +75,7 @@ class Augment:
     flip: float
 
     @classmethod
-    def from_config(cls, data: Any) -> "Augment":
+    def from_config(cls, data: Data) -> "Augment":
         return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
 
     def __call__(self, image: Picture, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:

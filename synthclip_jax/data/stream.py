@@ -18,12 +18,13 @@ import itertools
 import os
 import resource
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Int32
 
+from synthclip_jax.config.schema import Data
 from synthclip_jax.config.sources import SourceSpec, parse_sources
 from synthclip_jax.data.augment import Augment
 from synthclip_jax.data.loader import Example, Fill, Loader
@@ -180,7 +181,7 @@ class Draw:
         return Example(image, pair.captions[which], pair.skipped)
 
 
-def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
+def open_dataset(data: Data, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     """The training pairs that `config.data` describes; `folder` is used where `data.sources` and `data.path` are empty.
 
     `seed` chooses those that are used where `data.part` asks for less than all.
@@ -216,7 +217,7 @@ def open_dataset(data: Any, folder: str | os.PathLike, seed: int = 0) -> Pairs:
 
 
 def make_loader(
-    data: Any,
+    data: Data,
     pairs: Pairs,
     tokenize: Callable[[Sequence[str]], Int32[np.ndarray, "b t"]],
     batch_size: int,

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
 from synthclip_jax.evals.datasets import Dataset
@@ -73,14 +74,14 @@ class Embedding:
     """Measures the embeddings of retrieval sets. See `synthclip_jax.evals.suites`."""
 
     def __init__(
-        self, config: Any, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
+        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
     ):
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.details: dict[str, dict[str, np.ndarray]] = {}
         self.left_out: dict[str, LeftOut] = {}
 
     @staticmethod
-    def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
+    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
         """What is evaluated, for the result file."""
         return {"spec": dataset.spec}
 

@@ -22,6 +22,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from synthclip_jax import packages
+from synthclip_jax.config import plain
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
 from synthclip_jax.evals.datasets.joined import join, lacking
@@ -154,7 +156,7 @@ class Extractor:
       log: takes lines of text.
     """
 
-    def __init__(self, config: Any, graphdef: nnx.GraphDef, params: Any, log: Callable[[str], Any] = print):
+    def __init__(self, config: Config, graphdef: nnx.GraphDef, params: Any, log: Callable[[str], Any] = print):
         settings = config.eval.features
         config = ml_collections.ConfigDict(config)
         if settings.interpolation:
@@ -162,7 +164,7 @@ class Extractor:
         self.encoder = Encoder(config, graphdef, params, config.eval.batch_size, tower=settings.layer == "tower")
         self.folder = pathlib.Path(settings.folder) if settings.folder else None
         self.log = log
-        self._made = f"{settings.layer} {self.encoder.preprocess} {config.model.to_json()}"
+        self._made = f"{settings.layer} {self.encoder.preprocess} {json.dumps(plain(config.model))}"
 
     def splits(self, dataset: Dataset) -> Splits:
         """Features of a dataset's splits, by lgssl's rules (see `open_splits`); a dataset that has no train split is

@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from synthclip_jax.config import plain
+from synthclip_jax.config.schema import Config, Fewshot
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
 from synthclip_jax.evals.datasets import Dataset
@@ -154,7 +156,7 @@ def ridge_accuracies(splits: Splits, shots: int, draws: int = RIDGE_DRAWS, seed:
     return accuracies
 
 
-def metrics(splits: Splits, settings: Any) -> dict[str, float]:
+def metrics(splits: Splits, settings: Fewshot) -> dict[str, float]:
     """acc1 of the episodes with `_low` and `_high` (95%, over episodes), chance; ridgeK_acc1 for each K, the mean over
     draws, with `_low` and `_high` (95%, over test pictures) and `_chance`; then n (test pictures), classes, episodes,
     ways, shots and skipped."""
@@ -187,13 +189,13 @@ class FewShot:
     """Evaluates few-shot classification. See `synthclip_jax.evals.suites`."""
 
     def __init__(
-        self, config: Any, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
+        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
     ):
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.details: dict[str, dict[str, np.ndarray]] = {}
 
     @staticmethod
-    def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
+    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
         """What is evaluated, for the result file."""
         features = config.eval.features
         return {
@@ -202,7 +204,7 @@ class FewShot:
             "train": describe_splits(dataset)["train"],
             "features": features.layer,
             "interpolation": features.interpolation,
-            **config.eval.fewshot.to_dict(),
+            **plain(config.eval.fewshot),
         }
 
     def run(self, params: Any) -> dict[str, float]:

@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import catalogue, intervals
 from synthclip_jax.evals.datasets import Dataset
@@ -223,13 +224,13 @@ class LinearProbe:
     """Evaluates linear probes on classification sets. See `synthclip_jax.evals.suites`."""
 
     def __init__(
-        self, config: Any, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
+        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
     ):
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.details: dict[str, dict[str, np.ndarray]] = {}
 
     @staticmethod
-    def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
+    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
         """What is evaluated, for the result file."""
         settings, features = config.eval.linear_probe, config.eval.features
         return {

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals.datasets import Dataset
 from synthclip_jax.evals.results import Column
@@ -34,11 +35,11 @@ class Evaluator(Protocol):
     details: dict[str, dict[str, np.ndarray]]
 
     def __init__(
-        self, config: Any, graphdef: Any, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
+        self, config: Config, graphdef: Any, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
     ) -> None: ...
 
     @staticmethod
-    def describe(config: Any, dataset: Dataset) -> dict[str, Any]: ...
+    def describe(config: Config, dataset: Dataset) -> dict[str, Any]: ...
 
     def run(self, params: Any) -> dict[str, float]: ...
 

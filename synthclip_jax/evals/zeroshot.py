@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals, prompts
 from synthclip_jax.evals.datasets import Dataset, account
@@ -139,7 +140,7 @@ class ZeroShot:
     """
 
     def __init__(
-        self, config: Any, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
+        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
     ):
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.templates = {
@@ -150,7 +151,7 @@ class ZeroShot:
         self.left_out: dict[str, LeftOut] = {}
 
     @staticmethod
-    def describe(config: Any, dataset: Dataset) -> dict[str, Any]:
+    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
         """What is evaluated, for the result file: two results are comparable if this is equal.
 
         Raises:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthclip_jax import config as config_lib
+from synthclip_jax.config.schema import Config
 from synthclip_jax.config.sources import parse_sources
 from synthclip_jax.evals import origin, results
 from synthclip_jax.formats.check import Check
@@ -241,7 +242,7 @@ def _check(check: Check) -> str:
     return f"{check.by}: features differ by {check.features:.1e} at most, pixels by {check.pixels:.1e}"
 
 
-def _provenance(workdir: pathlib.Path, config: Any) -> dict[str, Any] | None:
+def _provenance(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
     """That of the generated dataset which the run trained on, if it is still there."""
     if config.data.sources:
         return None

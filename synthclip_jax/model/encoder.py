@@ -25,9 +25,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.cores import thread_count
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.images.decoding import MAX_PIXELS, PictureError, open_picture
+from synthclip_jax.images.decoding import PictureError, open_picture
 from synthclip_jax.left_out import printable
 from synthclip_jax.model.preprocess import Preprocess
 from synthclip_jax.text.tokenizer import Tokenizer, encode
@@ -67,11 +68,11 @@ class Encoder:
       cut: the texts so far whose ends were not read.
     """
 
-    def __init__(self, config: Any, graphdef: nnx.GraphDef, params: Any, batch_size: int = 256, tower: bool = False):
+    def __init__(self, config: Config, graphdef: nnx.GraphDef, params: Any, batch_size: int = 256, tower: bool = False):
         self.config, self.params = config, params
         self.embed_dim: int = config.model.embed_dim
         self.preprocess = Preprocess.from_config(config.data)
-        self.max_pixels: int = config.data.get("max_pixels", MAX_PIXELS)
+        self.max_pixels: int = config.data.max_pixels
         self.tokenizer = Tokenizer(config.model.text.context_length)
         self.placement = Placement.of(params)
         self.batch_size = self.placement.round_up(batch_size)

@@ -8,7 +8,7 @@ The 3 stands for the forward pass and a backward pass of twice its cost. Activat
 accumulation) do not count, so MFU compares runs by what they achieve and not by how busy they are.
 """
 
-from typing import Any
+from synthclip_jax.config.schema import Model
 
 # Dense bf16 peak in FLOP/s of one device as JAX counts devices, by the start of `jax.Device.device_kind`. Makers' data
 # sheets; the first match wins, so that longer names stand first.
@@ -39,7 +39,7 @@ def block_flops(width: int, tokens: int) -> int:
     return 2 * tokens * weights + 4 * tokens**2 * width
 
 
-def image_flops(config: Any, image_size: int, patch_dropout: float = 0.0) -> int:
+def image_flops(config: Model, image_size: int, patch_dropout: float = 0.0) -> int:
     """Forward pass of the image tower on one image, some of its patches left out; `config` is `config.model`."""
     vision = config.vision
     patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
@@ -47,7 +47,7 @@ def image_flops(config: Any, image_size: int, patch_dropout: float = 0.0) -> int
     return embed + vision.layers * block_flops(vision.width, patches + 1) + 2 * vision.width * config.embed_dim
 
 
-def text_flops(config: Any, tokens: int | None = None) -> int:
+def text_flops(config: Model, tokens: int | None = None) -> int:
     """Forward pass of the text tower on one caption of `tokens` tokens (default: the whole context)."""
     text = config.text
     tokens = text.context_length if tokens is None else tokens
@@ -59,18 +59,18 @@ def kept_patches(patches: int, dropout: float) -> int:
     return max(1, round(patches * (1 - dropout)))
 
 
-def forward_flops(config: Any, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
+def forward_flops(config: Model, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
     """Forward pass of both towers on one pair."""
     return image_flops(config, image_size, patch_dropout) + text_flops(config, tokens)
 
 
-def train_flops(config: Any, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
+def train_flops(config: Model, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
     """Forward and backward pass of both towers on one pair: 3 x forward, the numerator of MFU."""
     return 3 * forward_flops(config, image_size, tokens, patch_dropout)
 
 
 def recomputed_flops(
-    config: Any, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0, accumulated: bool = False
+    config: Model, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0, accumulated: bool = False
 ) -> int:
     """What is computed twice for one pair: by `config.remat`, and by accumulation, which embeds everything once more.
 

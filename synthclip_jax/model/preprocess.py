@@ -7,12 +7,12 @@ side, centre crop, and only then convert to RGB.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from synthclip_jax.config.schema import Data
 from synthclip_jax.images.decoding import PictureError, open_picture
 
 __all__ = ("INTERPOLATIONS", "PictureError", "Preprocess", "normalise", "open_picture")
@@ -38,7 +38,7 @@ class Preprocess:
     interpolation: str
 
     @classmethod
-    def from_config(cls, data: Any) -> "Preprocess":
+    def from_config(cls, data: Data) -> "Preprocess":
         """The transform that `config.data` describes."""
         return cls(data.image_size, tuple(data.mean), tuple(data.std), data.interpolation)
 

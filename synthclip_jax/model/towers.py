@@ -31,6 +31,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from synthclip_jax.config.schema import Model, Text, Vision
+
 # What the backward pass may keep of a block's activations; the rest is computed again. `dots` keeps the outputs of
 # the matrix products with weights, so that only attention, norms and activations run twice.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -237,7 +239,7 @@ class ImageTower(nnx.Module):
     """Vision transformer: images to embeddings, not yet normalised."""
 
     def __init__(
-        self, config: Any, image_size: int, embed_dim: int, tower: str, activation: str, how: dict, rngs: nnx.Rngs
+        self, config: Vision, image_size: int, embed_dim: int, tower: str, activation: str, how: dict, rngs: nnx.Rngs
     ):
         width, layers, heads, patch = config.width, config.layers, config.heads, config.patch_size
         slip = tower == "slip"
@@ -303,7 +305,7 @@ class ImageTower(nnx.Module):
 class TextTower(nnx.Module):
     """Causal text transformer, read at the end token: tokens to embeddings, not yet normalised."""
 
-    def __init__(self, config: Any, embed_dim: int, activation: str, how: dict, rngs: nnx.Rngs):
+    def __init__(self, config: Text, embed_dim: int, activation: str, how: dict, rngs: nnx.Rngs):
         width, layers = config.width, config.layers
         self.context_length = config.context_length
         self.spec = BlockSpec(
@@ -338,7 +340,7 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """The two towers, the logit scale (stored as its logarithm, as everyone does) and perhaps a bias of the logits."""
 
-    def __init__(self, config: Any, image_size: int, rngs: nnx.Rngs, logit_scale_init: float, logit_bias_init: float):
+    def __init__(self, config: Model, image_size: int, rngs: nnx.Rngs, logit_scale_init: float, logit_bias_init: float):
         how = {
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": config.remat,
@@ -378,7 +380,7 @@ class CLIP(nnx.Module):
 
 
 def make_model(
-    config: Any, image_size: int, logit_scale_init: float = LOGIT_SCALE_INIT, logit_bias_init: float = LOGIT_BIAS_INIT
+    config: Model, image_size: int, logit_scale_init: float = LOGIT_SCALE_INIT, logit_bias_init: float = LOGIT_BIAS_INIT
 ) -> tuple[nnx.GraphDef, Callable[[Array], dict]]:
     """The model that `config.model` describes, as a graph definition and `init(key) -> params`.
 
@@ -412,7 +414,7 @@ def parameter_table(params: Any, depth: int = 2) -> list[tuple[str, int]]:
     return [*rows.items(), ("total", sum(rows.values()))]
 
 
-def _check(config: Any, image_size: int) -> None:
+def _check(config: Model, image_size: int) -> None:
     for name, tower in (("vision", config.vision), ("text", config.text)):
         if tower.width % tower.heads:
             raise ValueError(f"model.{name}.heads={tower.heads} does not divide model.{name}.width={tower.width}")

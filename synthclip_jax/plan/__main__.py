@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.plan import ahead
 from synthclip_jax.plan.chips import GIB, Topology, TopologyError
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def plan(config: Any, topology: Topology) -> int:
+def plan(config: Config, topology: Topology) -> int:
     """Prints the plan; returns the exit status."""
     from synthclip_jax import config as config_lib
     from synthclip_jax.plan import estimate, search
@@ -74,7 +75,7 @@ def _arithmetic(topology: Topology):
     """For GPUs: what `ahead.make_attempt` does by compiling."""
     from synthclip_jax.plan.estimate import estimate
 
-    def attempt(config: Any) -> ahead.Attempt:
+    def attempt(config: Config) -> ahead.Attempt:
         need, usable = estimate(config, topology), topology.chip.usable
         return ahead.Attempt(need.total <= usable, need.total, usable, need._asdict(), None)
 
@@ -84,7 +85,7 @@ def _arithmetic(topology: Topology):
 # ---- What is printed ----------------------------------------------------------------------------------------------
 
 
-def _say_what(config: Any, topology: Topology) -> None:
+def _say_what(config: Config, topology: Topology) -> None:
     from synthclip_jax.devices.sharding import mesh_shape
 
     mesh = mesh_shape(config.train.mesh, topology.chips)
@@ -123,7 +124,7 @@ def _cost(change: Any) -> str:
     return " and ".join(parts) or "nothing that counts"
 
 
-def _say_memory(config: Any, topology: Topology, result: Any, usable: float) -> None:
+def _say_memory(config: Config, topology: Topology, result: Any, usable: float) -> None:
     names = {
         "parameters": "parameters",
         "optimizer": "optimizer",
@@ -146,7 +147,7 @@ def _say_memory(config: Any, topology: Topology, result: Any, usable: float) -> 
     print(f"  {result.needed / GIB:8.3f} GiB  total")
 
 
-def _say_speed(config: Any, topology: Topology, result: Any) -> None:
+def _say_speed(config: Config, topology: Topology, result: Any) -> None:
     from synthclip_jax.plan.estimate import estimate, work
     from synthclip_jax.plan.roofline import roofline
 

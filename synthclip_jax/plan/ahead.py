@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.traffic import Traffic, traffic
@@ -78,7 +79,7 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
             raise CompilerError("the compiler for TPUs is not here. Install it: pip install libtpu") from error
         raise CompilerError(f"{topology.name}: libtpu says: {error}") from error
 
-    def attempt(config: Any) -> Attempt:
+    def attempt(config: Config) -> Attempt:
         mesh = sharding.make_mesh(config.train.mesh, devices)
         sharding.check_batch(config.train.batch_size, mesh, config.train.microbatch)
         program = make_program(config, mesh, any_length(config.train))

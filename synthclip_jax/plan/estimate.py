@@ -16,6 +16,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 from synthclip_jax import config as config_lib
+from synthclip_jax.config.generation import Images
+from synthclip_jax.config.schema import Config, Train
 from synthclip_jax.devices import sharding
 from synthclip_jax.model import flops
 from synthclip_jax.model.preprocess import normalise
@@ -70,7 +72,7 @@ class Work(NamedTuple):
     wire: float
 
 
-def any_length(train: Any) -> Length:
+def any_length(train: Train) -> Length:
     """A length of the run for where it does not matter: neither memory nor time of a step depend on it."""
     return Length(train.batch_size, train.batch_size, 2, 1)
 
@@ -91,7 +93,7 @@ def state_bytes(program: Program) -> dict[str, float]:
     }
 
 
-def estimate(config: Any, topology: Topology) -> Need:
+def estimate(config: Config, topology: Topology) -> Need:
     """Memory that the step of `config` needs on each device of a machine.
 
     Raises:
@@ -122,7 +124,7 @@ def estimate(config: Any, topology: Topology) -> Need:
     )
 
 
-def work(config: Any, topology: Topology, need: Need) -> Work:
+def work(config: Config, topology: Topology, need: Need) -> Work:
     """What the step does, with the least bytes that must move: activations out and back, parameters, gradients."""
     train, model = config.train, config.model
     accumulated = train.microbatch not in (0, train.batch_size)
@@ -146,24 +148,24 @@ def work(config: Any, topology: Topology, need: Need) -> Work:
     )
 
 
-def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     """The config with other values, by keys such as `train.microbatch`."""
-    changed = config_lib.from_plain(config_lib.plain(config)).as_configdict()
+    changed = ml_collections.ConfigDict(config)
     changed.update_from_flattened_dict(changes)
     return ml_collections.FrozenConfigDict(changed)
 
 
 @functools.cache
-def _given(config: Any, mesh: AbstractMesh) -> dict[str, float]:
+def _given(config: Config, mesh: AbstractMesh) -> dict[str, float]:
     """`state_bytes` of a config; of configs that agree in what it depends on, once."""
     return state_bytes(make_program(config, mesh, any_length(config.train)))
 
 
-def _model_key(config: Any) -> ml_collections.FrozenConfigDict:
+def _model_key(config: Config) -> Config:
     """What the residuals depend on, so that they are worked out once for many changes."""
     return ml_collections.FrozenConfigDict(
         {
-            "model": config.model.to_dict() | {"remat": "none"},
+            "model": config_lib.plain(config.model) | {"remat": "none"},
             "data": {key: config.data[key] for key in ("image_size", "mean", "std")},
             "train": {key: config.train[key] for key in ("frozen", "patch_dropout")},
         }
@@ -187,7 +189,7 @@ def _residual_bytes(key: Any, remat: str) -> float:
     patches = (size // key.model.vision.patch_size) ** 2
     left = flops.kept_patches(patches, key.train.patch_dropout)
 
-    def embed(params: Any, images: Any, tokens: Any, kept: Any):
+    def embed(params: Any, images: Images, tokens: Any, kept: Any):
         params = jax.tree.map(lambda x, trainable: x if trainable else jax.lax.stop_gradient(x), params, mask)
         model = nnx.merge(graphdef, params)
         images = normalise(images, key.data.mean, key.data.std)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.sharding import mesh_shape
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.estimate import Work, estimate, with_changes, work
@@ -50,7 +51,7 @@ class Fitting(Protocol):
     def needed(self) -> float: ...
 
 
-def changes(config: Any, topology: Topology, needed: float) -> list[Change]:
+def changes(config: Config, topology: Topology, needed: float) -> list[Change]:
     """All changes that keep what is trained, the cheapest first.
 
     Args:
@@ -73,7 +74,7 @@ def changes(config: Any, topology: Topology, needed: float) -> list[Change]:
 
 
 def find_change(
-    config: Any,
+    config: Config,
     topology: Topology,
     needed: float,
     usable: float,
@@ -117,7 +118,7 @@ def find_change(
     return None
 
 
-def _combinations(config: Any, topology: Topology) -> Iterator[dict[str, Any]]:
+def _combinations(config: Config, topology: Topology) -> Iterator[dict[str, Any]]:
     """Every combination of: more remat, ring loss, smaller microbatches, parameters over more devices."""
     train, mesh = config.train, mesh_shape(config.train.mesh, topology.chips)
     shards = mesh["data"] * mesh["fsdp"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import packages
+from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.distributed import is_main, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
@@ -30,7 +31,7 @@ class WorkdirMismatch(UserError, ValueError):
 
 
 def describe_run(
-    config: Any, examples: int, dataset_digest: str, content_digest: str = "", version: str = ""
+    config: Config, examples: int, dataset_digest: str, content_digest: str = "", version: str = ""
 ) -> dict[str, Any]:
     """What is saved with every checkpoint: enough to use the weights, and to tell this run from another.
 

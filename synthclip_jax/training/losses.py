@@ -12,13 +12,13 @@ The metrics count a pair as found if its logit is the largest of its row (column
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from synthclip_jax.config.schema import Train
 from synthclip_jax.training import ring
 
 Metrics = dict[str, Float[Array, ""]]
@@ -28,7 +28,7 @@ Loss = Callable[
 ]
 
 
-def make_loss(train: Any, mesh: Mesh | None = None) -> Loss:
+def make_loss(train: Train, mesh: Mesh | None = None) -> Loss:
     """The loss of `config.train` (`loss`, `loss_method`, `loss_block`), to be called inside `jax.jit`.
 
     Args:

@@ -4,8 +4,8 @@ import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.training.metrics_file import MetricsFile, read_metrics
 from synthclip_jax.training.trackers import open_trackers
 
@@ -15,7 +15,7 @@ __all__ = ["Clock", "Metrics", "MetricsFile", "read_metrics"]
 class Metrics:
     """The metrics file, and the same numbers in TensorBoard's files and at W&B where the config asks for them."""
 
-    def __init__(self, config: Any, folder: pathlib.Path, last_step: int = 0):
+    def __init__(self, config: Config, folder: pathlib.Path, last_step: int = 0):
         """Opens `metrics.jsonl` and `tensorboard/` in `folder`, going on after `last_step`.
 
         Raises:

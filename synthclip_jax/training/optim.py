@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config import ConfigError
+from synthclip_jax.config.schema import Train
 from synthclip_jax.devices.sharding import path_name
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -31,7 +32,7 @@ class Length:
     warmup_steps: int
 
     @classmethod
-    def of(cls, train: Any, examples: int) -> "Length":
+    def of(cls, train: Train, examples: int) -> "Length":
         """The length that `config.train` gives on so many examples.
 
         Raises:
@@ -125,7 +126,7 @@ def _patterns(key: str, expressions: Sequence[str], params: Any) -> list[re.Patt
     return patterns
 
 
-def make_optimizer(train: Any, length: Length) -> tuple[optax.GradientTransformation, Schedule]:
+def make_optimizer(train: Train, length: Length) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config.train` describes, and its learning rate by update (counted from 0).
 
     As in PyTorch's AdamW, the decay is decoupled from the gradient and scaled by the learning rate, with the

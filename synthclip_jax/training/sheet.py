@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from synthclip_jax import packages
+from synthclip_jax.config.schema import Config
 from synthclip_jax.data.stream import Pairs
 from synthclip_jax.devices import sharding
 from synthclip_jax.devices.distributed import say
@@ -14,7 +15,7 @@ from synthclip_jax.model.towers import parameter_table
 from synthclip_jax.training.optim import Length
 
 
-def start_sheet(config: Any, mesh: Any, length: Length, params: Any, pairs: Pairs) -> None:
+def start_sheet(config: Config, mesh: Any, length: Length, params: Any, pairs: Pairs) -> None:
     """Prints what will be trained, on what, with what."""
     devices = mesh.devices.flatten()
     shards = sharding.batch_shards(mesh)

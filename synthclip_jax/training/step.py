@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.devices import sharding
 from synthclip_jax.model.flops import kept_patches
 from synthclip_jax.model.preprocess import normalise
@@ -67,7 +68,7 @@ class Program(NamedTuple):
         return self.step.lower(self.state, *self.batch)
 
 
-def make_program(config: Any, mesh: Mesh, length: Length) -> Program:
+def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
     """The program that `config` describes on a mesh.
 
     Raises:
@@ -123,7 +124,7 @@ def make_program(config: Any, mesh: Mesh, length: Length) -> Program:
     )
 
 
-def _make_gradients(config: Any, mesh: Mesh, graphdef: nnx.GraphDef) -> Callable[..., Any]:
+def _make_gradients(config: Config, mesh: Mesh, graphdef: nnx.GraphDef) -> Callable[..., Any]:
     """`(trainable, frozen, batch) -> ((loss, metrics), gradient with respect to trainable)`."""
     train = config.train
     loss_of = make_loss(train, mesh)
@@ -198,7 +199,7 @@ def _join(x: Float[Array, "n m e"], mesh: Mesh) -> Float[Array, "b e"]:
     return jax.lax.with_sharding_constraint(x.reshape(parts * microbatch, *rest), sharding.batch_sharding(mesh))
 
 
-def _draw_patches(config: Any, step: Int[Array, ""], batch_size: int) -> Int32[Array, "b k"] | None:
+def _draw_patches(config: Config, step: Int[Array, ""], batch_size: int) -> Int32[Array, "b k"] | None:
     """The patches that each picture keeps, drawn anew at every step for the whole batch; None: all of them."""
     if not config.train.patch_dropout:
         return None

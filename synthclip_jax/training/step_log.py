@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jaxtyping import Array
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import UserError
 from synthclip_jax.model import flops
@@ -28,7 +28,7 @@ class StepLog:
 
     def __init__(
         self,
-        config: Any,
+        config: Config,
         length: Length,
         clock: Clock,
         file: Metrics | None,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from synthclip_jax import config as config_lib
+from synthclip_jax.config.schema import Config
 from synthclip_jax.files import text_files
 from synthclip_jax.files.storage import write_atomic
 
@@ -28,7 +29,7 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def open_trackers(config: Any, folder: pathlib.Path, last_step: int) -> list[Tracker]:
+def open_trackers(config: Config, folder: pathlib.Path, last_step: int) -> list[Tracker]:
     """Those that the config asks for and that are installed; what cannot be used is said in a line."""
     opened: list[Tracker] = []
     if config.train.tensorboard and installed("tensorboard"):
@@ -101,7 +102,7 @@ class WeightsAndBiases:
     and at the end, and there not for long.
     """
 
-    def __init__(self, config: Any, folder: pathlib.Path, last_step: int):
+    def __init__(self, config: Config, folder: pathlib.Path, last_step: int):
         """Waits until the service has answered.
 
         Raises:

@@ -14,8 +14,8 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
@@ -142,7 +142,7 @@ def trained_version(workdir: str | os.PathLike | Location) -> Version:
     return find_version(workdir, wanted)
 
 
-def dataset_name(config: Any) -> str:
+def dataset_name(config: Config) -> str:
     """The dataset that a config trains on: its own, or that without the pairs of low agreement where it makes one."""
     return config.name if config.gen.agreement.min_score <= -1 else config.name + FILTERED
 

@@ -4,11 +4,14 @@ import math
 import pathlib
 import subprocess
 import sys
+import typing
 
 import pytest
 
 from gen.engines.images import Sampler, sampler_of
 from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, load_saved, plain
+from synthclip_jax.config.fields import Section
+from synthclip_jax.config.schema import Config
 from synthclip_jax.config.sources import parse_sources
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
@@ -316,3 +319,32 @@ def test_what_generation_was_told_does_not_keep_weights_from_being_used():
     saved["gen"]["captions"]["language"] = "a language of tomorrow"
     saved["train"]["batch_size"] = 1
     load_saved(saved)
+
+
+def sections(section=Config):
+    yield section
+    for hint in typing.get_type_hints(section).values():
+        if isinstance(hint, type) and issubclass(hint, Section):
+            yield from sections(hint)
+
+
+def test_every_default_has_the_type_that_its_annotation_says():
+    for section in sections():
+        for name, hint in typing.get_type_hints(section).items():
+            field = vars(section).get(name)
+            if field is None:
+                assert issubclass(hint, Section)
+            else:
+                assert type(field.default) is (typing.get_origin(hint) or hint), f"{section.__name__}.{name}"
+
+
+def test_lint_finds_a_misspelt_key(tmp_path):
+    pytest.importorskip("mypy")
+    lines = ("import synthclip_jax.config.schema as s", "def f(c: s.Config) -> int: return c.train.{}")
+    files = {key: tmp_path / f"{key}.py" for key in ("microbatch", "microbacth")}
+    for key, file in files.items():
+        file.write_text("\n".join(lines).format(key))
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), *map(str, files.values())]
+    result = subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True)
+    assert '"Train" has no attribute "microbacth"; maybe "microbatch"?' in result.stdout
+    assert "Found 1 error in 1 file (checked 2 source files)" in result.stdout

