@@ -12,7 +12,6 @@ to do with each other.
 
 import hashlib
 import io
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -162,29 +161,18 @@ def summary(records: Any) -> dict[str, Any]:
 
 def _identity(settings: Agreement) -> tuple[int, str]:
     """The step of the checkpoint and a digest that tells it from others, wherever it is moved to; loads no model."""
-    from synthclip_jax.model.checkpoint import CheckpointError, checkpoint_folder, saved_steps
-    from synthclip_jax.model.checkpoint_files import step_of
+    from synthclip_jax.model.checkpoint_files import CheckpointError, find_checkpoint
 
-    place = pathlib.Path(settings.checkpoint).expanduser().absolute()
-    steps = saved_steps(checkpoint_folder(place))
-    if steps:
-        step = steps[-1] if settings.step < 0 else settings.step
-        folder = checkpoint_folder(place) / str(step)
-    elif (own := step_of(place.name)) is not None:
-        step, folder = own, place
-    else:
-        step, folder = settings.step, place
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
+    try:
+        folder = find_checkpoint(settings.checkpoint, settings.step if settings.step >= 0 else None)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"gen.agreement.checkpoint: given {settings.checkpoint!r}: no checkpoint is there"
-            + (f" of step {settings.step}" if settings.step >= 0 else "")
-            + (f" (there: {', '.join(map(str, steps))})" if steps else "")
-            + ". Name a workdir that was trained or imported, or one of its checkpoints"
-        )
+            f"gen.agreement.checkpoint: given {settings.checkpoint!r}: no checkpoint is there ({error}). Name a workdir"
+            " that was trained or imported, or one of its checkpoints"
+        ) from None
     digest = hashlib.sha256()
-    for path in files:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         if path.stat().st_size < 1 << 20:
             digest.update(path.read_bytes())
-    return step, digest.hexdigest()[:16]
+    return int(folder.name), digest.hexdigest()[:16]

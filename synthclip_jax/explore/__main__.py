@@ -53,15 +53,16 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from synthclip_jax.explore.collection import Collection, trained_on
     from synthclip_jax.explore.page import Explorer, build_page
-    from synthclip_jax.model.checkpoint_files import checkpoint_digest, checkpoint_folder, find_checkpoint, saved_steps
+    from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
     from synthclip_jax.model.encoder import load_encoder
 
     workdir = arguments.workdir.expanduser()
-    step = max(saved_steps(checkpoint_folder(workdir)), default=0) if arguments.step is None else arguments.step
+    checkpoint = find_checkpoint(workdir, arguments.step)
+    step = int(checkpoint.name)
     encoder = load_encoder(workdir, step)
     config = encoder.config
     collection = Collection(trained_on(config, workdir, arguments.data), arguments.pictures)
-    collection.embed(encoder, workdir / "explore" / str(step), checkpoint_digest(find_checkpoint(workdir, step)))
+    collection.embed(encoder, workdir / "explore" / str(step), checkpoint_digest(checkpoint))
     classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
     page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)
     page.launch(
