@@ -128,7 +128,7 @@ def write_dataset(
     provenance = dict(there) if same else {**_provenance(config, version, name, plan, records, shards), **about}
     if there.get("shards") == shards:
         provenance["created"] = there["created"]
-    write_atomic(folder / "README.md", _card(config, provenance).encode())
+    write_atomic(folder / generated.CARD, _card(config, provenance).encode())
     provenance |= {
         "format": evidence.FORMAT,
         "generation": now,

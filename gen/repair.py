@@ -45,6 +45,7 @@ from synthclip_jax.workdir.versions import (
     check_inside,
     find_version,
     list_versions,
+    versions_folder,
 )
 from synthclip_jax.workdir.versions import read_record as read_version
 
@@ -118,7 +119,7 @@ def _restore_versions(workdir: Location, faults: Sequence[Fault]) -> None:
     if not any(fault.stage == "versions" for fault in faults):
         return
     aside, known = SetAside(workdir), []
-    folder = workdir / "gen" / "versions"
+    folder = versions_folder(workdir)
     for name in sorted(list_files(folder)):
         if name.endswith(".json"):
             try:
@@ -289,7 +290,7 @@ def _finalize(
     for path in (*lost, *damaged):
         if path.exists():
             say(f"finalize: {path.name} made again")
-        if path.name != "README.md":  # somebody may have written in it
+        if path.name != generated.CARD:  # somebody may have written in it
             aside.drop(path)
 
 

@@ -88,7 +88,7 @@ def _texts(
         for name, meta in provenance.get("files", dict.fromkeys(METADATA)).items():
             file = data / name
             if not file.exists():
-                yield f"{file}: missing" + (": TFDS's metadata" if name != "README.md" else "")
+                yield f"{file}: missing" + (": TFDS's metadata" if name != generated.CARD else "")
             elif meta is not None and measured(file) != meta:
                 yield f"{file}: not the bytes that provenance.json names (sha256)"
         yield from _metadata(data, records)

@@ -24,7 +24,7 @@ from synthclip_jax.files.folders import is_inside
 from synthclip_jax.report.examples import Record, read_record
 from synthclip_jax.training.metrics import read_metrics
 from synthclip_jax.workdir import generated
-from synthclip_jax.workdir.versions import Version, find_version, trained_version
+from synthclip_jax.workdir.versions import Version, dataset_folder, find_version, trained_version
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
 
@@ -164,7 +164,7 @@ class Run:
     def pictures_folder(self) -> pathlib.Path:
         """The dataset as its pictures were drawn, also where training uses a filtered one."""
         plan = self._plan("images", {"dataset": str, "version": str}, "There are no pictures in this workdir yet.")
-        return self.own(self.folder / "dataset" / plan["dataset"] / plan["version"])
+        return self.own(dataset_folder(self.folder, plan["dataset"], plan["version"]))
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
