@@ -13,8 +13,9 @@ JAX_TESTS := $(patsubst %,tests/unit/test_%.py,augment checkpoint compare config
   zeroshot) $(patsubst %,tests/integration/test_%.py,evaluate plan_tpu train)
 # The independent referee, in a folder that only processes of its own see: benchmarks/referee.py says why.
 REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' braceexpand 'torchvision>=0.21' 'numpy>=2.0,<2.4'
-# Most tests keep one core busy. Files stay together, since the tests of one share what is slow to make.
-PYTEST := -m pytest --numprocesses=3 --dist=loadfile -m 'not slow'
+# Most tests keep one core busy, some wait. Files stay together, since the tests of one share what is slow to make; those
+# of integration/ come first, which take longest.
+PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not slow'
 BENCHMARK_TESTS := tests/integration/test_benchmarks.py
 
 .PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-vllm lint format clean

@@ -16,6 +16,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda python -m pytest -m gpu, where there is a GPU
+# Tests run side by side, and threads of torch that wait for others use up a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Nothing is ever fetched: a model or data set that is not there is a failure at once, not after a timeout.
 os.environ["HF_HUB_OFFLINE"] = "1"
