@@ -40,7 +40,7 @@ test-processes: $(VENV)/installed-test
 
 # All that takes minutes, also what no CI can wait for.
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout=3600
 
 # The parts that need neither torch nor TensorFlow, in an environment of their own: PYTHON=python3.12 tries the newest jax.
 # With libtpu, so that the plan for a TPU pod is made by the real compiler.

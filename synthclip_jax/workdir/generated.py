@@ -77,7 +77,7 @@ def read_bank_record(
       StateError (or `error`): it is damaged.
     """
     remedy = f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank"
-    return _read_sealed(path, remedy, {"digest": str, BANK: {"sha256": str}, **more}, error)
+    return _read_sealed(path, remedy, {"digest": str, BANK: {"sha256": str}, **more}, _OLDER_BANK, error)
 
 
 def read_bank(path: Location, error: type[UserError] = StateError) -> Iterator[dict[str, Any]]:
@@ -102,7 +102,7 @@ def read_balance(path: Location, error: type[UserError] = StateError) -> dict[st
     """
     numbers = {"pool": int, "unique": int, "unmatched": int, "kept": int, "t": int | float}
     remedy = "Delete it and run the same command again: the selection is made again from the matches that are there"
-    result = _read_sealed(path, remedy, {"parameters": dict, "files": dict, **numbers}, error)
+    result = _read_sealed(path, remedy, {"parameters": dict, "files": dict, **numbers}, _OLDER_BALANCE, error)
     for name, meta in result["files"].items():
         if problem := state_files.mismatch(meta, {"bytes": int, "sha256": str}, f"files.{name}"):
             raise error(f"{path}: damaged ({problem}). {remedy}")
@@ -211,9 +211,21 @@ def read_credits(path: Location) -> list[tuple[str, str]]:
     return [(row[0], row[1].replace("`", "")) for row in rows if len(row) == 2 and row[0] in (CAPTIONS_BY, PICTURES_BY)]
 
 
-def _read_sealed(path: Location, remedy: str, shape: state_files.Shape, error: type[UserError]) -> dict[str, Any]:
-    """A record whose checksum may be gone only if an older release has written it."""
+# All that these records held when they had no checksum yet.
+_OLDER_BANK = frozenset(("digest", "count", "sources", "unmatchable", "files", "versions", BANK))
+_OLDER_BALANCE = frozenset(
+    (
+        *("t", "pool", "unique", "unmatched", "kept", "matches", "rejects", "keep_curve", "parameters", "fold_case"),
+        *("bank_digest", "counts_before", "counts_after", "files"),
+    )
+)
+
+
+def _read_sealed(
+    path: Location, remedy: str, shape: state_files.Shape, older: frozenset[str], error: type[UserError]
+) -> dict[str, Any]:
+    """A record whose checksum may be gone only if an older release has written it, which knew the keys `older`."""
     record = state_files.read(path, remedy, shape, error=error)
-    if record.get("sealed") and state_files.CHECK not in record:
+    if state_files.CHECK not in record and record.keys() - older:
         raise error(f"{path}: damaged (its checksum is gone). {remedy}")
     return record
