@@ -23,9 +23,10 @@ import ml_collections
 from synthclip_jax.config import add_config_argument, leaves, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
-from synthclip_jax.evals import build, catalogue, origin, prompts, results
+from synthclip_jax.evals import build, catalogue, origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetError, MissingDataset, account, open_datasets
-from synthclip_jax.evals.suites import SUITES, Evaluator, Suite, choose
+from synthclip_jax.evals.suite import Suite
+from synthclip_jax.evals.suites import SUITES, choose
 from synthclip_jax.files import state_files
 from synthclip_jax.left_out import LeftOut
 
@@ -88,7 +89,7 @@ def evaluate(
                     f"the checkpoint is of another model than the config: {', '.join(others)}. It is evaluated as it is"
                 )
             # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
-            evaluator = suite.load()(_merged(model.config, config, workdir), model.graphdef, todo, log)
+            evaluator = suite(_merged(model.config, config, workdir), model.graphdef, todo, log)
             found = evaluator.run(model.params)
             described = with_account({dataset.name: now[dataset.name] for dataset in todo}, evaluator)
             results.write_result(workdir, step, suite.name, found, described, evaluator.details, log)
@@ -171,7 +172,7 @@ def load_model(workdir: str | pathlib.Path, step: int) -> Any:
 
 def assign(
     datasets: Sequence[Dataset], suites: Sequence[str], every_dataset: bool = False, every_suite: bool = False
-) -> list[tuple[Suite, list[Dataset]]]:
+) -> list[tuple[type[Suite], list[Dataset]]]:
     """Which suite takes which test sets.
 
     Args:
@@ -200,19 +201,17 @@ def assign(
     return [(suite, taken) for suite, taken in plan if taken]
 
 
-def announce(plan: Sequence[tuple[Suite, Sequence[Dataset]]], config: Config, log: Callable[[str], Any]) -> None:
+def announce(plan: Sequence[tuple[type[Suite], Sequence[Dataset]]], config: Config, log: Callable[[str], Any]) -> None:
     """Says of each test set what it is, what is left out of it, and its first prompt; see `account`."""
-    prompted = [dataset.name for suite, wanted in plan if suite.name == "zeroshot" for dataset in wanted]
     for dataset in {dataset.name: dataset for _, wanted in plan for dataset in wanted}.values():
-        templates: tuple[str, ...] = ()
-        if dataset.name in prompted:
-            _, templates = prompts.choose(dataset.name, dataset.templates, config.eval.templates)
+        prompted = (suite.templates(config, dataset) for suite, wanted in plan if dataset in wanted)
+        templates = next(filter(None, prompted), ())
         for line in account.lines(dataset, templates):
             log(line)
 
 
 def describe(
-    suite: Suite, config: Config, datasets: Sequence[Dataset], weights: str, workdir: str | pathlib.Path
+    suite: type[Suite], config: Config, datasets: Sequence[Dataset], weights: str, workdir: str | pathlib.Path
 ) -> dict[str, dict[str, Any]]:
     """What a result file says of each test set: how it is evaluated, and what its numbers are made from.
 
@@ -221,15 +220,15 @@ def describe(
     """
     described = {}
     for dataset in datasets:
-        settings = suite.load().describe(config, dataset) | {"max_pixels": config.data.max_pixels}
+        settings = suite.describe(config, dataset) | {"max_pixels": config.data.max_pixels}
         settings = json.loads(json.dumps(settings))  # as it will be read back
         described[dataset.name] = settings | {origin.MADE_FROM: origin.origin(weights, dataset, workdir, suite.learns)}
     return described
 
 
-def with_account(described: dict[str, dict[str, Any]], evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+def with_account(described: dict[str, dict[str, Any]], evaluator: Suite) -> dict[str, dict[str, Any]]:
     """The descriptions of test sets with what was left out of each."""
-    accounts: dict[str, LeftOut] = getattr(evaluator, "left_out", {})
+    accounts = evaluator.left_out
     return {
         name: each | ({LEFT_OUT: accounts[name].as_dict()} if accounts.get(name) else {})
         for name, each in described.items()
@@ -279,7 +278,9 @@ def _differences(there: Any, here: Any) -> list[str]:
     return [f"{key} is {values[key]!r}, the config says {others.get(key)!r}" for key in changed]
 
 
-def is_done(known: dict[str, Any], suite: Suite, name: str, now: dict[str, Any], log: Callable[[str], Any]) -> bool:
+def is_done(
+    known: dict[str, Any], suite: type[Suite], name: str, now: dict[str, Any], log: Callable[[str], Any]
+) -> bool:
     """Whether a result file holds the numbers of a test set as it is now; `log` is told why they are made again."""
     if name not in known["datasets"] or name not in results.group(known["metrics"], suite.name):
         return False

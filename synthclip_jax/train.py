@@ -34,7 +34,8 @@ from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets
-from synthclip_jax.evals.suites import SUITES, Evaluator
+from synthclip_jax.evals.suite import Suite
+from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.files.locations import local_path
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.text.tokenizer import Tokenizer
@@ -218,7 +219,7 @@ def _train_alone(
 class Evaluation:
     """Evaluation inside training; its numbers go to `eval/STEP-SUITE.json` and the metrics file."""
 
-    def __init__(self, config: Config, evaluators: Mapping[str, Evaluator], workdir: pathlib.Path):
+    def __init__(self, config: Config, evaluators: Mapping[str, Suite], workdir: pathlib.Path):
         self.config, self.evaluators, self.workdir = config, evaluators, workdir
 
     def done(self, step: int) -> bool:
@@ -277,7 +278,7 @@ def make_evaluation(config: Config, graphdef: nnx.GraphDef, workdir: pathlib.Pat
             f"train.keep_best: given {best!r}, allowed: a metric of the evaluation, which begin with"
             f" {' or '.join(names)}, such as {names[0]}{plan[0][0].main}"
         )
-    evaluators = {suite.name: suite.load()(config, graphdef, taken, say) for suite, taken in plan}
+    evaluators = {suite.name: suite(config, graphdef, taken, say) for suite, taken in plan}
     return Evaluation(config, evaluators, workdir)
 
 

@@ -7,6 +7,7 @@ differs from it. Nothing heavy is imported here. The section `gen` is in `synthc
 import math
 from typing import Any
 
+from synthclip_jax.config import registry
 from synthclip_jax.config.fields import Section, Tree, tree, value
 from synthclip_jax.config.generation import Gen
 from synthclip_jax.images.headers import MAX_PIXELS
@@ -228,8 +229,8 @@ class Eval(Section):
 
     suites: tuple[str, ...] = value(
         ("zeroshot",),
-        "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suites",
-        choices=("zeroshot", "retrieval", "linear_probe", "fewshot", "embedding"),
+        "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suite",
+        choices=tuple(registry.SUITES),
     )
     datasets: tuple[str, ...] = value(
         (),

@@ -1,0 +1,20 @@
+"""What can be chosen by a name in a config, and where it is: adding one is a file of its own and a line here.
+
+Nothing of it is imported before it is asked for; `pkgutil.resolve_name` gives it.
+"""
+
+# config.eval.suites; see `synthclip_jax.evals.suite`
+SUITES = {
+    "zeroshot": "synthclip_jax.evals.zeroshot:ZeroShot",
+    "retrieval": "synthclip_jax.evals.retrieval:Retrieval",
+    "linear_probe": "synthclip_jax.evals.linear_probe:LinearProbe",
+    "fewshot": "synthclip_jax.evals.fewshot:FewShot",
+    "embedding": "synthclip_jax.evals.embedding:Embedding",
+}
+# KIND of config.eval.datasets; see `synthclip_jax.evals.datasets.spec.Dataset`
+TEST_SETS = {
+    "wds": "synthclip_jax.evals.datasets.webdataset:WebDataset",
+    "folder": "synthclip_jax.evals.datasets.folder:ImageFolder",
+    "tfds": "synthclip_jax.evals.datasets.tfds:Prepared",
+    "karpathy": "synthclip_jax.evals.datasets.karpathy:Karpathy",
+}
