@@ -36,7 +36,7 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suite import Suite
 from synthclip_jax.evals.suites import SUITES
-from synthclip_jax.files.locations import local_path
+from synthclip_jax.files.locations import cache_folder, local_path
 from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
 from synthclip_jax.text.tokenizer import Tokenizer
 from synthclip_jax.training.claim import claim_workdir, describe_run
@@ -291,8 +291,7 @@ def use_compile_cache() -> None:
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
     elif not jax.config.jax_compilation_cache_dir:
-        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "synthclip_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 @command("train")

@@ -134,7 +134,7 @@ def test_several_machines_share_the_parts_and_the_last_one_joins_them(workdir, p
     embed(workdir, tmp_path / "one.npz", str(pictures), texts, batch_size=8, part_size=4, log=quiet)
     for number in (1, 0, 2):
         whole = embed(
-            workdir, tmp_path / "v.npz", str(pictures), texts, None, 8, part_size=4, shard=(number, 3), log=quiet
+            workdir, tmp_path / "v.npz", str(pictures), texts, None, 8, part_size=4, part=(number, 3), log=quiet
         )
         assert whole == (number == 2)
     one, several = np.load(tmp_path / "one.npz"), np.load(tmp_path / "v.npz")
@@ -281,7 +281,7 @@ def flip_a_bit_of_a_vector(data):
 def test_a_damaged_part_costs_itself_alone(workdir, texts, tmp_path, damage):
     embed(workdir, tmp_path / "whole.npz", texts=texts, part_size=2, log=quiet)
     out = tmp_path / "v.npz"
-    assert not embed(workdir, out, texts=texts, part_size=2, shard=(1, 2), log=quiet)
+    assert not embed(workdir, out, texts=texts, part_size=2, part=(1, 2), log=quiet)
     path = tmp_path / "v.npz.parts" / "texts-00001.npz"
     path.write_bytes(damage(path.read_bytes()))
     said = []
@@ -291,7 +291,7 @@ def test_a_damaged_part_costs_itself_alone(workdir, texts, tmp_path, damage):
 
 
 def test_a_plan_that_is_cut_off_is_one_line_that_says_what_to_do(workdir, texts, tmp_path, capsys):
-    assert not embed(workdir, tmp_path / "v.npz", texts=texts, part_size=2, shard=(1, 2), log=quiet)
+    assert not embed(workdir, tmp_path / "v.npz", texts=texts, part_size=2, part=(1, 2), log=quiet)
     plan = tmp_path / "v.npz.parts" / "plan.json"
     plan.write_bytes(plan.read_bytes()[:10])
     with pytest.raises(SystemExit, match=r"^embed: [^\n]*plan.json: damaged [^\n]* Delete the folder"):
