@@ -18,3 +18,11 @@ TEST_SETS = {
     "tfds": "synthclip_jax.evals.datasets.tfds:Prepared",
     "karpathy": "synthclip_jax.evals.datasets.karpathy:Karpathy",
 }
+# KIND of config.data.sources; see `synthclip_jax.data.readers.reader.Reader`
+SOURCES = {
+    "tfrecord": "synthclip_jax.data.readers.examples:open_tfrecords",
+    "img2dataset": "synthclip_jax.data.readers.examples:open_img2dataset",
+    "wds": "synthclip_jax.data.readers.tars:TarReader",
+    "tfds": "synthclip_jax.data.readers.tfds:open_tfds",
+    "table": "synthclip_jax.data.readers.tables:TableReader",
+}

@@ -23,7 +23,8 @@ class Data(Section):
     sources: tuple[Any, ...] = value(
         (),
         "datasets to train on together instead of `path`, each a text 'KIND:PLACE' or a tuple ('KIND:PLACE', weight,"
-        " image_key, caption_key, part), where items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
+        " image_key, caption_key, part), where items may be left out; KIND:"
+        f" {', '.join(registry.SOURCES)}",
     )
     split: str = value("train", "split of the dataset")
     part: float = value(

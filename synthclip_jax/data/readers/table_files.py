@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from synthclip_jax.data.readers import missing_key
+from synthclip_jax.data.readers.reader import missing_key
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
