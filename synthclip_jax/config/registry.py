@@ -26,3 +26,7 @@ SOURCES = {
     "tfds": "synthclip_jax.data.readers.tfds:open_tfds",
     "table": "synthclip_jax.data.readers.tables:TableReader",
 }
+# config.train.optimizer: what makes the updates, between the clipping of gradients and the learning rate
+OPTIMIZERS = {
+    "adamw": "synthclip_jax.training.optim:adamw",
+}
