@@ -281,7 +281,7 @@ def _read_ahead(
 
 def _identity(workdir: str | pathlib.Path, step: int | None) -> tuple[int, str]:
     """The checkpoint's step, and which weights it holds."""
-    from synthclip_jax.model.checkpoint import checkpoint_digest, find_checkpoint
+    from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
 
     folder = find_checkpoint(workdir, step)
     return int(folder.name), checkpoint_digest(folder)

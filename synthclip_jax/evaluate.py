@@ -29,6 +29,7 @@ from synthclip_jax.evals.suite import Suite
 from synthclip_jax.evals.suites import SUITES, choose
 from synthclip_jax.files import state_files
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.model import checkpoint_files
 
 LEFT_OUT = "left_out"  # the key in a result file
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
@@ -145,9 +146,7 @@ def evaluate_paper(
 
 def newest_step(workdir: str | pathlib.Path) -> int:
     """The step of the newest checkpoint; 0 if there is none, and loading it then says what to do."""
-    from synthclip_jax.model import checkpoint
-
-    return max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
+    return max(checkpoint_files.saved_steps(checkpoint_files.checkpoint_folder(workdir)), default=0)
 
 
 def checkpoint_digest(workdir: str | pathlib.Path, step: int) -> str:
@@ -156,17 +155,15 @@ def checkpoint_digest(workdir: str | pathlib.Path, step: int) -> str:
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    from synthclip_jax.model import checkpoint
-
-    return checkpoint.checkpoint_digest(checkpoint.find_checkpoint(workdir, step))
+    return checkpoint_files.checkpoint_digest(checkpoint_files.find_checkpoint(workdir, step))
 
 
 def load_model(workdir: str | pathlib.Path, step: int) -> Any:
     """A checkpoint's model, its parameters on all devices."""
-    from synthclip_jax.model import checkpoint
+    from synthclip_jax.model import loading
     from synthclip_jax.model.encoder import on_all_devices
 
-    model = checkpoint.load_model(workdir, step)
+    model = loading.load_model(workdir, step)
     return model._replace(params=on_all_devices(model.params))
 
 
@@ -216,7 +213,7 @@ def describe(
     """What a result file says of each test set: how it is evaluated, and what its numbers are made from.
 
     Args:
-      weights: digest of the checkpoint, see `synthclip_jax.model.checkpoint.checkpoint_digest`.
+      weights: digest of the checkpoint, see `synthclip_jax.model.checkpoint_files.checkpoint_digest`.
     """
     described = {}
     for dataset in datasets:

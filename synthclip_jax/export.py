@@ -26,7 +26,7 @@ from synthclip_jax.formats.card import model_card
 from synthclip_jax.formats.check import check_export
 from synthclip_jax.formats.tensors import write_safetensors
 from synthclip_jax.formats.weights import layout, to_state_dict
-from synthclip_jax.model.checkpoint import LoadedModel, load_model
+from synthclip_jax.model.loading import LoadedModel, load_model
 from synthclip_jax.model.preprocess import Preprocess
 
 FORMATS = {"open_clip": ("open_clip",), "transformers": ("transformers",), "both": ("open_clip", "transformers")}

@@ -37,7 +37,9 @@ from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suite import Suite
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.files.locations import cache_folder, local_path
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
+from synthclip_jax.model.loading import load_parameters
 from synthclip_jax.text.tokenizer import Tokenizer
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer

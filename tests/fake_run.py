@@ -15,7 +15,8 @@ from toy_bank import write_bank
 from gen.checks.evidence import measured
 from gen.shards.store import ShardOutput, StageStore, write_atomic
 from synthclip_jax.config import default_config, digest, plain
-from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, metrics

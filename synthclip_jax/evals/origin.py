@@ -27,7 +27,7 @@ def origin(checkpoint: str, dataset: Dataset, workdir: str | os.PathLike, learns
     """What a number of a test set is made from now.
 
     Args:
-      checkpoint: digest of the weights, see `synthclip_jax.model.checkpoint.checkpoint_digest`.
+      checkpoint: digest of the weights, see `synthclip_jax.model.checkpoint_files.checkpoint_digest`.
       workdir: places inside it are noted from there, so that it may be moved.
       learns: the suite fits a classifier, and reads the splits to learn from as well.
     """

@@ -16,7 +16,7 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.formats.check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.checkpoint import LoadedModel
+from synthclip_jax.model.loading import LoadedModel
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 

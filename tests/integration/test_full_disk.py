@@ -19,7 +19,8 @@ from toy_generation import generate
 from toy_generation import toy_config as generation_config
 
 from synthclip_jax.export import main as export
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import describe_run
 

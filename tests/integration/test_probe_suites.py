@@ -13,14 +13,17 @@ from toy_testset import write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
-from synthclip_jax.data.records import ShardName, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.records import ShardName, frame_shard
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import features, fewshot, linear_probe, logistic, results
 from synthclip_jax.evals.datasets import DatasetError, open_dataset
 from synthclip_jax.evals.datasets.train_splits import open_splits
 from synthclip_jax.evals.features import Extractor
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_model
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.encoder import Encoder
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.model.towers import make_model
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")

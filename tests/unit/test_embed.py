@@ -16,7 +16,8 @@ from synthclip_jax import embed as embed_lib
 from synthclip_jax.data.embeddings import EmbeddingError, Parts
 from synthclip_jax.embed import embed, main
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.encoder import Encoder, load_encoder
 from synthclip_jax.model.towers import make_model
 

@@ -23,8 +23,9 @@ from synthclip_jax.formats.foreign import read_foreign
 from synthclip_jax.formats.tensors import read_tensors, write_safetensors
 from synthclip_jax.formats.weights import WeightsError, layout, to_state_dict
 from synthclip_jax.import_weights import import_weights
-from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
-from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder, find_checkpoint
+from synthclip_jax.model.loading import load_model, load_parameters
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.example_proto import feature_values, parse_features
 from synthclip_jax.data.readers import captions
 from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.data.readers.patterns import gaps
@@ -19,10 +20,8 @@ from synthclip_jax.data.records import (
     INDEX_SUFFIX,
     IndexedShard,
     RecordError,
-    feature_values,
     format_index,
     list_shards,
-    parse_features,
     parse_index,
     scan_index,
 )

@@ -113,7 +113,8 @@ class Prepared:
         Raises:
           DatasetError: a record is damaged, or has no picture or label, or a label without a class.
         """
-        from synthclip_jax.data.records import RecordError, feature_values, parse_features
+        from synthclip_jax.data.example_proto import feature_values, parse_features
+        from synthclip_jax.data.records import RecordError
 
         for shard in self._shards.payloads:
             for record in range(len(shard)):
