@@ -162,5 +162,6 @@ class ZeroShot(Suite):
             counts = np.bincount(labels, minlength=len(names))
             for line in account.classes_without_images(dataset.name, names, counts.tolist()):
                 self.log(line)
-        predictions = Predictions(dataset.name, names, found.keys, labels, *found.arrays, found.skipped)
+        top, scores = found.arrays
+        predictions = Predictions(dataset.name, names, found.keys, labels, top, scores, found.skipped)
         return metrics(predictions), predictions.arrays()

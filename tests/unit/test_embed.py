@@ -332,3 +332,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_temporaries(workdir
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in (tmp_path / "v.npz.parts").iterdir()) == ["plan.json"]
+
+
+def test_the_old_name_of_part_says_the_new_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([f"--workdir={tmp_path}", "--texts=a.txt", "--out=v.npz", "--shard=0/4"])
+    assert "it is called --part now: --part=0/4" in capsys.readouterr().err

@@ -403,3 +403,9 @@ def test_the_card_describes_the_filtered_dataset_where_that_was_trained_on(tmp_p
     text = card_data(tmp_path, gen, {}, folder="toy_filtered", records=7, agreement=agreement)
     assert "dataset toy_filtered 1.0.0, 7 pairs" in text
     assert "993 pairs with an agreement below 0.25 were left out" in text
+
+
+def test_the_old_name_of_transformers_says_the_new_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export_lib.main([f"--workdir={tmp_path}", "--format=hf", "--out=out"])
+    assert "it is called transformers now: --format=transformers" in capsys.readouterr().err
