@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers.captions import CaptionError, usable
 from synthclip_jax.data.readers.reader import Opening, Sample, Shard, keys_of, open_files
-from synthclip_jax.data.readers.table_files import DOWNLOAD, is_url, read_rows, table_kind
+from synthclip_jax.data.readers.table_files import read_rows, table_kind
+from synthclip_jax.data.readers.table_rows import DOWNLOAD, is_url
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import is_inside
