@@ -106,7 +106,8 @@ def write_checkpoint(workdir: pathlib.Path, values: list[str]) -> None:
     import jax
 
     from synthclip_jax import config as config_lib
-    from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+    from synthclip_jax.model.checkpoint import Checkpoints
+    from synthclip_jax.model.checkpoint_files import checkpoint_folder
     from synthclip_jax.model.towers import make_model
 
     overrides = ["model.tower=openai", "model.vision.patch_size=32", "model.compute_dtype=float32"]

@@ -248,7 +248,8 @@ PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_da
 
 def write_dataset(folder: pathlib.Path, pictures: int, side: int = SIZE) -> int:
     """Writes shards of pictures as rich in detail as photographs, with captions; returns the bytes of the pictures."""
-    from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+    from synthclip_jax.data.example_proto import serialize_example
+    from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 
     folder.mkdir(exist_ok=True)
     total = 0

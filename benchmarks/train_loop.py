@@ -22,7 +22,8 @@ import numpy as np
 from synthclip_jax import train as train_loop
 from synthclip_jax.config import load_config
 from synthclip_jax.config.schema import Config
-from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.devices.sharding import make_mesh
 from synthclip_jax.training.optim import Length
 from synthclip_jax.training.step import make_program, seed_key

@@ -13,7 +13,6 @@ says by itself. `python -m gen.progress` shows how far they are.
 
 import argparse
 import os
-import re
 import time
 from typing import Any
 
@@ -28,7 +27,7 @@ from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place
-from synthclip_jax.wording import duration
+from synthclip_jax.wording import duration, part
 from synthclip_jax.workdir.versions import Version, check_inside
 
 
@@ -47,7 +46,7 @@ def main() -> None:
     parser.add_argument("--executor", default="local", choices=EXECUTORS)
     parser.add_argument(
         "--part",
-        type=_part,
+        type=part,
         help="number of this process and how many share the workdir, such as 0/8; default: from SLURM's array",
     )
     parser.add_argument(
@@ -75,13 +74,6 @@ def main() -> None:
             continue  # an optional stage that is not asked for
         text = "  ".join(f"{key} {_show(value)}" for key, value in summary.items())
         print(f"{stage}: done in {duration(time.monotonic() - start)}  {text}", flush=True)
-
-
-def _part(text: str) -> tuple[int, int]:
-    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not numbers or int(numbers[1]) >= int(numbers[2]):
-        raise argparse.ArgumentTypeError(f"given {text!r}, allowed: I/N with I from 0 to N - 1, such as 0/8")
-    return int(numbers[1]), int(numbers[2])
 
 
 def _slurm_part() -> tuple[int, int]:

@@ -22,8 +22,9 @@ from gen.shards.local import Executor, run_local
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
 from synthclip_jax.config.generation import Agreement
 from synthclip_jax.config.schema import Config
+from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers.agreement import SUFFIX
-from synthclip_jax.data.records import RecordError, parse_example, unframe_shard
+from synthclip_jax.data.records import RecordError, unframe_shard
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version

@@ -28,8 +28,9 @@ from gen.shards.local import Executor, run_local
 from gen.shards.progress import Progress
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config.schema import Config
+from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers.recaptions import SUFFIX
-from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, unframe_shard
 from synthclip_jax.files.locations import Location
 from synthclip_jax.workdir import generated
 

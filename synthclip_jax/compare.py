@@ -17,15 +17,10 @@ from typing import Any, NamedTuple
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import catalogue, origin, paper_tables, results
 from synthclip_jax.evals.paper_tables import TASKS, TITLES
+from synthclip_jax.evals.suites import SUITES
 
-# (suite, metric) of our results for each of the paper's tasks; the metric of a classification set is the catalogue's.
-SOURCES = {
-    "linear_probe": ("linear_probe", ""),
-    "fewshot": ("fewshot", "acc1"),
-    "image_retrieval": ("retrieval", "image_r@5"),
-    "text_retrieval": ("retrieval", "text_r@5"),
-    "zeroshot": ("zeroshot", "acc1"),
-}
+# (suite, metric) of our results for each of the paper's tasks; no metric: the catalogue's of each test set.
+SOURCES = {task: (name, metric) for name, suite in SUITES.items() for task, metric in suite.papers.items()}
 
 
 class CompareError(UserError, ValueError):

@@ -24,6 +24,7 @@ from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import intervals, origin, results
 from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.report import POLICY
+from synthclip_jax.report.bars import track
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
@@ -174,8 +175,6 @@ def _test_set(joined: Pair, loaded: list, folders: Sequence[pathlib.Path], names
 
 
 def _accuracies(joined: Pair, names: Sequence[str]) -> Html:
-    from synthclip_jax.report.accuracy import track
-
     first, second = joined.right
     n, p = len(joined.labels), mcnemar(first, second)
     rows = []

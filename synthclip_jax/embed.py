@@ -1,14 +1,14 @@
 """Embeds pictures and texts: unit vectors of a checkpoint, in one file.
 
     python -m synthclip_jax.embed --workdir=W --images=DIR --texts=captions.txt --out=vectors.npz
-    python -m synthclip_jax.embed --workdir=W --images='photos/**/*.jpg' --out=vectors.parquet [--shard=0/4]
+    python -m synthclip_jax.embed --workdir=W --images='photos/**/*.jpg' --out=vectors.parquet [--part=0/4]
 
 Pictures are all those below a folder, or what a pattern finds; what is passed over is counted and said. Texts are the
 lines of a file, which end at a line feed and nowhere else. The `.npz` holds `images` and `image_keys`, `texts` and
 `text_keys` (line numbers from 0), and the keys of what does not decode in `image_skipped`; a `.parquet` has the columns
 kind, key and embedding. Rows have the order of the names, or of the lines.
 
-The work is spread over all devices; --shard=I/N takes every Nth part only, for several machines on one file system. A
+The work is spread over all devices; --part=I/N takes every Nth part only, for several machines on one file system. A
 run that was ended early continues where it was: parts are committed one by one (OUT.parts) and joined at the end. A
 part that is damaged is made again.
 """
@@ -21,7 +21,6 @@ import glob
 import hashlib
 import os
 import pathlib
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax import wording
 from synthclip_jax.data.embeddings import DamagedPart, EmbeddingError, Part, Parts
 from synthclip_jax.errors import command, explain
 from synthclip_jax.files import text_files
@@ -126,7 +126,7 @@ def embed(
     step: int | None = None,
     batch_size: int = 256,
     part_size: int = PART,
-    shard: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = (0, 1),
     redo: bool = False,
     log: Any = print,
     allow_outside: bool = False,
@@ -138,12 +138,12 @@ def embed(
       images: folder or pattern; empty: none.
       texts: file of lines; empty: none.
       part_size: items between two commits.
-      shard: (which, of how many): only every so manieth part.
+      part: (which, of how many): process every n-th part only.
       redo: replace what is in `out`.
       allow_outside: take pictures that lie outside of the folder, where links in it lead there.
 
     Returns:
-      Whether the file is complete; with several shards the last one completes it.
+      Whether the file is complete; with several parts the last process completes it.
 
     Raises:
       EmbeddingError: nothing to embed, or `out` holds something else.
@@ -170,10 +170,10 @@ def embed(
     encoder = None
     for _ in range(ATTEMPTS):
         missing = {kind: parts.missing(kind, log) for kind in counts}
-        todo = {kind: [item for item in missing[kind] if item[0] % shard[1] == shard[0]] for kind in counts}
+        todo = {kind: [item for item in missing[kind] if item[0] % part[1] == part[0]] for kind in counts}
         left = sum(len(indexes) for items in todo.values() for _, indexes in items)
         if left < sum(counts.values()):
-            log(f"{sum(counts.values()) - left:,} of {sum(counts.values()):,} are there already or another shard's")
+            log(f"{sum(counts.values()) - left:,} of {sum(counts.values()):,} are there already or another process's")
         if left:
             encoder = encoder or _load_encoder(workdir, checkpoint, batch_size)
             for number, indexes in todo.get("texts", []):
@@ -185,10 +185,10 @@ def embed(
                     log(f"{images}: {line}")
         others = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind, log)]
         if others:
-            log(f"{len(others)} parts are left to the other shards: {', '.join(others[:3])}...")
+            log(f"{len(others)} parts are left to the other processes: {', '.join(others[:3])}...")
             return False
         try:
-            skipped = parts.join(names, keep=shard[1] > 1)
+            skipped = parts.join(names, keep=part[1] > 1)
             break
         except DamagedPart as error:
             log(f"{error} It is made again")
@@ -281,7 +281,7 @@ def _read_ahead(
 
 def _identity(workdir: str | pathlib.Path, step: int | None) -> tuple[int, str]:
     """The checkpoint's step, and which weights it holds."""
-    from synthclip_jax.model.checkpoint import checkpoint_digest, find_checkpoint
+    from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
 
     folder = find_checkpoint(workdir, step)
     return int(folder.name), checkpoint_digest(folder)
@@ -299,11 +299,8 @@ def _digest(texts: Iterable[str]) -> str:
     return hasher.hexdigest()[:16] if count else ""
 
 
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 0 to N-1, such as 0/4")
-    return int(match[1]), int(match[2])
+def _renamed(text: str) -> None:
+    raise argparse.ArgumentTypeError(f"it is called --part now: --part={text}")
 
 
 @command("embed")
@@ -319,7 +316,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--batch-size", type=int, default=256, help="items encoded at once, over all devices")
     parser.add_argument("--part-size", type=int, default=PART, help=f"items between two commits; default: {PART}")
-    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="process every Nth part only")
+    parser.add_argument("--part", type=wording.part, default=(0, 1), metavar="I/N", help="process every Nth part only")
+    parser.add_argument("--shard", type=_renamed, help=argparse.SUPPRESS)
     parser.add_argument("--redo", action="store_true", help="replace what is there")
     parser.add_argument(
         "--allow-outside", action="store_true", help="follow links that lead out of the folder of --images"
@@ -333,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
         given.step,
         given.batch_size,
         given.part_size,
-        given.shard,
+        given.part,
         given.redo,
         allow_outside=given.allow_outside,
     )

@@ -1,6 +1,7 @@
 """Writes a checkpoint as folders that open_clip and transformers load without any code of ours.
 
-    python -m synthclip_jax.export --workdir=W --format=open_clip|hf|both --out=DIR [--step=N] [--push=ORG/NAME]
+    python -m synthclip_jax.export --workdir=W --format=open_clip|transformers|both --out=DIR [--step=N]
+        [--push=ORG/NAME]
 
     open_clip.create_model_and_transforms("local-dir:DIR")
     transformers.AutoModel.from_pretrained("DIR"), AutoProcessor, pipeline("zero-shot-image-classification", "DIR")
@@ -25,10 +26,10 @@ from synthclip_jax.formats.card import model_card
 from synthclip_jax.formats.check import check_export
 from synthclip_jax.formats.tensors import write_safetensors
 from synthclip_jax.formats.weights import layout, to_state_dict
-from synthclip_jax.model.checkpoint import LoadedModel, load_model
+from synthclip_jax.model.loading import LoadedModel, load_model
 from synthclip_jax.model.preprocess import Preprocess
 
-FORMATS = {"open_clip": ("open_clip",), "hf": ("transformers",), "both": ("open_clip", "transformers")}
+FORMATS = {"open_clip": ("open_clip",), "transformers": ("transformers",), "both": ("open_clip", "transformers")}
 
 
 class ExportError(UserError, ValueError):
@@ -125,6 +126,12 @@ def push(folder: pathlib.Path, repository: str, really: bool, private: bool = Tr
     log(f"{len(files)} files sent to {repository}")
 
 
+def _format(text: str) -> str:
+    if text == "hf":
+        raise argparse.ArgumentTypeError("it is called transformers now: --format=transformers")
+    return text
+
+
 @command("export")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line, exports, perhaps uploads; exits with status 1 and a reason if it cannot."""
@@ -136,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--workdir", required=True, type=pathlib.Path, help="folder of the run, or a checkpoint's folder"
     )
-    parser.add_argument("--format", required=True, choices=FORMATS, help="hf is transformers")
+    parser.add_argument("--format", required=True, choices=FORMATS, type=_format, help="who shall load it")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--license", default="other", help="of the weights, as the hub names it; default: other")

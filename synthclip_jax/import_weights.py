@@ -29,7 +29,8 @@ import numpy as np
 from synthclip_jax.errors import command
 from synthclip_jax.formats.foreign import Foreign, read_foreign, resized
 from synthclip_jax.formats.weights import WeightsError
-from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, saved_steps
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_folder, saved_steps
 from synthclip_jax.model.towers import parameter_count
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer

@@ -25,18 +25,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from synthclip_jax import config as config_lib
-from synthclip_jax import evaluate
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data import stream, verify
 from synthclip_jax.data.device_feed import DeviceFeed
 from synthclip_jax.devices import distributed, host_memory, sharding
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
-from synthclip_jax.evals import origin, results
+from synthclip_jax.evals import assignment, origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets
-from synthclip_jax.evals.suites import SUITES, Evaluator
-from synthclip_jax.files.locations import local_path
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_parameters, saved_steps
+from synthclip_jax.evals.suite import Suite
+from synthclip_jax.evals.suites import SUITES
+from synthclip_jax.files.locations import cache_folder, local_path
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
+from synthclip_jax.model.loading import load_parameters
 from synthclip_jax.text.tokenizer import Tokenizer
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer
@@ -218,18 +220,18 @@ def _train_alone(
 class Evaluation:
     """Evaluation inside training; its numbers go to `eval/STEP-SUITE.json` and the metrics file."""
 
-    def __init__(self, config: Config, evaluators: Mapping[str, Evaluator], workdir: pathlib.Path):
+    def __init__(self, config: Config, evaluators: Mapping[str, Suite], workdir: pathlib.Path):
         self.config, self.evaluators, self.workdir = config, evaluators, workdir
 
     def done(self, step: int) -> bool:
         """Whether the checkpoint of this step has been evaluated already, on the test sets as they are now."""
         done = step in saved_steps(checkpoint_folder(self.workdir))
         if done and distributed.is_main():
-            weights = evaluate.checkpoint_digest(self.workdir, step)
+            weights = assignment.checkpoint_digest(self.workdir, step)
             for name, evaluator in self.evaluators.items():
                 suite, known = SUITES[name], results.known_result(results.result_path(self.workdir, step, name), say)
-                now = evaluate.describe(suite, self.config, evaluator.datasets, weights, self.workdir)
-                done &= all(evaluate.is_done(known, suite, dataset, now, say) for dataset in now)
+                now = assignment.describe(suite, self.config, evaluator.datasets, weights, self.workdir)
+                done &= all(assignment.is_done(known, suite, dataset, now, say) for dataset in now)
         return distributed.of_first([int(done)]) == [1]
 
     def __call__(self, step: int, params: Any) -> dict[str, float]:
@@ -237,19 +239,19 @@ class Evaluation:
         found: dict[str, float] = {}
         for name, evaluator in self.evaluators.items():
             datasets = evaluator.datasets
-            described = evaluate.describe(SUITES[name], self.config, datasets, origin.UNSAVED, self.workdir)
+            described = assignment.describe(SUITES[name], self.config, datasets, origin.UNSAVED, self.workdir)
             metrics = evaluator.run(params)
             if distributed.is_main():
-                described = evaluate.with_account(described, evaluator)
+                described = assignment.with_account(described, evaluator)
                 results.write_result(self.workdir, step, name, metrics, described, evaluator.details, say)
             found |= metrics
-        say(evaluate.table(found, self.workdir, step) if distributed.is_main() else "")
+        say(assignment.table(found, self.workdir, step) if distributed.is_main() else "")
         return found
 
     def saved(self, step: int) -> None:
         """Notes that the parameters evaluated at this step are those of its checkpoint, which is complete."""
         if distributed.is_main():
-            weights = evaluate.checkpoint_digest(self.workdir, step)
+            weights = assignment.checkpoint_digest(self.workdir, step)
             for name, evaluator in self.evaluators.items():
                 names = [dataset.name for dataset in evaluator.datasets]
                 results.note_weights(self.workdir, step, name, names, weights)
@@ -268,8 +270,8 @@ def make_evaluation(config: Config, graphdef: nnx.GraphDef, workdir: pathlib.Pat
         return None
     for line in missing:
         say(line)
-    plan = evaluate.assign(datasets, config.eval.suites)
-    evaluate.announce(plan, config, say)
+    plan = assignment.assign(datasets, config.eval.suites)
+    assignment.announce(plan, config, say)
     best = config.train.keep_best
     names = [f"{suite.name}/{dataset.name}/" for suite, taken in plan for dataset in taken]
     if best and not best.startswith(tuple(names)):
@@ -277,7 +279,7 @@ def make_evaluation(config: Config, graphdef: nnx.GraphDef, workdir: pathlib.Pat
             f"train.keep_best: given {best!r}, allowed: a metric of the evaluation, which begin with"
             f" {' or '.join(names)}, such as {names[0]}{plan[0][0].main}"
         )
-    evaluators = {suite.name: suite.load()(config, graphdef, taken, say) for suite, taken in plan}
+    evaluators = {suite.name: suite(config, graphdef, taken, say) for suite, taken in plan}
     return Evaluation(config, evaluators, workdir)
 
 
@@ -290,8 +292,7 @@ def use_compile_cache() -> None:
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
     elif not jax.config.jax_compilation_cache_dir:
-        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "synthclip_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 @command("train")

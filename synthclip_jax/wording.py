@@ -1,4 +1,7 @@
-"""How numbers are said in lines of the log and on pages."""
+"""How numbers are said in lines of the log and on pages, and read from the command line."""
+
+import argparse
+import re
 
 
 def duration(seconds: float) -> str:
@@ -10,3 +13,11 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit}{seconds % size // small:02d}{part}"
     return f"{seconds}s"
+
+
+def part(text: str) -> tuple[int, int]:
+    """`--part=I/N` for argparse: which of how many processes that share the work."""
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not numbers or int(numbers[1]) >= int(numbers[2]):
+        raise argparse.ArgumentTypeError(f"given {text!r}, allowed: I/N with I from 0 to N - 1, such as 0/8")
+    return int(numbers[1]), int(numbers[2])

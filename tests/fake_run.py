@@ -15,10 +15,11 @@ from toy_bank import write_bank
 from gen.checks.evidence import measured
 from gen.shards.store import ShardOutput, StageStore, write_atomic
 from synthclip_jax.config import default_config, digest, plain
-from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import open_dataset
-from synthclip_jax.evals.zeroshot import Predictions, describe, metrics
+from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, metrics
 from synthclip_jax.files import state_files
 from synthclip_jax.workdir import generated
 
@@ -236,7 +237,7 @@ def make_test_set(
     predictions = Predictions(name, dataset.class_names, tuple(keys), labels.astype(np.int32), top, best)
     values = {f"zeroshot/{name}/{key}": value for key, value in metrics(predictions).items()}
     made_from = origin.origin(WEIGHTS if weights is None else weights, dataset, workdir)
-    described = {name: describe(dataset) | {origin.MADE_FROM: made_from}}
+    described = {name: ZeroShot.describe(default_config(), dataset) | {origin.MADE_FROM: made_from}}
     results.write_result(workdir, step, "zeroshot", values, described, {name: predictions.arrays()})
 
 

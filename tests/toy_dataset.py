@@ -6,7 +6,8 @@ import pathlib
 import cv2
 import numpy as np
 
-from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 
 COLOURS = {
     "red": (220, 30, 30),

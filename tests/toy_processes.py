@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import toy_config
 
-from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
+from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]

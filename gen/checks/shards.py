@@ -12,8 +12,9 @@ import numpy as np
 from gen.filters.agreement import FilterWorker
 from gen.shards.store import DATA_PREFIX, StageStore, StoreError, sha256
 from gen.stages import BY_NAME
+from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers import recaptions
-from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_example, parse_index, unframe_shard
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_index, unframe_shard
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import Location, location

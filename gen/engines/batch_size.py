@@ -7,8 +7,8 @@ precision. It is a matter of speed alone: a wrong entry costs time, a deleted on
 import sys
 from collections.abc import Callable
 
-from gen.engines.smollm2 import cache_folder
 from synthclip_jax.files import state_files
+from synthclip_jax.files.locations import cache_folder
 from synthclip_jax.files.storage import StoreError
 
 WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second

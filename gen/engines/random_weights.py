@@ -4,12 +4,10 @@ Speed and memory do not depend on the weights, so a full-size one is what benchm
 real weights are not at hand; tiny ones are what tests draw with.
 """
 
-import gzip
-import json
 import pathlib
 from typing import Any
 
-import synthclip_jax
+from synthclip_jax.formats import tokenizer_files
 
 SIZES = ("tiny", "full")
 # Of the schedulers.
@@ -21,15 +19,8 @@ def write_tokenizer(folder: pathlib.Path) -> Any:
     """CLIP's tokenizer as transformers reads it, from the packaged BPE merges."""
     from transformers import CLIPTokenizer
 
-    packed = pathlib.Path(synthclip_jax.__file__).parent / "data_files" / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    letters = [chr(byte) for byte in visible] + [chr(256 + extra) for extra in range(256 - len(visible))]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    tokenizer_files.write(folder)
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 

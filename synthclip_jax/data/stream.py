@@ -28,8 +28,9 @@ from synthclip_jax.config.schema import Data
 from synthclip_jax.config.sources import SourceSpec, parse_sources
 from synthclip_jax.data.augment import Augment
 from synthclip_jax.data.loader import Example, Fill, Loader
-from synthclip_jax.data.readers import Reader, open_reader
+from synthclip_jax.data.readers import open_reader
 from synthclip_jax.data.readers.agreement import agreeing
+from synthclip_jax.data.readers.reader import Reader
 from synthclip_jax.data.readers.recaptions import recaptioned
 from synthclip_jax.data.readers.subset import part_of
 from synthclip_jax.data.records import RecordError

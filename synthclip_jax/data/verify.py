@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from synthclip_jax.data.readers import Reader, damage_report
+from synthclip_jax.data.readers.reader import Reader, damage_report
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.data.stream import Pairs
 from synthclip_jax.devices.cores import thread_count

@@ -8,20 +8,15 @@
 - `pair_cosine`, `other_cosine`: mean cosine of a caption with its own picture, and with others'.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.config.schema import Config
-from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
-from synthclip_jax.evals.datasets import Dataset
-from synthclip_jax.evals.progress import told
-from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.encoder import Encoder
+from synthclip_jax.evals.datasets import RETRIEVAL, Dataset
+from synthclip_jax.evals.results import Column
+from synthclip_jax.evals.suite import Measured, Suite
 
 MOST = 4096  # vectors whose pairs are looked at; a fixed draw where there are more
 
@@ -45,15 +40,12 @@ def metrics(
     cosines = np.einsum("nd,nd->n", y, x[picture])
     # Sums over all pairs are products of sums.
     total = float(x.sum(0) @ y.sum(0))
-    low, high = intervals.wilson(right, len(x) + len(y))
     return {
         "modality_gap": float(np.linalg.norm(direction)),
         "alignment": float(np.mean(2 - 2 * cosines)),
         "image_uniformity": uniformity(x),
         "text_uniformity": uniformity(y),
-        "separable": right / (len(x) + len(y)),
-        "separable_low": low,
-        "separable_high": high,
+        **intervals.share("separable", right, len(x) + len(y)),
         "pair_cosine": float(cosines.mean()),
         "other_cosine": (total - float(cosines.sum())) / (len(x) * len(y) - len(y)),
         "n": len(x),
@@ -70,45 +62,21 @@ def uniformity(vectors: Float[np.ndarray, "n d"]) -> float:
     return float(np.log((np.exp(-2 * squared).sum() - np.exp(-2 * np.diag(squared)).sum()) / (n * (n - 1))))
 
 
-class Embedding:
-    """Measures the embeddings of retrieval sets. See `synthclip_jax.evals.suites`."""
+class Embedding(Suite):
+    """Measures the embeddings of retrieval sets. See `synthclip_jax.evals.suite`."""
 
-    def __init__(
-        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
-    ):
-        self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
-        self.details: dict[str, dict[str, np.ndarray]] = {}
-        self.left_out: dict[str, LeftOut] = {}
+    name, task, main = "embedding", RETRIEVAL, "modality_gap"
+    columns = (
+        Column("pictures", "n", percent=False),
+        Column("captions", "captions", percent=False),
+        Column("modality gap", "modality_gap", percent=False, digits=3),
+        Column("alignment", "alignment", percent=False, digits=3),
+        Column("uniformity of pictures", "image_uniformity", percent=False, digits=3),
+        Column("of captions", "text_uniformity", percent=False, digits=3),
+        Column("told apart by a line %", "separable", interval=True),
+    )
 
-    @staticmethod
-    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-        """What is evaluated, for the result file."""
-        return {"spec": dataset.spec}
-
-    def run(self, params: Any) -> dict[str, float]:
-        """Metrics `embedding/NAME/METRIC` of all test sets.
-
-        Raises:
-          DatasetError: a test set turns out damaged.
-          EvaluationError: the embeddings are not finite, or fewer than two pictures decode.
-        """
-        encoder = Encoder(self.config, self.graphdef, params, self.config.eval.batch_size)
-        self.details = {}
-        values: dict[str, float] = {}
-        for dataset in self.datasets:
-            captions: list[tuple[str, ...]] = []
-            images = []
-            left_out = self.left_out[dataset.name] = LeftOut("images")
-            examples = (((example.key, example.captions), example.image) for example in dataset)
-            for batch in told(encoder.pictures(examples), dataset.name, self.log, left_out):
-                captions += [own for _, own in batch.keys]
-                images.append(batch.embeddings)
-            if len(captions) < 2:
-                raise EvaluationError(f"{dataset.name}: {len(captions)} of its pictures decode; two are needed")
-            picture = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
-            texts = encoder.texts([caption for own in captions for caption in own])
-            for line in encoder.account_of_cut(dataset.name, "captions", len(texts)):
-                self.log(line)
-            found = metrics(np.concatenate(images), texts, picture) | {"skipped": left_out.count}
-            values |= {f"embedding/{dataset.name}/{key}": value for key, value in found.items()}
-        return values
+    def measure(self, dataset: Dataset, encoder: Any) -> Measured:
+        """Metrics of a test set."""
+        pairs = self.encode_pairs(encoder, dataset)
+        return metrics(pairs.images, pairs.texts, pairs.picture) | {"skipped": len(pairs.skipped)}, {}

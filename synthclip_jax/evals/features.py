@@ -25,15 +25,13 @@ from synthclip_jax import packages
 from synthclip_jax.config import plain
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals.datasets import Dataset, MissingDataset, account
+from synthclip_jax.evals.datasets import Dataset, account
 from synthclip_jax.evals.datasets.joined import join, lacking
-from synthclip_jax.evals.progress import told
+from synthclip_jax.evals.datasets.train_splits import open_splits
+from synthclip_jax.evals.encode import encode
 from synthclip_jax.files import array_files
 from synthclip_jax.model.encoder import Encoder
 
-# lgssl takes a fifth of the train split for validation even where some publisher of these datasets has a split for it.
-CUT_FROM_TRAIN = ("food101", "cifar10", "cifar100", "sun397", "pets", "caltech101")
-VALIDATION_NAMES = ("validation", "val")
 VALIDATION_SHARE = 0.2
 TRAIN_SHARE = 2 / 3  # of the test split, for datasets without a train split
 
@@ -84,51 +82,6 @@ class Splits:
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.vectors for part in parts]),
         )
-
-
-def open_splits(dataset: Dataset) -> tuple[Dataset | None, Dataset | None]:
-    """The train split, and the validation split where it is a third one and the paper's evaluator uses it.
-
-    Neither is ever the split that is tested on, whatever that is called.
-    """
-    if dataset not in _splits:
-        _splits[dataset] = _open_splits(dataset)
-    return _splits[dataset]
-
-
-# Opening a split looks at all of its files; it is asked for several times.
-_splits: weakref.WeakKeyDictionary[Dataset, tuple[Dataset | None, Dataset | None]] = weakref.WeakKeyDictionary()
-
-
-def _open_splits(dataset: Dataset) -> tuple[Dataset | None, Dataset | None]:
-    train = _another_split(dataset, "train")
-    if train is None or dataset.name in CUT_FROM_TRAIN:
-        return train, None
-    found = (_another_split(dataset, name) for name in VALIDATION_NAMES)
-    return train, next((validation for validation in found if validation is not None), None)
-
-
-def _another_split(dataset: Dataset, name: str) -> Dataset | None:
-    try:
-        split = dataset.split(name)
-    except MissingDataset:
-        return None
-    return None if split.split_name == dataset.split_name else split
-
-
-def describe_splits(dataset: Dataset) -> dict[str, str]:
-    """Where the pictures to learn from come from, in words for the result file."""
-    train, validation = open_splits(dataset)
-    if train is None:
-        return {"train": "two thirds of the test split, by class", "validation": "a fifth of those"}
-    return {"train": train.spec, "validation": validation.spec if validation else "a fifth of the train split"}
-
-
-def split_identities(dataset: Dataset) -> dict[str, dict[str, str]]:
-    """What each split was made from that a classifier of features sees; see `Dataset.identity`."""
-    train, validation = open_splits(dataset)
-    splits = {"test": dataset, "train": train, "validation": validation}
-    return {name: split.identity() for name, split in splits.items() if split is not None}
 
 
 def divide(
@@ -223,16 +176,10 @@ class Extractor:
         return features
 
     def _extract(self, dataset: Dataset) -> Features:
-        examples = (((example.key, example.label), example.image) for example in dataset)
-        keys, labels, vectors, skipped = [], [], [], 0
-        for batch in told(self.encoder.pictures(examples), dataset.name, self.log):
-            keys += [key for key, _ in batch.keys]
-            labels += [label for _, label in batch.keys]
-            vectors.append(batch.embeddings)
-            skipped += len(batch.skipped)
-        if not keys:
-            raise EvaluationError(f"{dataset.name}: none of its {skipped:,} pictures decodes")
-        return Features(np.array(keys, str), np.array(labels, np.int32), np.concatenate(vectors), skipped)
+        found = encode(self.encoder, dataset, self.log)
+        return Features(
+            np.array(found.keys, str), np.array(found.answers, np.int32), found.arrays[0], len(found.skipped)
+        )
 
     def _path(self, dataset: Dataset, made_from: str) -> pathlib.Path:
         digest = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12)

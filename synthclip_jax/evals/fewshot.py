@@ -8,19 +8,23 @@ what the ridge regression does: k pictures of every class, three draws, closed f
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from synthclip_jax.config import plain
 from synthclip_jax.config.schema import Config, Fewshot
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
-from synthclip_jax.evals.datasets import Dataset
-from synthclip_jax.evals.features import Extractor, Splits, describe_splits
+from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset
+from synthclip_jax.evals.datasets.train_splits import describe_splits
+from synthclip_jax.evals.results import Column
+from synthclip_jax.evals.suite import Fitted, Measure, Measured
+
+if TYPE_CHECKING:
+    from synthclip_jax.evals.features import Splits  # it needs JAX
 
 CHUNK = 250  # episodes whose features are held at once
 RIDGE_SHOTS = (1, 5, 10)
@@ -139,7 +143,7 @@ def ridge(
     return (z @ weights + offset).argmax(1)
 
 
-def ridge_accuracies(splits: Splits, shots: int, draws: int = RIDGE_DRAWS, seed: int = 0) -> list[float]:
+def ridge_accuracies(splits: "Splits", shots: int, draws: int = RIDGE_DRAWS, seed: int = 0) -> list[float]:
     """Accuracy on the test split of ridge regression on `shots` pictures of each class, for each draw; none where a
     class has fewer."""
     pool = splits.train_and_validation
@@ -156,7 +160,7 @@ def ridge_accuracies(splits: Splits, shots: int, draws: int = RIDGE_DRAWS, seed:
     return accuracies
 
 
-def metrics(splits: Splits, settings: Fewshot) -> dict[str, float]:
+def metrics(splits: "Splits", settings: Fewshot) -> dict[str, float]:
     """acc1 of the episodes with `_low` and `_high` (95%, over episodes), chance; ridgeK_acc1 for each K, the mean over
     draws, with `_low` and `_high` (95%, over test pictures) and `_chance`; then n (test pictures), classes, episodes,
     ways, shots and skipped."""
@@ -166,14 +170,13 @@ def metrics(splits: Splits, settings: Fewshot) -> dict[str, float]:
     accuracies = episode_accuracies(pool.vectors, splits.test.vectors, episodes)
     mean, n = float(accuracies.mean()), len(splits.test)
     half = intervals.Z95 * float(accuracies.std(ddof=1)) / math.sqrt(len(accuracies)) if len(accuracies) > 1 else 1.0
-    values: dict[str, float] = {"acc1": mean, "acc1_low": max(mean - half, 0.0), "acc1_high": min(mean + half, 1.0)}
+    values = intervals.with_bounds("acc1", mean, max(mean - half, 0.0), min(mean + half, 1.0))
     values["chance"] = 1 / settings.ways
     for shots in RIDGE_SHOTS:
         found = ridge_accuracies(splits, shots)
         if found:
             value = float(np.mean(found))
-            low, high = intervals.wilson(value * n, n)
-            values |= {f"ridge{shots}_acc1": value, f"ridge{shots}_acc1_low": low, f"ridge{shots}_acc1_high": high}
+            values |= intervals.with_bounds(f"ridge{shots}_acc1", value, *intervals.wilson(value * n, n))
             values[f"ridge{shots}_acc1_chance"] = 1 / len(splits.class_names)
     return values | {
         "n": n,
@@ -185,39 +188,38 @@ def metrics(splits: Splits, settings: Fewshot) -> dict[str, float]:
     }
 
 
-class FewShot:
-    """Evaluates few-shot classification. See `synthclip_jax.evals.suites`."""
+class FewShot(Fitted):
+    """Evaluates few-shot classification. See `synthclip_jax.evals.suite`."""
 
-    def __init__(
-        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
-    ):
-        self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
-        self.details: dict[str, dict[str, np.ndarray]] = {}
+    name, task, main = "fewshot", CLASSIFICATION, "acc1"
+    columns = (
+        Column("classes", "classes", percent=False),
+        Column("tested on", "n", percent=False),
+        Column("episodes", "episodes", percent=False),
+        Column("5-way 5-shot % [95%]", "acc1", interval=True),
+        Column("chance %", "chance"),
+        *(
+            Column(f"ridge {k} of each % / chance", f"ridge{k}_acc1", also=f"ridge{k}_acc1_chance", interval=k == 5)
+            for k in RIDGE_SHOTS
+        ),
+    )
+    title = "Few-shot"
+    about = (
+        "Five pictures of each class to learn from: among 5 classes drawn at random, and among all of them (ridge"
+        " regression)."
+    )
+    measures = (
+        Measure("acc1", "chance", "5-way", "few-shot, 5-way 5-shot"),
+        Measure("ridge5_acc1", "ridge5_acc1_chance", "all", "few-shot, 5 of each of all classes"),
+    )
+    papers: ClassVar[Mapping[str, str]] = {"fewshot": "acc1"}
 
-    @staticmethod
-    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-        """What is evaluated, for the result file."""
-        features = config.eval.features
-        return {
-            "spec": dataset.spec,
-            "classes": len(dataset.class_names),
-            "train": describe_splits(dataset)["train"],
-            "features": features.layer,
-            "interpolation": features.interpolation,
-            **plain(config.eval.fewshot),
-        }
+    @classmethod
+    def describe(cls, config: Config, dataset: Dataset) -> dict[str, Any]:
+        """As of any suite that fits a classifier, with how episodes are drawn."""
+        train = {"train": describe_splits(dataset)["train"]}
+        return super().describe(config, dataset) | train | plain(config.eval.fewshot)
 
-    def run(self, params: Any) -> dict[str, float]:
-        """Metrics `fewshot/NAME/METRIC` of all test sets.
-
-        Raises:
-          DatasetError: a dataset turns out damaged.
-          EvaluationError: features are not finite, or a dataset has too few classes or pictures.
-        """
-        extract = Extractor(self.config, self.graphdef, params, self.log)
-        self.details = {}
-        values: dict[str, float] = {}
-        for dataset in self.datasets:
-            found = metrics(extract.splits(dataset), self.config.eval.fewshot)
-            values |= {f"fewshot/{dataset.name}/{key}": value for key, value in found.items()}
-        return values
+    def measure(self, dataset: Dataset, splits: "Splits") -> Measured:
+        """Metrics of a test set."""
+        return metrics(splits, self.config.eval.fewshot), {}

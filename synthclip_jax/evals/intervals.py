@@ -24,6 +24,23 @@ def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, floa
     return low, high
 
 
+def with_bounds(metric: str, value: float, low: float, high: float) -> dict[str, float]:
+    """A metric with the bounds of its interval, as results have them: METRIC, METRIC_low and METRIC_high."""
+    return {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+
+
+def share(metric: str, hits: int, count: int) -> dict[str, float]:
+    """The share of `count` that hits, with its interval; see `with_bounds`."""
+    return with_bounds(metric, hits / count, *wilson(hits, count))
+
+
+def per_class(
+    guesses: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], classes: int
+) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
+    """How many images of each class were named rightly, and how many there are."""
+    return np.bincount(labels[guesses == labels], minlength=classes), np.bincount(labels, minlength=classes)
+
+
 def mean_per_class(
     correct: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"], z: float = Z95
 ) -> tuple[float, float, float]:

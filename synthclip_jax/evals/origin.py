@@ -13,6 +13,7 @@ from typing import Any
 
 from synthclip_jax import packages
 from synthclip_jax.evals.datasets import Dataset
+from synthclip_jax.evals.datasets.train_splits import split_identities
 from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder
 
 MADE_FROM = "made_from"  # the key in a result file
@@ -26,16 +27,11 @@ def origin(checkpoint: str, dataset: Dataset, workdir: str | os.PathLike, learns
     """What a number of a test set is made from now.
 
     Args:
-      checkpoint: digest of the weights, see `synthclip_jax.model.checkpoint.checkpoint_digest`.
+      checkpoint: digest of the weights, see `synthclip_jax.model.checkpoint_files.checkpoint_digest`.
       workdir: places inside it are noted from there, so that it may be moved.
       learns: the suite fits a classifier, and reads the splits to learn from as well.
     """
-    if learns:
-        from synthclip_jax.evals.features import split_identities  # here: it needs JAX
-
-        splits = split_identities(dataset)
-    else:
-        splits = {"test": dataset.identity()}
+    splits = split_identities(dataset) if learns else {"test": dataset.identity()}
     home = os.path.realpath(workdir)
     for identity in splits.values():
         if identity["place"].startswith(home + os.sep):

@@ -9,21 +9,16 @@ training pairs each picture with one caption: another number.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
-from synthclip_jax.config.schema import Config
-from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals
-from synthclip_jax.evals.datasets import Dataset
-from synthclip_jax.evals.progress import told
-from synthclip_jax.evals.ranks import best_ranks
-from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.encoder import Encoder
+from synthclip_jax.evals.datasets import RETRIEVAL, Dataset
+from synthclip_jax.evals.results import Column
+from synthclip_jax.evals.suite import Measure, Measured, Suite
 
 KS = (1, 5, 10)
 
@@ -71,6 +66,8 @@ def rank(
       images, texts: unit vectors.
       picture: which picture each caption is of; captions of one picture follow each other.
     """
+    from synthclip_jax.evals.ranks import best_ranks  # it needs JAX
+
     starts = np.searchsorted(picture, np.arange(len(images) + 1))
     own = [range(start, end) for start, end in itertools.pairwise(starts)]
     return best_ranks(texts, images, picture[:, None]), best_ranks(images, texts, own)
@@ -88,13 +85,10 @@ def metrics(ranks: Ranks) -> dict[str, float]:
     for k in KS:
         if k < pictures:
             hits = np.bincount(ranks.picture, weights=ranks.image_rank < k, minlength=pictures)
-            recall, low, high = intervals.clustered(hits, per_picture)
-            values |= {f"image_r@{k}": recall, f"image_r@{k}_low": low, f"image_r@{k}_high": high}
+            values |= intervals.with_bounds(f"image_r@{k}", *intervals.clustered(hits, per_picture))
             values[f"image_r@{k}_chance"] = k / pictures
         if k < captions:
-            right = int((ranks.text_rank < k).sum())
-            low, high = intervals.wilson(right, pictures)
-            values |= {f"text_r@{k}": right / pictures, f"text_r@{k}_low": low, f"text_r@{k}_high": high}
+            values |= intervals.share(f"text_r@{k}", int((ranks.text_rank < k).sum()), pictures)
             values[f"text_r@{k}_chance"] = _chance(per_picture, captions, k)
     return values | {
         "image_median_rank": float(np.median(ranks.image_rank)) + 1,
@@ -115,63 +109,32 @@ def _chance(own: Int[np.ndarray, " pictures"], captions: int, k: int) -> float:
     return 1 - missed / len(own)
 
 
-class Retrieval:
-    """Evaluates retrieval on test sets. See `synthclip_jax.evals.suites`."""
+class Retrieval(Suite):
+    """Evaluates retrieval. See `synthclip_jax.evals.suite`."""
 
-    def __init__(
-        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
-    ):
-        self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
-        self.details: dict[str, dict[str, np.ndarray]] = {}
-        self.left_out: dict[str, LeftOut] = {}
+    name, task, main = "retrieval", RETRIEVAL, "image_r@1"
+    columns = (
+        Column("pictures", "n", percent=False),
+        Column("captions", "captions", percent=False),
+        *(
+            Column(f"{query} R@{k} %{' [95%]' if k == 1 else ''}", f"{query}_r@{k}", interval=k == 1)
+            for query in ("image", "text")
+            for k in KS
+        ),
+        Column("chance of R@1 %", "image_r@1_chance", also="text_r@1_chance", digits=2),
+    )
+    title = "Retrieval"
+    about = "The picture of a caption among all pictures, and a caption of a picture among all captions."
+    measures = tuple(
+        Measure(f"{query}_r@{k}", f"{query}_r@{k}_chance", f"{query} @{k}", f"{query} retrieval, recall at {k}")
+        for query in ("image", "text")
+        for k in (1, 5)
+    )
+    papers: ClassVar[Mapping[str, str]] = {"image_retrieval": "image_r@5", "text_retrieval": "text_r@5"}
 
-    @staticmethod
-    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-        """What is evaluated, for the result file."""
-        return {"spec": dataset.spec}
-
-    def run(self, params: Any) -> dict[str, float]:
-        """Metrics `retrieval/NAME/METRIC` of all test sets.
-
-        Raises:
-          DatasetError: a test set turns out damaged.
-          EvaluationError: the model's embeddings are not finite, or too few pictures of a test set decode.
-        """
-        encoder = Encoder(self.config, self.graphdef, params, self.config.eval.batch_size)
-        self.details = {}
-        values: dict[str, float] = {}
-        for dataset in self.datasets:
-            left_out = self.left_out[dataset.name] = LeftOut("images")
-            ranks = retrieve(encoder, dataset, self.log, left_out)
-            self.details[dataset.name] = ranks.arrays()
-            values |= {f"retrieval/{dataset.name}/{key}": value for key, value in metrics(ranks).items()}
-        return values
-
-
-def retrieve(
-    encoder: Encoder, dataset: Dataset, log: Callable[[str], Any] = print, left_out: LeftOut | None = None
-) -> Ranks:
-    """Embeds a test set's pictures and captions and ranks them. `left_out`: see `told`.
-
-    Raises:
-      DatasetError: the test set turns out damaged.
-      EvaluationError: the model's embeddings are not finite, or fewer than two pictures decode.
-    """
-    examples = (((example.key, example.captions), example.image) for example in dataset)
-    kept: list[tuple[str, tuple[str, ...]]] = []
-    images, skipped = [], []
-    for batch in told(encoder.pictures(examples), dataset.name, log, left_out):
-        kept += batch.keys
-        skipped += [key for key, _ in batch.skipped]
-        images.append(batch.embeddings)
-    if len(kept) < 2:
-        raise EvaluationError(
-            f"{dataset.name}: {len(kept)} of its {len(kept) + len(skipped):,} pictures decode; retrieval needs two"
-        )
-    captions = [caption for _, own in kept for caption in own]
-    picture = np.repeat(np.arange(len(kept)), [len(own) for _, own in kept])
-    texts = encoder.texts(captions)
-    for line in encoder.account_of_cut(dataset.name, "captions", len(captions)):
-        log(line)
-    image_rank, text_rank = rank(np.concatenate(images), texts, picture)
-    return Ranks(tuple(key for key, _ in kept), tuple(captions), picture, image_rank, text_rank, tuple(skipped))
+    def measure(self, dataset: Dataset, encoder: Any) -> Measured:
+        """Metrics of a test set, and where each right answer stood."""
+        pairs = self.encode_pairs(encoder, dataset)
+        found = rank(pairs.images, pairs.texts, pairs.picture)
+        ranks = Ranks(pairs.keys, pairs.captions, pairs.picture, *found, pairs.skipped)
+        return metrics(ranks), ranks.arrays()

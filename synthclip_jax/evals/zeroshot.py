@@ -8,23 +8,20 @@ differ).
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import intervals, prompts
-from synthclip_jax.evals.datasets import Dataset, account
-from synthclip_jax.evals.progress import told
-from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.encoder import Encoder
+from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset, account
+from synthclip_jax.evals.results import Column
+from synthclip_jax.evals.suite import Measured, Suite
 
 TOP = 5  # predictions kept for each picture
-METRICS = ("acc1", "acc5", "mean_per_class_recall")  # each with _low and _high, the bounds of its 95% interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,29 +59,18 @@ class Predictions:
 def metrics(predictions: Predictions) -> dict[str, float]:
     """acc1, acc5 (with at least 5 classes, as CLIP_benchmark) and mean_per_class_recall, each with `_low` and `_high`
     (95%: Wilson's interval; see `intervals.mean_per_class` for the last), then n, classes, chance and skipped."""
-    labels, classes = predictions.labels, len(predictions.class_names)
-    n = len(labels)
+    labels, classes, n = predictions.labels, len(predictions.class_names), len(predictions.labels)
     right = predictions.top == labels[:, None]
     values: dict[str, float] = {}
     for k in (1, 5):
         if classes >= k:
-            hits = int(right[:, :k].sum())
-            values[f"acc{k}"] = hits / n
-            values[f"acc{k}_low"], values[f"acc{k}_high"] = intervals.wilson(hits, n)
-    recall = intervals.mean_per_class(*per_class(predictions))
-    for suffix, value in zip(("", "_low", "_high"), recall, strict=True):
-        values[f"mean_per_class_recall{suffix}"] = value
+            values |= intervals.share(f"acc{k}", int(right[:, :k].sum()), n)
+    recall = intervals.mean_per_class(*intervals.per_class(predictions.top[:, 0], labels, classes))
+    values |= intervals.with_bounds("mean_per_class_recall", *recall)
     values |= {"n": n, "classes": classes, "chance": 1 / classes, "skipped": len(predictions.skipped)}
     if classes >= 5:
         values["chance5"] = 5 / classes
     return values
-
-
-def per_class(predictions: Predictions) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """How many pictures of each class were named rightly at first guess, and how many there are."""
-    classes = len(predictions.class_names)
-    right = predictions.labels[predictions.top[:, 0] == predictions.labels]
-    return np.bincount(right, minlength=classes), np.bincount(predictions.labels, minlength=classes)
 
 
 def best_classes(
@@ -122,105 +108,60 @@ def text_classifier(
     return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
 
 
-class ZeroShot:
-    """Evaluates zero-shot classification on test sets.
-
-    Args:
-      config: `eval` says how, `data` and `model` are those of the parameters.
-      graphdef: the model; see `synthclip_jax.model.towers.make_model`.
-      datasets: the test sets, opened.
-      log: takes lines of text on the progress.
-
-    Attributes:
-      details: after `run`, arrays by test set for the files beside the results: what was said to each picture.
-      left_out: after `run`, what does not decode, by test set.
+class ZeroShot(Suite):
+    """Evaluates zero-shot classification. See `synthclip_jax.evals.suite`.
 
     Raises:
       PromptError: prompts cannot be used.
     """
 
-    def __init__(
-        self, config: Config, graphdef: nnx.GraphDef, datasets: Sequence[Dataset], log: Callable[[str], Any] = print
-    ):
-        self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
-        self.templates = {
-            dataset.name: prompts.choose(dataset.name, dataset.templates, config.eval.templates)[1]
-            for dataset in self.datasets
-        }
-        self.details: dict[str, dict[str, np.ndarray]] = {}
-        self.left_out: dict[str, LeftOut] = {}
+    name, task, main = "zeroshot", CLASSIFICATION, "acc1"
+    columns = (
+        Column("classes", "classes", percent=False),
+        Column("pictures", "n", percent=False),
+        Column("acc1 % [95%]", "acc1", interval=True),
+        Column("acc5 % [95%]", "acc5", interval=True),
+        Column("mean per class % [95%]", "mean_per_class_recall", interval=True),
+        Column("chance %", "chance", also="chance5", digits=2),
+    )
+    papers: ClassVar[Mapping[str, str]] = {"zeroshot": "acc1"}
 
-    @staticmethod
-    def describe(config: Config, dataset: Dataset) -> dict[str, Any]:
-        """What is evaluated, for the result file: two results are comparable if this is equal.
+    def __init__(self, config: Config, graphdef: Any, datasets: Sequence[Dataset], log: Callable[[str], Any] = print):
+        super().__init__(config, graphdef, datasets, log)
+        self.chosen = {dataset.name: self.templates(config, dataset) for dataset in datasets}
+
+    @classmethod
+    def templates(cls, config: Config, dataset: Dataset) -> tuple[str, ...]:
+        """The prompt templates that are used on a test set.
 
         Raises:
           PromptError: the templates asked for are not usable.
         """
-        return describe(dataset, config.eval.templates)
+        return prompts.choose(dataset.name, dataset.templates, config.eval.templates)[1]
 
-    def run(self, params: Any) -> dict[str, float]:
-        """Metrics `zeroshot/NAME/METRIC` of all test sets.
+    @classmethod
+    def describe(cls, config: Config, dataset: Dataset) -> dict[str, Any]:
+        """As of any suite, with the prompts.
 
         Raises:
-          DatasetError: a test set turns out damaged.
-          EvaluationError: the model's embeddings are not finite, or no picture of a test set decodes.
+          PromptError: the templates asked for are not usable.
         """
-        encoder = Encoder(self.config, self.graphdef, params, self.config.eval.batch_size)
-        self.details = {}
-        values: dict[str, float] = {}
-        for dataset in self.datasets:
-            left_out = self.left_out[dataset.name] = LeftOut("images")
-            predictions = predict(encoder, dataset, self.templates[dataset.name], self.log, left_out)
-            self.details[dataset.name] = predictions.arrays()
-            values |= {f"zeroshot/{dataset.name}/{key}": value for key, value in metrics(predictions).items()}
-        return values
+        source, texts = prompts.choose(dataset.name, dataset.templates, config.eval.templates)
+        prompted = {"classes": len(dataset.class_names), "templates": source, "prompts": list(texts)}
+        return super().describe(config, dataset) | prompted
 
-
-def describe(dataset: Dataset, templates: str = "") -> dict[str, Any]:
-    """What is evaluated on a test set; `templates` is a name or file, empty for those that go with it."""
-    source, texts = prompts.choose(dataset.name, dataset.templates, templates)
-    return {"spec": dataset.spec, "classes": len(dataset.class_names), "templates": source, "prompts": list(texts)}
-
-
-def predict(
-    encoder: Encoder,
-    dataset: Dataset,
-    templates: Sequence[str],
-    log: Callable[[str], Any] = print,
-    left_out: LeftOut | None = None,
-) -> Predictions:
-    """What the model says to each picture of a test set. `left_out`: see `told`.
-
-    Raises:
-      DatasetError: the test set turns out damaged.
-      EvaluationError: the model's embeddings are not finite, or no picture decodes.
-    """
-    classifier = text_classifier(encoder.texts, dataset.class_names, templates)
-    for line in encoder.account_of_cut(dataset.name, "prompts", len(dataset.class_names) * len(templates)):
-        log(line)
-    examples = (((example.key, example.label), example.image) for example in dataset)
-    keys: list[tuple[str, int]] = []
-    tops, scores, skipped = [], [], []
-    for batch in told(encoder.pictures(examples), dataset.name, log, left_out):
-        keys += batch.keys
-        skipped += [key for key, _ in batch.skipped]
-        top, best = best_classes(batch.embeddings, classifier)
-        tops.append(top)
-        scores.append(best)
-    if not keys:
-        raise EvaluationError(f"{dataset.name}: none of its {len(skipped):,} pictures decodes")
-    labels = np.array([label for _, label in keys], np.int32)
-    if dataset.class_counts is None:  # else it was said on opening
-        counts = np.bincount(labels, minlength=len(dataset.class_names))
-        for line in account.classes_without_images(dataset.name, dataset.class_names, counts.tolist()):
-            log(line)
-    return Predictions(
-        dataset.name,
-        dataset.class_names,
-        tuple(key for key, _ in keys),
-        labels,
-        np.concatenate(tops),
-        np.concatenate(scores),
-        tuple(skipped),
-    )
+    def measure(self, dataset: Dataset, encoder: Any) -> Measured:
+        """Metrics of a test set, and what was said to each image."""
+        names, templates = dataset.class_names, self.chosen[dataset.name]
+        classifier = text_classifier(encoder.texts, names, templates)
+        for line in encoder.account_of_cut(dataset.name, "prompts", len(names) * len(templates)):
+            self.log(line)
+        found = self.encode(encoder, dataset, keep=lambda vectors: best_classes(vectors, classifier))
+        labels = np.array(found.answers, np.int32)
+        if dataset.class_counts is None:  # else it was said on opening
+            counts = np.bincount(labels, minlength=len(names))
+            for line in account.classes_without_images(dataset.name, names, counts.tolist()):
+                self.log(line)
+        top, scores = found.arrays
+        predictions = Predictions(dataset.name, names, found.keys, labels, top, scores, found.skipped)
+        return metrics(predictions), predictions.arrays()

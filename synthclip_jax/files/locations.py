@@ -74,6 +74,12 @@ def local_path(place: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(str(place).removeprefix("file://")))
 
 
+def cache_folder() -> pathlib.Path:
+    """Where files lie that are made again if they are lost: `$SYNTHCLIP_CACHE`, by default ~/.cache/synthclip_jax."""
+    usual = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "synthclip_jax"
+    return pathlib.Path(os.environ.get("SYNTHCLIP_CACHE") or usual).expanduser()
+
+
 def place(text: str) -> Location:
     """`location` for argparse, which would swallow the remedy in the text of a `ValueError`."""
     try:

@@ -16,7 +16,7 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.formats.check import Check
 from synthclip_jax.formats.tokenizer_files import UNCLEANED
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.checkpoint import LoadedModel
+from synthclip_jax.model.loading import LoadedModel
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import dataset_folder, dataset_name
 
@@ -203,9 +203,10 @@ def _training(model: LoadedModel, imported: Mapping[str, Any] | None) -> str:
     train, data = model.config.train, model.config.data
     progress = model.info.get("progress", {})
     seen = progress.get("examples_seen", 0)
+    optimizer = {"adamw": "AdamW"}.get(train.optimizer, train.optimizer)
     lines = [
         f"- {model.step:,} steps of {train.batch_size:,} pairs ({seen:,} examples seen), {train.loss} loss",
-        f"- AdamW, peak learning rate {train.learning_rate:g}, {train.warmup_epochs:g} of {train.epochs:g} epochs"
+        f"- {optimizer}, peak learning rate {train.learning_rate:g}, {train.warmup_epochs:g} of {train.epochs:g} epochs"
         f" warm-up, then cosine to {train.lr_end:g}, weight decay {train.weight_decay:g}, betas"
         f" ({train.beta1:g}, {train.beta2:g})",
         f"- random crop of {data.crop_scale[0]:g} to {data.crop_scale[1]:g} of the area, activations in"

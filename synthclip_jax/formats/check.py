@@ -20,7 +20,7 @@ from PIL import Image
 from synthclip_jax import config as config_lib
 from synthclip_jax.errors import UserError
 from synthclip_jax.formats.foreign import read_foreign
-from synthclip_jax.model.checkpoint import LoadedModel
+from synthclip_jax.model.loading import LoadedModel
 from synthclip_jax.model.preprocess import Preprocess
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.text.tokenizer import Tokenizer

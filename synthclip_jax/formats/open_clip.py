@@ -99,7 +99,7 @@ def write(model: Any, preprocess: Preprocess) -> dict[str, Any]:
             raise FormatError(
                 f"open_clip cannot hold this slip tower (width {wanted[0]}, layers {wanted[1]}, heads {wanted[2]},"
                 f" patches of {wanted[3]}, pictures of {size}): it makes a timm trunk by its name alone and cannot"
-                f" resize it. It can hold {known}. --format=hf holds any size, and so does the tower openai"
+                f" resize it. It can hold {known}. --format=transformers holds any size, and so does the tower openai"
             )
         tower = {"timm_model_name": TIMM_SIZES[wanted], "timm_model_pretrained": False, **_PLAIN_TIMM}
         del tower["timm_proj_bias"]

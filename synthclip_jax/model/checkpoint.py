@@ -21,13 +21,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
-from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from synthclip_jax import config as config_lib
 from synthclip_jax.devices.distributed import by_first, gather_texts, of_first
-from synthclip_jax.devices.sharding import path_name
 from synthclip_jax.errors import UserError
 from synthclip_jax.model.checkpoint_files import (
     FORMAT,
@@ -35,15 +31,10 @@ from synthclip_jax.model.checkpoint_files import (
     CheckpointError,
     DamagedCheckpoint,
     check_checksums,
-    checkpoint_digest,
-    checkpoint_folder,
     damage,
     damaged_folder,
-    find_checkpoint,
-    items_of,
     move_aside,
     prune,
-    read_checksums,
     read_info,
     remove_unfinished,
     saved_steps,
@@ -51,11 +42,7 @@ from synthclip_jax.model.checkpoint_files import (
     write_checksums,
     write_evaluation,
 )
-from synthclip_jax.model.towers import make_model
-
-# What is written and read here, and where it lies.
-__all__ = ["CheckpointError", "Checkpoints", "LoadedModel", "Restored", "checkpoint_digest", "checkpoint_folder"]
-__all__ += ["find_checkpoint", "load_model", "load_parameters", "saved_steps"]
+from synthclip_jax.model.loading import one_line, shape_differences
 
 # orbax's threads also log, with a traceback each, the errors that are raised here and end as one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -255,7 +242,7 @@ class Checkpoints:
                 _fits(path, info, params)
                 loaded = ocp.load_checkpointables(path, wanted)
             except Exception as error:  # orbax and tensorstore raise many kinds
-                problem = str(error) if isinstance(error, UserError) else _one_line(error)
+                problem = str(error) if isinstance(error, UserError) else one_line(error)
             problems = [text for text in gather_texts([problem]) if text]  # what one cannot read none uses
             if problems:
                 raise CheckpointError(
@@ -289,11 +276,7 @@ def _failure_of(call: Callable[[], Any]) -> Exception | None:
 def _cause(error: Exception) -> str:
     """What the operating system says, where tensorstore has it in a text of its own."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(number[1])) if number else _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return os.strerror(int(number[1])) if number else one_line(error)
 
 
 def _fits(checkpoint: pathlib.Path, info: Mapping[str, Any], wanted: Any) -> None:
@@ -303,93 +286,5 @@ def _fits(checkpoint: pathlib.Path, info: Mapping[str, Any], wanted: Any) -> Non
       CheckpointError: it is of another model; the text names the first differences.
     """
     there = ocp.checkpointables_metadata(checkpoint).metadata["params"]
-    if differences := _differences(there, wanted):
+    if differences := shape_differences(there, wanted):
         raise CheckpointError("it is of another model: " + "; ".join(differences))
-
-
-class LoadedModel(NamedTuple):
-    """A trained model: `nnx.merge(graphdef, params)` is callable."""
-
-    graphdef: nnx.GraphDef
-    params: dict
-    config: ml_collections.FrozenConfigDict
-    step: int
-    info: dict[str, Any]
-
-
-def load_model(place: str | os.PathLike, step: int | None = None) -> LoadedModel:
-    """Loads the parameters of a checkpoint (not the optimizer) onto the first device of this process.
-
-    Args:
-      place, step: see `find_checkpoint`.
-
-    Returns:
-      The averaged parameters where the run averaged them.
-
-    Raises:
-      CheckpointError: there is no such checkpoint, or it cannot be read.
-    """
-    path = find_checkpoint(place, step)
-    others = [other for other in saved_steps(path.parent) if other != int(path.name)]
-    hint = f"Other checkpoints: {others}" if others else "There is no other checkpoint"
-    return _load(path, int(path.name), hint)
-
-
-def load_parameters(place: str | os.PathLike, shapes: Any) -> Any:
-    """Parameters of another run to start from: averaged ones where it has them.
-
-    Args:
-      place: a workdir, whose newest checkpoint is taken, or one checkpoint's folder.
-      shapes: tree of `jax.ShapeDtypeStruct` with shardings.
-
-    Raises:
-      CheckpointError: there is none, it cannot be read, or it is of another model; the text names the differences.
-    """
-    try:
-        path = find_checkpoint(place)
-    except CheckpointError:
-        raise CheckpointError(
-            f"{place}: neither a workdir with checkpoints nor a checkpoint (a folder named by its step)"
-        ) from None
-    return _load(path, int(path.name), "", shapes).params
-
-
-def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> LoadedModel:
-    """Loads one checkpoint; as `wanted` says (shapes, shardings), else onto the first device of this process."""
-
-    def check() -> str:
-        part = "ema" if "ema" in items_of(read_checksums(path)) else "params"
-        check_checksums(path, items=(part,))
-        return part
-
-    try:
-        part = by_first(check)
-        info = read_info(path)
-        config = config_lib.load_saved(info.get("config"))
-        graphdef, init = make_model(config.model, config.data.image_size)
-        shapes = jax.eval_shape(init, jax.random.key(0))
-        if wanted is None:
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-        elif differences := _differences(shapes, wanted):
-            raise CheckpointError("it is of another model: " + "; ".join(differences))
-        params = ocp.load_checkpointables(path, {part: wanted})[part]
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        problem = str(error) if isinstance(error, UserError) else _one_line(error)
-        raise CheckpointError(f"{path}: cannot be read ({problem}). {hint}".rstrip()) from error
-    return LoadedModel(graphdef, params, config, step, info)
-
-
-def _differences(there: Any, here: Any, most: int = 5) -> list[str]:
-    """What differs between two trees of shapes, the first few of it."""
-    trees = []
-    for tree in (there, here):
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        trees.append({path_name(path): leaf.shape for path, leaf in leaves})
-    old, new = trees
-    lines = [f"{name} is missing there" for name in new if name not in old]
-    lines += [f"{name} is missing here" for name in old if name not in new]
-    lines += [
-        f"{name} is {old[name]} there and {new[name]} here" for name in new if old.get(name, new[name]) != new[name]
-    ]
-    return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])

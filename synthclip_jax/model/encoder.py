@@ -216,7 +216,7 @@ def load_encoder(location: str | pathlib.Path, step: int | None = None, batch_si
     Raises:
       CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    from synthclip_jax.model.checkpoint import load_model
+    from synthclip_jax.model.loading import load_model
 
     model = load_model(location, step)
     return Encoder(model.config, model.graphdef, on_all_devices(model.params), batch_size)

@@ -21,7 +21,6 @@ The parameters of the blocks of a tower are stacked: `visual/blocks/attention/qk
 [layers, width, 3, heads, head_dim]. Scanned or unrolled, saved or recomputed activations: the tree is the same.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,207 +31,21 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config.schema import Model, Text, Vision
+from synthclip_jax.model.blocks import (
+    REMAT_POLICIES,
+    BlockSpec,
+    Linear,
+    Norm,
+    run_blocks,
+    stack_blocks,
+    text_block_init,
+    timm_block_init,
+    torch_block_init,
+    uniform,
+)
 
-# What the backward pass may keep of a block's activations; the rest is computed again. `dots` keeps the outputs of
-# the matrix products with weights, so that only attention, norms and activations run twice.
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 LOGIT_BIAS_INIT = -10.0  # SigLIP's, who also starts from a scale of log(10)
-
-Initializer = Callable[..., Array]
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """The shape of a stack of transformer blocks, and how it is computed."""
-
-    width: int
-    layers: int
-    heads: int
-    activation: str
-    norm_eps: float
-    causal: bool
-    compute_dtype: Any
-    remat: str
-    scan_layers: bool
-    attention: str
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockInit:
-    """Initializers of the four matrices of a block, and of the biases of its MLP (attention biases start at 0)."""
-
-    qkv: Initializer
-    out: Initializer
-    up: Initializer
-    down: Initializer
-    up_bias: Initializer
-    down_bias: Initializer
-
-
-def uniform(bound: float) -> Initializer:
-    """Uniform on [-bound, bound]."""
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def timm_block_init(width: int) -> BlockInit:
-    """timm's ViT: every linear layer truncated normal .02 (cut at +-2, that is never), every bias 0."""
-    kernel = nnx.initializers.normal(0.02)
-    zeros = nnx.initializers.zeros
-    return BlockInit(kernel, kernel, kernel, kernel, zeros, zeros)
-
-
-def torch_block_init(width: int) -> BlockInit:
-    """PyTorch's own defaults, which OpenAI's and open_clip's image tower keep."""
-    linear, mlp_down = uniform(width**-0.5), uniform((4 * width) ** -0.5)
-    return BlockInit(uniform((6 / (4 * width)) ** 0.5), linear, linear, mlp_down, linear, mlp_down)
-
-
-def text_block_init(width: int, layers: int) -> BlockInit:
-    """OpenAI's text tower, as in SLIP and SynthCLIP (Training/models.py)."""
-    normal = nnx.initializers.normal
-    residual = normal(width**-0.5 * (2 * layers) ** -0.5)
-    return BlockInit(
-        normal(width**-0.5),
-        residual,
-        normal((2 * width) ** -0.5),
-        residual,
-        uniform(width**-0.5),
-        uniform((4 * width) ** -0.5),
-    )
-
-
-class Norm(nnx.Module):
-    """LayerNorm over the last axis, computed in float32 whatever the compute type is."""
-
-    def __init__(self, width: int, eps: float, dtype: Any, rngs: nnx.Rngs):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-        self.eps, self.dtype = eps, dtype
-
-    def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (x * _broadcast(self.scale[...], x) + _broadcast(self.bias[...], x)).astype(self.dtype)
-
-
-class Linear(nnx.Module):
-    """`x @ kernel + bias` over the last `len(inputs)` axes of x; the kernel has the shape [*inputs, *outputs]."""
-
-    def __init__(
-        self,
-        inputs: tuple[int, ...],
-        outputs: tuple[int, ...],
-        dtype: Any,
-        rngs: nnx.Rngs,
-        init: Initializer,
-        bias_init: Initializer | None = None,
-    ):
-        # Drawn as a matrix: the more axes a random draw has, the longer it takes to compile.
-        matrix = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
-        self.kernel = nnx.Param(matrix.reshape(inputs + outputs))
-        self.bias = nnx.data(None)
-        if bias_init is not None:
-            self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
-        self.contracted, self.dtype = len(inputs), dtype
-
-    def __call__(self, x: Float[Array, "*b_inputs"]) -> Float[Array, "*b_outputs"]:
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.contracted)
-        return y if self.bias is None else y + _broadcast(self.bias[...].astype(self.dtype), y)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention. Queries, keys and values come from one matrix product."""
-
-    def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
-        self.spec = spec
-        heads = (spec.heads, spec.head_dim)
-        zeros = nnx.initializers.zeros
-        self.qkv = Linear((spec.width,), (3, *heads), spec.compute_dtype, rngs, init.qkv, zeros)
-        self.out = Linear(heads, (spec.width,), spec.compute_dtype, rngs, init.out, zeros)
-
-    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-        query, key, value = jnp.unstack(self.qkv(x), axis=2)
-        # The softmax inside is float32. Causality is a flag and never a mask: cuDNN wants it so.
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, is_causal=self.spec.causal, implementation=self.spec.attention
-        )
-        return self.out(mixed)
-
-
-class MLP(nnx.Module):
-    """Two linear layers with an activation between them, four times as wide inside."""
-
-    def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
-        self.activation = spec.activation
-        inner = 4 * spec.width
-        self.up = Linear((spec.width,), (inner,), spec.compute_dtype, rngs, init.up, init.up_bias)
-        self.down = Linear((inner,), (spec.width,), spec.compute_dtype, rngs, init.down, init.down_bias)
-
-    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
-        self.norm1 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
-        self.attention = Attention(spec, init, rngs)
-        self.norm2 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
-        self.mlp = MLP(spec, init, rngs)
-
-    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-def stack_blocks(spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs) -> Block:
-    """One `Block` whose parameters carry a leading axis of length `spec.layers`."""
-
-    def make(key: Array) -> Block:
-        return Block(spec, init, nnx.Rngs(params=key))
-
-    keys = jax.random.split(rngs.params(), spec.layers)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
-    # A loop and not nnx.vmap: XLA compiles random draws of few axes much faster (5 s of 9 s on CPU).
-    return nnx.merge(graphdef, jax.lax.map(lambda key: nnx.state(make(key)), keys))
-
-
-def run_blocks(blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-    """Apply stacked blocks in order, as one scanned block or as `spec.layers` unrolled ones."""
-    graphdef, stacked = nnx.split(blocks)
-
-    def body(x, params):
-        return nnx.merge(graphdef, params)(x)
-
-    if spec.remat != "none":
-        # Inside a scan nothing can be merged with the forward pass anyway, and the barrier would cost time.
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[spec.remat], prevent_cse=not spec.scan_layers)
-    if spec.scan_layers:
-        return jax.lax.scan(lambda x, params: (body(x, params), None), x, stacked)[0]
-    # lax.split, because its gradient is one concatenation. That of indexing is a sum of `layers` padded arrays.
-    leaves, treedef = jax.tree.flatten(stacked)
-    split = [jax.lax.split(leaf, [1] * spec.layers, axis=0) for leaf in leaves]
-    for layer in zip(*split, strict=True):
-        x = body(x, jax.tree.unflatten(treedef, [leaf[0] for leaf in layer]))
-    return x
 
 
 class ImageTower(nnx.Module):
@@ -437,8 +250,3 @@ def _embedding(x: Float[Array, "b embed"], normalised: bool) -> Float[Array, "b 
         return x
     # The bound keeps the gradient finite for an embedding of zeros.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
-
-
-def _broadcast(parameter: Array, x: Array) -> Array:
-    """A parameter of the last axes of x, with leading axes of length 1 (ranks are never promoted silently)."""
-    return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from synthclip_jax.data.records import parse_example
+from synthclip_jax.data.example_proto import parse_example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,57 +5,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthclip_jax.evals import paper_tables, results
+from synthclip_jax.evals.suite import Suite
+from synthclip_jax.evals.suites import SUITES
+from synthclip_jax.report.bars import track
 from synthclip_jax.report.markup import Html, percent, plural, tag, text
 from synthclip_jax.report.workdir import Run
 
 PAPERS = "clip_cc12m"  # whose numbers stand beside ours
 
-# Of each suite: its heading, what it is, and (metric, chance, label, what the table calls it).
-SUITES: dict[str, tuple[str, str, tuple[tuple[str, str, str, str], ...]]] = {
-    "linear_probe": (
-        "Linear probe",
-        "A linear classifier fitted on the frozen image tower.",
-        (("acc1", "chance", "top-1", "linear probe, top-1"),),
-    ),
-    "fewshot": (
-        "Few-shot",
-        "Five pictures of each class to learn from: among 5 classes drawn at random, and among all of them (ridge"
-        " regression).",
-        (
-            ("acc1", "chance", "5-way", "few-shot, 5-way 5-shot"),
-            ("ridge5_acc1", "ridge5_acc1_chance", "all", "few-shot, 5 of each of all classes"),
-        ),
-    ),
-    "retrieval": (
-        "Retrieval",
-        "The picture of a caption among all pictures, and a caption of a picture among all captions.",
-        tuple(
-            (f"{query}_r@{k}", f"{query}_r@{k}_chance", f"{short} @{k}", f"{query} retrieval, recall at {k}")
-            for query, short in (("image", "image"), ("text", "text"))
-            for k in (1, 5)
-        ),
-    ),
-}
-
 
 def tasks(run: Run, step: int) -> Html:
     """Rows of bars for each suite that was evaluated at this step, and one table of all; nothing where none was."""
     parts, lines = [], []
-    for suite, (title, about, measures) in SUITES.items():
+    for suite, shown in SUITES.items():
+        if not shown.measures:
+            continue
         found = [result for result in results.read_results(run.folder, suite, []) if result["step"] == step]
         notes = [tag("p", note, class_="absent") for note in run.result_notes(suite, step)]
         rows = []
         for name, values in results.group(found[-1]["metrics"], suite).items() if found else ():
-            shown = [measure for measure in measures if measure[0] in values]
-            tracks = [_track(label, values, metric, values.get(chance, 0.0)) for metric, chance, label, _ in shown]
+            measures = [measure for measure in shown.measures if measure.metric in values]
+            tracks = [track(label, values, metric, values.get(chance, 0.0)) for metric, chance, label, _ in measures]
             learned = found[-1].get("datasets", {}).get(name, {}).get("train", "")
             cut = ", of one split divided by class" if learned.startswith("two thirds") else ""
             who = tag("div", tag("b", name), tag("small", _about(values) + cut), class_="who")
             rows.append(tag("div", who, tag("div", tracks, class_="tracks wide"), class_="forest-row"))
-            for metric, chance, _, what in shown:
-                lines.append(_line(name, what, values, metric, chance, _papers(suite, metric, name)))
+            for metric, chance, _, what in measures:
+                lines.append(_line(name, what, values, metric, chance, _papers(shown, metric, name)))
         if rows or notes:
-            parts += [tag("h4", title), tag("p", about, class_="note"), *notes, tag("div", rows, class_="forest")]
+            parts += [
+                tag("h4", shown.title),
+                tag("p", shown.about, class_="note"),
+                *notes,
+                tag("div", rows, class_="forest"),
+            ]
     if not parts:
         return Html("")
     beside = any(papers is not None for _, papers in lines)
@@ -81,13 +64,6 @@ def _about(values: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _track(label: str, values: Mapping[str, float], metric: str, chance: float) -> Html:
-    # Imported here: the accuracy section shows these rows and owns the bars.
-    from synthclip_jax.report.accuracy import track
-
-    return track(label, values, metric, chance)
-
-
 def _line(
     name: str, what: str, values: Mapping[str, float], metric: str, chance: str, papers: float | None
 ) -> tuple[Html, float | None]:
@@ -101,9 +77,9 @@ def _line(
     return text(cells), papers
 
 
-def _papers(suite: str, metric: str, name: str) -> float | None:
+def _papers(suite: type[Suite], metric: str, name: str) -> float | None:
     """The paper's number for the same dataset and protocol."""
-    tasks_of = {"image_r@5": "image_retrieval", "text_r@5": "text_retrieval", "acc1": suite}
+    tasks_of = {reported or suite.main: task for task, reported in suite.papers.items()}
     return paper_tables.models()[PAPERS]["datasets"].get(tasks_of.get(metric, ""), {}).get(name)
 
 

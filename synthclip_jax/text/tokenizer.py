@@ -80,7 +80,7 @@ def encode(texts: Sequence[str]) -> list[list[int]]:
 
 def merges() -> list[tuple[str, str]]:
     """The 48,894 merges of the vocabulary, best first."""
-    resource = importlib.resources.files("synthclip_jax") / "data_files" / VOCABULARY_FILE
+    resource = importlib.resources.files(__package__) / VOCABULARY_FILE
     lines = gzip.decompress(resource.read_bytes()).decode("utf-8").split("\n")
     # The file holds more merges than CLIP uses: 256 byte symbols, the same with an end of word, and two special
     # tokens take their part of the 49,408 ids.

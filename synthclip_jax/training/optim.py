@@ -1,7 +1,8 @@
-"""AdamW with the paper's decay mask, warm-up and cosine schedule, and the clamp of the logit scale."""
+"""The optimizer: AdamW with the paper's decay mask, warm-up and cosine schedule, and the clamp of the logit scale."""
 
 import dataclasses
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config import ConfigError
+from synthclip_jax.config.registry import OPTIMIZERS
 from synthclip_jax.config.schema import Train
 from synthclip_jax.devices.sharding import path_name
 
@@ -127,22 +129,26 @@ def _patterns(key: str, expressions: Sequence[str], params: Any) -> list[re.Patt
 
 
 def make_optimizer(train: Train, length: Length) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer that `config.train` describes, and its learning rate by update (counted from 0).
-
-    As in PyTorch's AdamW, the decay is decoupled from the gradient and scaled by the learning rate, with the
-    parameter's multiplier if it has one.
-    """
+    """The optimizer that `config.train` describes, and its learning rate by update (counted from 0)."""
     schedule = warmup_cosine(length.total_steps, length.warmup_steps, train.lr_start, train.learning_rate, train.lr_end)
     clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
     multiply = _multiply(train.learning_rate_multipliers) if train.learning_rate_multipliers else optax.identity()
     optimizer = optax.chain(
         clip,
-        optax.scale_by_adam(train.beta1, train.beta2, train.eps),
-        optax.add_decayed_weights(train.weight_decay, lambda params: decay_mask(params, train.no_decay)),
+        *pkgutil.resolve_name(OPTIMIZERS[train.optimizer])(train),
         multiply,
         optax.scale_by_learning_rate(schedule),
     )
     return optimizer, schedule
+
+
+def adamw(train: Train) -> tuple[optax.GradientTransformation, ...]:
+    """As PyTorch's: the decay is decoupled from the gradient and scaled by the learning rate, with the parameter's
+    multiplier if it has one."""
+    return (
+        optax.scale_by_adam(train.beta1, train.beta2, train.eps),
+        optax.add_decayed_weights(train.weight_decay, lambda params: decay_mask(params, train.no_decay)),
+    )
 
 
 def _multiply(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

@@ -210,7 +210,7 @@ def test_remembered_batch_sizes(tmp_path, monkeypatch, count):
     """A matter of speed alone: a size, or none."""
     monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path))
     from gen.engines.batch_size import remember
-    from gen.engines.smollm2 import cache_folder
+    from synthclip_jax.files.locations import cache_folder
 
     remember("GPU model 512 bf16", 32)
     assert recall("GPU model 512 bf16") == 32

@@ -14,8 +14,9 @@ import pytest
 from mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.example_proto import serialize_example
 from synthclip_jax.data.readers import captions, open_reader
-from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, serialize_example
+from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard
 from synthclip_jax.errors import UserError
 from synthclip_jax.text.tokenizer import Tokenizer
 

@@ -7,7 +7,9 @@ import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers.table_files import DELIMITERS, HEADER_AGAIN, read_rows
+from synthclip_jax.data.readers.csv_files import DELIMITERS, HEADER_AGAIN
+from synthclip_jax.data.readers.reader import Opening
+from synthclip_jax.data.readers.table_files import read_rows
 from synthclip_jax.data.readers.tables import TableReader
 from synthclip_jax.data.records import RecordError
 
@@ -72,7 +74,7 @@ def rows_of(path):
 
 def opened(path, on_error):
     try:
-        return TableReader(SourceSpec("table", str(path), None, "image", "caption"), on_error)
+        return TableReader(SourceSpec("table", str(path), None, "image", "caption"), Opening(on_error=on_error))
     except RecordError:
         return None
 

@@ -54,7 +54,8 @@ def workdir(made, tmp_path):
 
 
 def pairs(folder):
-    from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+    from synthclip_jax.data.example_proto import parse_example
+    from synthclip_jax.data.records import IndexedShard, find_shards
 
     for path in find_shards(folder, "train"):
         rows = [parse_example(payload) for payload in IndexedShard(path)]
@@ -90,7 +91,8 @@ def test_how_often_another_caption_fits_as_well_is_counted(workdir, monkeypatch)
 
 def test_a_picture_that_does_not_decode_has_no_score_and_is_counted():
     from gen.agreement import AgreementWorker
-    from synthclip_jax.data.records import frame_shard, serialize_example
+    from synthclip_jax.data.example_proto import serialize_example
+    from synthclip_jax.data.records import frame_shard
 
     class Folder:
         def __truediv__(self, name):
@@ -184,7 +186,8 @@ def test_scores_are_those_of_the_model(workdir):
     import jax
 
     from gen.agreement import AgreementWorker
-    from synthclip_jax.data.records import IndexedShard, parse_example
+    from synthclip_jax.data.example_proto import parse_example
+    from synthclip_jax.data.records import IndexedShard
     from synthclip_jax.model.encoder import Encoder
     from synthclip_jax.model.towers import make_model
 

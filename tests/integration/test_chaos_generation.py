@@ -17,7 +17,8 @@ from toy_selected import write_selected
 
 from gen import images
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import load_index, parse_example
+from synthclip_jax.data.example_proto import parse_example
+from synthclip_jax.data.records import load_index
 
 TESTS = pathlib.Path(__file__).parents[1]
 # Few by default, since each costs a start of a process. Before a release: CHAOS_KILLS=50 CHAOS_DRIVER_KILLS=5

@@ -12,7 +12,8 @@ from gen.engines import batch_size as batch_sizes
 from gen.engines import random_weights
 from gen.engines.images import Rejected, Request, Sampler, sampler_of
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.data.example_proto import parse_example
+from synthclip_jax.data.records import IndexedShard, find_shards
 from synthclip_jax.workdir.versions import dataset_folder
 
 torch = pytest.importorskip("torch")

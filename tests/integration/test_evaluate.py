@@ -17,7 +17,8 @@ from synthclip_jax import evaluate
 from synthclip_jax.evals import catalogue, prompts, results
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import ZeroShot
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.towers import make_model
 
 CONFIG = pathlib.Path(toy_config.__file__)

@@ -24,7 +24,8 @@ from toy_processes import free_port
 from synthclip_jax import config as config_lib
 from synthclip_jax.explore.collection import Collection, trained_on
 from synthclip_jax.explore.guard import UPLOAD
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.encoder import load_encoder
 from synthclip_jax.model.towers import make_model
 

@@ -7,7 +7,8 @@ import pytest
 from toy_selected import CAPTIONS, write_selected
 
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.data.example_proto import parse_example
+from synthclip_jax.data.records import IndexedShard, find_shards
 from synthclip_jax.workdir.versions import dataset_folder
 
 pytest.importorskip("pyarrow")

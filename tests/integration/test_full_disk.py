@@ -19,7 +19,8 @@ from toy_generation import generate
 from toy_generation import toy_config as generation_config
 
 from synthclip_jax.export import main as export
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import describe_run
 
@@ -89,7 +90,11 @@ COMMANDS = {
     "evaluate --build": ("synthclip_jax.evaluate", ["--workdir={0}/run", "--build"], 100),
     "embed": ("synthclip_jax.embed", ["--workdir={0}/run", "--texts={0}/texts.txt", "--out={0}/v.npz"], 100),
     "export": ("synthclip_jax.export", ["--workdir={0}/weights", "--format=open_clip", "--out={0}/out"], 2000),
-    "export --format=hf": ("synthclip_jax.export", ["--workdir={0}/weights", "--format=hf", "--out={0}/out"], 2000),
+    "export --format=transformers": (
+        "synthclip_jax.export",
+        ["--workdir={0}/weights", "--format=transformers", "--out={0}/out"],
+        2000,
+    ),
     "import_weights": ("synthclip_jax.import_weights", ["--source={0}/exported", "--workdir={0}/imported"], 40_000),
     "report": ("synthclip_jax.report", ["--workdir={0}/run"], 100),
     "compare_runs": ("synthclip_jax.compare_runs", ["{0}/run", "{0}/other", "--out={0}/compare.html"], 100),

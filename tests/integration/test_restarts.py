@@ -19,8 +19,8 @@ from toy_dataset import jpeg, picture, write_dataset
 from synthclip_jax import train as train_lib
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import LocationError
-from synthclip_jax.model.checkpoint import CheckpointError, checkpoint_folder, load_model, saved_steps
-from synthclip_jax.model.checkpoint_files import check_checksums
+from synthclip_jax.model.checkpoint_files import CheckpointError, check_checksums, checkpoint_folder, saved_steps
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.training.claim import WorkdirMismatch
 from synthclip_jax.training.lock import WorkdirBusy, only_trainer
 from synthclip_jax.training.metrics_file import read_metrics

@@ -17,7 +17,8 @@ import toy_config
 from toy_dataset import write_dataset
 from toy_selected import write_selected
 
-from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
+from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,8 @@ from toy_testset import COLOURS, coloured, picture, write_wds
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
 from synthclip_jax.evals import results
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.towers import make_model
 
 NAMES = ("red", "green", "blue", "white")

@@ -21,7 +21,8 @@ from synthclip_jax import config as config_lib
 from synthclip_jax import train as train_lib
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.devices import sharding
-from synthclip_jax.model.checkpoint import checkpoint_folder, load_model, saved_steps
+from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.training.claim import WorkdirMismatch
 from synthclip_jax.training.metrics import read_metrics
 

@@ -13,7 +13,7 @@ from toy_dataset import write_dataset
 from toy_processes import Training, assert_same_run, checkpoints, last_step, logged, losses, run
 
 from synthclip_jax.data import stream
-from synthclip_jax.model.checkpoint import checkpoint_folder
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -43,12 +43,12 @@ sys.exit(train.main())
 # Training that writes down the captions of every batch that goes into a step.
 RECORDING = """
 import json, pathlib, sys, jax
-from synthclip_jax.model import checkpoint
+from synthclip_jax.model import checkpoint_files
 from synthclip_jax import train
 from synthclip_jax.devices import sharding
 
 workdir = pathlib.Path.cwd()
-step = max(checkpoint.saved_steps(checkpoint.checkpoint_folder(workdir)), default=0)
+step = max(checkpoint_files.saved_steps(checkpoint_files.checkpoint_folder(workdir)), default=0)
 shard_batch = sharding.shard_batch
 
 def recorded(batch, mesh):

@@ -84,7 +84,7 @@ def replace_payloads(workdir, change):
 
 
 def changed_example(payload, **values):
-    from synthclip_jax.data.records import parse_example, serialize_example
+    from synthclip_jax.data.example_proto import parse_example, serialize_example
 
     return serialize_example(parse_example(payload) | values)
 

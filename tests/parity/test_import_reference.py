@@ -13,7 +13,7 @@ from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
 from synthclip_jax.formats.foreign import resize_grid, resize_line
 from synthclip_jax.formats.open_clip import TIMM_SIZES
 from synthclip_jax.import_weights import import_weights
-from synthclip_jax.model.checkpoint import load_model
+from synthclip_jax.model.loading import load_model
 
 torch = pytest.importorskip("torch")
 TOLERANCE = 1e-4

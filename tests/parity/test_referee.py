@@ -16,8 +16,8 @@ from toy_dataset import COLOURS, PAIRS, picture, write_dataset
 from benchmarks import referee
 from synthclip_jax.formats.foreign import read_foreign
 from synthclip_jax.import_weights import import_weights
-from synthclip_jax.model.checkpoint import load_model
 from synthclip_jax.model.encoder import load_encoder
+from synthclip_jax.model.loading import load_model
 from synthclip_jax.model.preprocess import Preprocess
 
 pytestmark = pytest.mark.skipif(not referee.is_installed(), reason="the Makefile installs the referee")

@@ -14,16 +14,15 @@ from flax import nnx
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.devices.sharding import infer_shardings, make_mesh
-from synthclip_jax.model.checkpoint import (
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import (
     CheckpointError,
-    Checkpoints,
     checkpoint_digest,
     checkpoint_folder,
-    load_model,
-    load_parameters,
     saved_steps,
+    write_checksums,
 )
-from synthclip_jax.model.checkpoint_files import write_checksums
+from synthclip_jax.model.loading import load_model, load_parameters
 from synthclip_jax.model.towers import make_model
 
 

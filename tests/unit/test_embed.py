@@ -16,7 +16,8 @@ from synthclip_jax import embed as embed_lib
 from synthclip_jax.data.embeddings import EmbeddingError, Parts
 from synthclip_jax.embed import embed, main
 from synthclip_jax.left_out import LeftOut
-from synthclip_jax.model.checkpoint import Checkpoints, checkpoint_folder
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.encoder import Encoder, load_encoder
 from synthclip_jax.model.towers import make_model
 
@@ -134,7 +135,7 @@ def test_several_machines_share_the_parts_and_the_last_one_joins_them(workdir, p
     embed(workdir, tmp_path / "one.npz", str(pictures), texts, batch_size=8, part_size=4, log=quiet)
     for number in (1, 0, 2):
         whole = embed(
-            workdir, tmp_path / "v.npz", str(pictures), texts, None, 8, part_size=4, shard=(number, 3), log=quiet
+            workdir, tmp_path / "v.npz", str(pictures), texts, None, 8, part_size=4, part=(number, 3), log=quiet
         )
         assert whole == (number == 2)
     one, several = np.load(tmp_path / "one.npz"), np.load(tmp_path / "v.npz")
@@ -281,7 +282,7 @@ def flip_a_bit_of_a_vector(data):
 def test_a_damaged_part_costs_itself_alone(workdir, texts, tmp_path, damage):
     embed(workdir, tmp_path / "whole.npz", texts=texts, part_size=2, log=quiet)
     out = tmp_path / "v.npz"
-    assert not embed(workdir, out, texts=texts, part_size=2, shard=(1, 2), log=quiet)
+    assert not embed(workdir, out, texts=texts, part_size=2, part=(1, 2), log=quiet)
     path = tmp_path / "v.npz.parts" / "texts-00001.npz"
     path.write_bytes(damage(path.read_bytes()))
     said = []
@@ -291,7 +292,7 @@ def test_a_damaged_part_costs_itself_alone(workdir, texts, tmp_path, damage):
 
 
 def test_a_plan_that_is_cut_off_is_one_line_that_says_what_to_do(workdir, texts, tmp_path, capsys):
-    assert not embed(workdir, tmp_path / "v.npz", texts=texts, part_size=2, shard=(1, 2), log=quiet)
+    assert not embed(workdir, tmp_path / "v.npz", texts=texts, part_size=2, part=(1, 2), log=quiet)
     plan = tmp_path / "v.npz.parts" / "plan.json"
     plan.write_bytes(plan.read_bytes()[:10])
     with pytest.raises(SystemExit, match=r"^embed: [^\n]*plan.json: damaged [^\n]* Delete the folder"):
@@ -331,3 +332,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_temporaries(workdir
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in (tmp_path / "v.npz.parts").iterdir()) == ["plan.json"]
+
+
+def test_the_old_name_of_part_says_the_new_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([f"--workdir={tmp_path}", "--texts=a.txt", "--out=v.npz", "--shard=0/4"])
+    assert "it is called --part now: --part=0/4" in capsys.readouterr().err

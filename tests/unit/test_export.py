@@ -23,8 +23,9 @@ from synthclip_jax.formats.foreign import read_foreign
 from synthclip_jax.formats.tensors import read_tensors, write_safetensors
 from synthclip_jax.formats.weights import WeightsError, layout, to_state_dict
 from synthclip_jax.import_weights import import_weights
-from synthclip_jax.model.checkpoint import CheckpointError, Checkpoints, checkpoint_folder, load_model, load_parameters
-from synthclip_jax.model.checkpoint_files import checkpoint_digest, find_checkpoint
+from synthclip_jax.model.checkpoint import Checkpoints
+from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_digest, checkpoint_folder, find_checkpoint
+from synthclip_jax.model.loading import load_model, load_parameters
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 
@@ -402,3 +403,9 @@ def test_the_card_describes_the_filtered_dataset_where_that_was_trained_on(tmp_p
     text = card_data(tmp_path, gen, {}, folder="toy_filtered", records=7, agreement=agreement)
     assert "dataset toy_filtered 1.0.0, 7 pairs" in text
     assert "993 pairs with an agreement below 0.25 were left out" in text
+
+
+def test_the_old_name_of_transformers_says_the_new_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export_lib.main([f"--workdir={tmp_path}", "--format=hf", "--out=out"])
+    assert "it is called transformers now: --format=transformers" in capsys.readouterr().err

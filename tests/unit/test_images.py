@@ -16,7 +16,8 @@ from gen.engines.images import Rejected
 from gen.shards import draws
 from gen.shards.store import PlanMismatch, StageStore, StoreError
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.data.example_proto import parse_example
+from synthclip_jax.data.records import IndexedShard, find_shards
 from synthclip_jax.workdir.versions import dataset_folder
 
 pytest.importorskip("pyarrow")

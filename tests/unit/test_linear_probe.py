@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import features, linear_probe
+from synthclip_jax.evals import features, linear_probe, logistic
 from synthclip_jax.evals.features import Features, Splits
 
 CLASSES = 12
@@ -28,7 +28,7 @@ def test_accuracy_equals_scikit_learns_within_a_fifth_of_a_point(cost):
     train, test = drawn(900, 0), drawn(3000, 1)
     reference = sklearn.LogisticRegression(C=cost, max_iter=1000).fit(train.vectors.astype(np.float64), train.labels)
     theirs = reference.predict(test.vectors.astype(np.float64))
-    ours = linear_probe.fit(train.vectors, train.labels, CLASSES, cost, penalty="squared").predict(test.vectors)
+    ours = logistic.fit(train.vectors, train.labels, CLASSES, cost, penalty="squared").predict(test.vectors)
     assert 0.3 < (theirs == test.labels).mean() < 0.95  # neither trivial nor hopeless
     assert abs((ours == test.labels).mean() - (theirs == test.labels).mean()) <= 0.002
     assert (ours == theirs).mean() > 0.98
@@ -40,14 +40,14 @@ def test_weights_equal_scikit_learns_where_the_minimum_is_sharp():
     reference = sklearn.LogisticRegression(C=0.05, max_iter=1000, tol=1e-8).fit(
         train.vectors.astype(np.float64), train.labels
     )
-    ours = linear_probe.fit(train.vectors, train.labels, CLASSES, 0.05, penalty="squared")
+    ours = logistic.fit(train.vectors, train.labels, CLASSES, 0.05, penalty="squared")
     np.testing.assert_allclose(ours.matrix.T, reference.coef_, atol=2e-3)
 
 
 def test_chosen_cost_of_lgssls_penalty_is_as_good_as_scikit_learns_best():
     sklearn = pytest.importorskip("sklearn.linear_model")
     splits = Splits(tuple(map(str, range(CLASSES))), drawn(600, 0), drawn(300, 1), drawn(3000, 2), 0)
-    result = linear_probe.probe(splits, max_iter=300)
+    result = logistic.probe(splits, max_iter=300)
     found = linear_probe.metrics(result, splits)
     best = 0.0
     both = splits.train_and_validation
@@ -63,17 +63,15 @@ def test_chosen_cost_of_lgssls_penalty_is_as_good_as_scikit_learns_best():
 
 def test_blocks_do_not_change_the_fit(monkeypatch):
     train = drawn(400, 3)
-    whole = linear_probe.fit(train.vectors, train.labels, CLASSES, 10.0)
-    monkeypatch.setattr(linear_probe, "BLOCK", 96)  # five blocks, the last padded
-    np.testing.assert_allclose(
-        linear_probe.fit(train.vectors, train.labels, CLASSES, 10.0).matrix, whole.matrix, atol=2e-3
-    )
+    whole = logistic.fit(train.vectors, train.labels, CLASSES, 10.0)
+    monkeypatch.setattr(logistic, "BLOCK", 96)  # five blocks, the last padded
+    np.testing.assert_allclose(logistic.fit(train.vectors, train.labels, CLASSES, 10.0).matrix, whole.matrix, atol=2e-3)
 
 
 def test_a_cost_near_zero_leaves_no_weights_and_no_nan():
     train = drawn(120, 3)
     for penalty in ("norm", "squared"):
-        weights = linear_probe.fit(train.vectors, train.labels, CLASSES, 1e-6, penalty)
+        weights = logistic.fit(train.vectors, train.labels, CLASSES, 1e-6, penalty)
         assert np.isfinite(weights.matrix).all()
         assert np.isfinite(weights.bias).all()
         assert np.abs(weights.matrix).max() < 1e-2
@@ -86,17 +84,17 @@ def test_search_finds_a_peak_to_a_seventh_of_a_decade_and_asks_once_for_each_cos
         asked.append(cost)
         return -abs(np.log10(cost) - 1.3)
 
-    best, tried = linear_probe.search(accuracy)
+    best, tried = logistic.search(accuracy)
     assert abs(np.log10(best) - 1.3) <= 1 / 7 + 1e-9
     assert len(asked) == len(set(asked)) == len(tried) < 20
-    assert linear_probe.search(lambda cost: -np.log10(cost))[0] == 1e-6  # at the border, never beyond
+    assert logistic.search(lambda cost: -np.log10(cost))[0] == 1e-6  # at the border, never beyond
 
 
 def test_features_that_are_not_finite_are_refused():
     train = drawn(60, 0)
     train.vectors[3, 2] = np.nan
     with pytest.raises(EvaluationError, match="not finite"):
-        linear_probe.fit(train.vectors, train.labels, CLASSES, 1.0)
+        logistic.fit(train.vectors, train.labels, CLASSES, 1.0)
 
 
 def test_a_split_is_divided_by_class_and_the_same_way_each_time():

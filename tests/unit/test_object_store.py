@@ -26,8 +26,9 @@ from gen.shards.local import run_local
 from gen.shards.store import PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.example_proto import serialize_example
 from synthclip_jax.data.readers import open_reader
-from synthclip_jax.data.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard, serialize_example
+from synthclip_jax.data.records import IndexedShard, RecordError, ShardName, find_shards, frame_shard
 from synthclip_jax.data.stream import make_loader, open_dataset
 from synthclip_jax.files.locations import LocationError, location, size_of
 from synthclip_jax.files.storage import create_if_absent, list_files, stamp, write_atomic, write_stream

@@ -133,11 +133,12 @@ def test_what_another_part_has_committed_counts_in_the_progress(tmp_path, capfd)
 
 
 def test_the_part_comes_from_the_command_line_or_from_a_slurm_array(tmp_path):
-    from gen.__main__ import _part, _slurm_part
+    from gen.__main__ import _slurm_part
+    from synthclip_jax.wording import part
 
-    assert _part("3/8") == (3, 8)
+    assert part("3/8") == (3, 8)
     with pytest.raises(Exception, match="I from 0 to N - 1"):
-        _part("8/8")
+        part("8/8")
     with pytest.MonkeyPatch.context() as patch:
         assert _slurm_part() == (0, 1)
         patch.setenv("SLURM_ARRAY_TASK_ID", "12")

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from toy_dataset import caption, jpeg, picture, write_dataset
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import MissingKey, Sample, examples, offsets, open_reader, tar_scan, tars
-from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard, serialize_example
+from synthclip_jax.data.example_proto import serialize_example
+from synthclip_jax.data.readers import examples, offsets, open_reader, tar_scan, tars
+from synthclip_jax.data.readers.reader import MissingKey, Sample
+from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard
 
 EXAMPLES = 10
 SAMPLES = [Sample(jpeg(picture(i)), (caption(i),)) for i in range(EXAMPLES)]

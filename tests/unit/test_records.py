@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthclip_jax.data import records
-from synthclip_jax.data.records import (
-    IndexedShard,
-    RecordError,
-    find_shards,
-    frame_shard,
-    parse_example,
-    serialize_example,
-)
+from synthclip_jax.data.example_proto import parse_example, serialize_example
+from synthclip_jax.data.records import IndexedShard, RecordError, find_shards, frame_shard
 
 
 def write(folder, payloads, index=True, name="d-train.tfrecord-00000-of-00001"):

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy_testset import write_wds
 
-from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import intervals
+from synthclip_jax.evals import assignment, intervals
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.ranks import best_ranks
 from synthclip_jax.evals.retrieval import Ranks, Retrieval, _chance, metrics, rank
@@ -172,7 +171,7 @@ def test_the_evaluator_ranks_what_the_model_says(tmp_path, model):
     details = evaluator.details["pairs"]
     assert list(details["captions"]) == captions
     assert details["image_rank"].shape == (len(captions),)
-    printed = evaluate.table(values)
+    printed = assignment.table(values)
     assert "image R@1 % [95%]" in printed
     assert "11.11 / " in printed  # chance: one of nine pictures
 

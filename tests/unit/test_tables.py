@@ -8,7 +8,8 @@ from toy_dataset import jpeg, picture
 
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import MissingKey, open_reader
+from synthclip_jax.data.readers import open_reader
+from synthclip_jax.data.readers.reader import MissingKey
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.data.stream import open_dataset
 

@@ -9,7 +9,8 @@ import pytest
 from toy_dataset import caption, jpeg, picture
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import MissingKey, open_reader
+from synthclip_jax.data.readers import open_reader
+from synthclip_jax.data.readers.reader import MissingKey
 from synthclip_jax.data.records import RecordError
 
 IMAGES = [jpeg(picture(i)) for i in range(4)]

@@ -9,9 +9,10 @@ from toy_dataset import jpeg, picture
 
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.example_proto import serialize_example
 from synthclip_jax.data.readers import captions, open_reader
 from synthclip_jax.data.readers.captions import CaptionError, usable
-from synthclip_jax.data.records import RecordError, frame_shard, serialize_example
+from synthclip_jax.data.records import RecordError, frame_shard
 from synthclip_jax.data.stream import open_dataset
 from synthclip_jax.data.verify import verify
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from toy_testset import CLASSES, coloured, picture, write_wds
 
-from synthclip_jax import evaluate
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import intervals, results
+from synthclip_jax.evals import assignment, intervals, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES
@@ -197,7 +196,7 @@ def test_a_picture_that_does_not_decode_is_skipped_and_counted(tmp_path, model):
     assert values["zeroshot/colours/n"] == 6
     assert values["zeroshot/colours/skipped"] == 1
     assert list(details["skipped"]) == ["broken"]
-    assert "colours: 1 pictures do not decode" in evaluate.table(values)
+    assert "colours: 1 pictures do not decode" in assignment.table(values)
     everything = write_wds(tmp_path / "broken", [("a", {"png": b"?", "cls": b"0"})])
     with pytest.raises(EvaluationError, match="none of its 1 pictures decodes"):
         run(model, everything)
@@ -228,7 +227,7 @@ def test_results_are_written_added_to_and_read_back(tmp_path, model):
     for name in ("first", "second"):
         folder = write_wds(tmp_path / name, coloured(6))
         evaluator = ZeroShot(config, graphdef, [open_dataset(f"wds:{folder}")])
-        described = evaluate.describe(SUITES["zeroshot"], config, evaluator.datasets, "digest", tmp_path)
+        described = assignment.describe(SUITES["zeroshot"], config, evaluator.datasets, "digest", tmp_path)
         values = evaluator.run(params)
         path = results.write_result(tmp_path, 20, "zeroshot", values, described, evaluator.details)
     assert path == tmp_path / "eval" / "20-zeroshot.json"
@@ -257,6 +256,6 @@ def test_the_table_shows_intervals_and_chance():
     values = {
         f"zeroshot/d/{key}": value for key, value in metrics(predictions_of(np.eye(6), [0, 1, 2, 3, 4, 0])).items()
     }
-    text = evaluate.table(values)
+    text = assignment.table(values)
     assert "83.3 [43.6, 97.0]" in text
     assert "16.67 / 83.33" in text

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, Int
 
-from synthclip_jax.data.readers import Reader
+from synthclip_jax.data.readers.reader import Reader
 from synthclip_jax.data.readers.subset import Subset
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import array_files

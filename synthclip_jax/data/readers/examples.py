@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import IMAGE_KEYS, Sample, Shard, captions, keys_of, missing_key, open_files
+from synthclip_jax.data.example_proto import feature_values, parse_features
+from synthclip_jax.data.readers import captions
 from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.data.readers.patterns import gaps
+from synthclip_jax.data.readers.reader import IMAGE_KEYS, Opening, Sample, Shard, keys_of, missing_key, open_files
 from synthclip_jax.data.records import (
     INDEX_SUFFIX,
     IndexedShard,
     RecordError,
-    feature_values,
     format_index,
     list_shards,
-    parse_features,
     parse_index,
     scan_index,
 )
@@ -153,18 +153,16 @@ class ArrayRecordShard:
             raise RecordError(f"{self.path}: record {record} cannot be read ({error}). Copy it again") from None
 
 
-def open_tfrecords(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:
+def open_tfrecords(spec: SourceSpec, how: Opening) -> ExampleReader:
     """A folder of shards named as TFDS names them, `NAME-SPLIT.tfrecord-00000-of-00128`."""
-    paths, names = list_shards(spec.place, split)
-    counts = _counts(spec.place, split)
+    paths, names = list_shards(spec.place, how.split)
+    counts = _counts(spec.place, how.split)
     remedy = "Run generation again, which makes only what is missing, or copy it again."
     missing = [f"{os.path.join(spec.place, name)}: the shard is missing. {remedy}" for name in names]
-    return _open(spec, paths, missing, check_crc, on_error, fresh, counts)
+    return _open(spec, paths, missing, how, counts)
 
 
-def open_img2dataset(
-    spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False
-) -> ExampleReader:
+def open_img2dataset(spec: SourceSpec, how: Opening) -> ExampleReader:
     """A folder of `00000.tfrecord`, `00001.tfrecord`, ... A number left out is a missing shard. There is no split."""
     folder = location(spec.place)
     if not folder.is_dir():
@@ -181,7 +179,7 @@ def open_img2dataset(
         )
         raise RecordError(f"{spec}: no 00000.tfrecord, 00001.tfrecord, ... in this folder. {hint}")
     counts = {path.name: count for path in paths if (count := _successes(path)) is not None}
-    return _open(spec, paths, gaps(paths, "shard"), check_crc, on_error, fresh, counts, left_out)
+    return _open(spec, paths, gaps(paths, "shard"), how, counts, left_out)
 
 
 def _counts(place: str, split: str) -> dict[str, int]:
@@ -212,16 +210,14 @@ def _open(
     spec: SourceSpec,
     paths: Sequence[Location],
     missing: Sequence[str],
-    check_crc: bool,
-    on_error: str,
-    fresh: bool,
+    how: Opening,
     counts: Mapping[str, int],
     left_out: LeftOut | None = None,
 ) -> ExampleReader:
     left_out = left_out or LeftOut()
 
     def open_shard(path: str | os.PathLike) -> Payloads:
-        shard = _open_shard(check_crc, path, fresh)
+        shard = _open_shard(how.check_crc, path, how.fresh)
         name = os.path.basename(shard.path)
         number = re.search(r"-\d+-of-\d+$", name)
         expected = counts.get(number[0] if number else name)
@@ -232,8 +228,8 @@ def _open(
             )
         return shard
 
-    opened, faults = open_files(spec.place, paths, open_shard, missing, on_error, left_out)
-    lenient = on_error == "skip"
+    opened, faults = open_files(spec.place, paths, open_shard, missing, how.on_error, left_out)
+    lenient = how.on_error == "skip"
     return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, lenient, left_out, faults)
 
 

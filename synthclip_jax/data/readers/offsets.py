@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
-from synthclip_jax.files.locations import Location, is_url, location, size_of
+from synthclip_jax.files.locations import Location, cache_folder, is_url, location, size_of
 from synthclip_jax.files.storage import StoreError, write_atomic
 
 SUFFIX = ".offsets"
@@ -36,7 +36,7 @@ def cached_offsets(
     """
     path = location(path)
     head = _head(path)
-    kept_here = _cache_folder() / _cache_name(path)
+    kept_here = cache_folder() / "offsets" / _cache_name(path)
     # Nothing is written beside an object: that may cost, and need other rights.
     places = (kept_here,) if is_url(path) else (path.with_name(path.name + SUFFIX), kept_here)
     for place in () if fresh else places:
@@ -97,11 +97,6 @@ def _read(place: pathlib.Path, head: bytes) -> bytes | None:
         return None
     check, _, offsets = kept[len(head) :].partition(b"\n")
     return offsets if check == hashlib.sha256(offsets).hexdigest().encode() else None
-
-
-def _cache_folder() -> pathlib.Path:
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return base / "synthclip_jax" / "offsets"
 
 
 def _cache_name(path: Location) -> str:

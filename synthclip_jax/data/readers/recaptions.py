@@ -4,8 +4,9 @@ import bisect
 import hashlib
 from collections.abc import Sequence
 
-from synthclip_jax.data.readers import Reader, Sample, Shard, captions
+from synthclip_jax.data.readers import captions
 from synthclip_jax.data.readers.offsets import digest_of_files
+from synthclip_jax.data.readers.reader import Reader, Sample, Shard
 from synthclip_jax.data.records import FOOTER_BYTES, HEADER_BYTES, IndexedShard, RecordError
 from synthclip_jax.left_out import LeftOut
 

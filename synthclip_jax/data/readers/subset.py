@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from synthclip_jax.data.readers import Reader, Sample, Shard
+from synthclip_jax.data.readers.reader import Reader, Sample, Shard
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.left_out import LeftOut
 

@@ -10,9 +10,10 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import Sample, Shard, keys_of, open_files
 from synthclip_jax.data.readers.captions import CaptionError, usable
-from synthclip_jax.data.readers.table_files import DOWNLOAD, is_url, read_rows, table_kind
+from synthclip_jax.data.readers.reader import Opening, Sample, Shard, keys_of, open_files
+from synthclip_jax.data.readers.table_files import read_rows, table_kind
+from synthclip_jax.data.readers.table_rows import DOWNLOAD, is_url
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import is_inside
@@ -37,12 +38,10 @@ class TableReader:
     packed: some 150 bytes a row. They are looked at when the table is opened; only the images are read later.
     """
 
-    def __init__(self, spec: SourceSpec, on_error: str = "raise", allow_outside: bool = False):
+    def __init__(self, spec: SourceSpec, how: Opening):
         """Reads the two columns of all files.
 
-        Args:
-          on_error: `skip` leaves out rows that cannot be trained on, and of several captions those that cannot.
-          allow_outside: images may lie outside the table's folder.
+        With `skip`, rows that cannot be trained on are left out, and of several captions those that cannot.
 
         Raises:
           RecordError: no such table, it cannot be read, or (`raise`) some rows cannot be trained on.
@@ -58,11 +57,11 @@ class TableReader:
             raise RecordError(f"{spec}: no such file. Name a .csv, .tsv or .parquet file, or a folder of them")
         images = keys_of(spec.image_key, "image", ("path", "filepath"))
         captions = keys_of(spec.caption_key, "caption", ("text", "title"))
-        opener = functools.partial(_Table, images=images, captions=captions, on_error=on_error, outside=allow_outside)
+        opener = functools.partial(_Table, images=images, captions=captions, how=how)
         if len(paths) == 1:
             self._tables, self.faults = [opener(paths[0])], []
         else:
-            self._tables, self.faults = open_files(spec.place, paths, opener, (), on_error, self.left_out)
+            self._tables, self.faults = open_files(spec.place, paths, opener, (), how.on_error, self.left_out)
         for table in self._tables:
             self.left_out.update(table.left_out)
             self.faults += [f"{table.path}: {line}" for line in _lines(table.left_out)]
@@ -116,10 +115,8 @@ def _tables(spec: SourceSpec, folder: pathlib.Path) -> list[pathlib.Path]:
 class _Table:
     """The rows of one file that can be trained on."""
 
-    def __init__(
-        self, path: pathlib.Path, images: Sequence[str], captions: Sequence[str], on_error: str, outside: bool
-    ):
-        self.path, self._lenient, self._outside = path, on_error == "skip", outside
+    def __init__(self, path: pathlib.Path, images: Sequence[str], captions: Sequence[str], how: Opening):
+        self.path, self._lenient, self._outside = path, how.on_error == "skip", how.allow_outside
         self._folder = os.path.abspath(path.parent)
         self._real_folder = os.path.realpath(path.parent)
         self.left_out = LeftOut()

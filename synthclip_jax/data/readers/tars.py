@@ -14,18 +14,19 @@ import os
 import pathlib
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import (
+from synthclip_jax.data.readers import captions
+from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
+from synthclip_jax.data.readers.patterns import find_tars
+from synthclip_jax.data.readers.reader import (
     IMAGE_KEYS,
+    Opening,
     Sample,
     Shard,
-    captions,
     damage_report,
     keys_of,
     missing_key,
     open_files,
 )
-from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
-from synthclip_jax.data.readers.patterns import find_tars
 from synthclip_jax.data.readers.tar_examples import Grouped, group
 from synthclip_jax.data.readers.tar_scan import REMEDY, Member, scan_tar
 from synthclip_jax.data.records import RandomAccessFile, RecordError
@@ -35,23 +36,23 @@ from synthclip_jax.left_out import LeftOut
 class TarReader:
     """Pictures and captions of all tars, in the order of their names, those of a tar in the order of first members."""
 
-    def __init__(self, spec: SourceSpec, on_error: str = "raise", fresh: bool = False):
+    def __init__(self, spec: SourceSpec, how: Opening):
         """Reads the offsets of all members: by hopping from header to header the first time, later from their index.
 
         Raises:
-          RecordError: there is no tar, or (`on_error="raise"`) some are missing or cut off, or hold incomplete
+          RecordError: there is no tar, or (`raise`) some are missing or cut off, or hold incomplete
             examples; all of them are named.
           MissingKey: no example has the picture or the caption that the keys name.
         """
-        self.place, self.left_out, self._lenient = spec.place, LeftOut(), on_error == "skip"
+        self.place, self.left_out, self._lenient = spec.place, LeftOut(), how.on_error == "skip"
         self._image_keys = keys_of(spec.image_key, "image", IMAGE_KEYS)
         self._caption_keys = keys_of(spec.caption_key, "caption", ("txt", "json.caption"))
 
         def open_tar(path: str | os.PathLike) -> _Tar:
-            return _Tar(path, self._image_keys, self._caption_keys, fresh)
+            return _Tar(path, self._image_keys, self._caption_keys, how.fresh)
 
         paths, missing = find_tars(spec.place, self.left_out)
-        self._tars, faults = open_files(spec.place, paths, open_tar, missing, on_error, self.left_out)
+        self._tars, faults = open_files(spec.place, paths, open_tar, missing, how.on_error, self.left_out)
         self._ends = list(itertools.accumulate(len(tar) for tar in self._tars))
         found = [tar.found for tar in self._tars]
         for what, keys, there in (
@@ -63,7 +64,7 @@ class TarReader:
                 extensions = {extension for tar in found for extension in tar.extensions}
                 raise missing_key(spec.place, keys, extensions, what)
         incomplete = [f"{tar.path}: {line}" for tar in self._tars for line in tar.found.faults.lines("incomplete")]
-        if incomplete and on_error == "raise":
+        if incomplete and how.on_error == "raise":
             raise RecordError(damage_report(spec.place, incomplete, f"faults in {len(self._tars)} tars"))
         self.faults = [*faults, *incomplete]
         for tar in self._tars:

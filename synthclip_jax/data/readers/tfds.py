@@ -9,11 +9,12 @@ import pathlib
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers.examples import ExampleReader, open_tfrecords
+from synthclip_jax.data.readers.reader import Opening
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import state_files
 
 
-def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fresh: bool = False) -> ExampleReader:
+def open_tfds(spec: SourceSpec, how: Opening) -> ExampleReader:
     """A TFDS name, such as `coco_captions` or `ai2dcaption/auto_filter:1.0.0`, or the folder of a prepared dataset.
 
     Raises:
@@ -22,9 +23,9 @@ def open_tfds(spec: SourceSpec, split: str, check_crc: bool, on_error: str, fres
     folder = prepared_folder(spec)
     info = state_files.read(folder / "dataset_info.json", "Prepare it again", sealed=False, error=RecordError)
     splits = {entry["name"] for entry in info.get("splits") or () if isinstance(entry, dict) and "name" in entry}
-    if splits and split not in splits:
-        raise RecordError(f"{spec}: no split {split!r}; it has {', '.join(sorted(splits))}. Set config.data.split")
-    return open_tfrecords(dataclasses.replace(spec, place=str(folder)), split, check_crc, on_error, fresh)
+    if splits and how.split not in splits:
+        raise RecordError(f"{spec}: no split {how.split!r}; it has {', '.join(sorted(splits))}. Set config.data.split")
+    return open_tfrecords(dataclasses.replace(spec, place=str(folder)), how)
 
 
 def prepared_folder(spec: SourceSpec) -> pathlib.Path:

@@ -14,15 +14,12 @@ All kinds stream: memory does not grow with the number of pictures.
 
 import collections
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+import pkgutil
+from collections.abc import Sequence
 
+from synthclip_jax.config.registry import TEST_SETS
 from synthclip_jax.config.testsets import DatasetError, DatasetSpec
-from synthclip_jax.evals.datasets.folder import ImageFolder
-from synthclip_jax.evals.datasets.karpathy import Karpathy
 from synthclip_jax.evals.datasets.spec import CLASSIFICATION, RETRIEVAL, Captioned, Dataset, Example, MissingDataset
-from synthclip_jax.evals.datasets.tfds import Prepared
-from synthclip_jax.evals.datasets.webdataset import WebDataset
 
 __all__ = [
     "CLASSIFICATION",
@@ -36,12 +33,6 @@ __all__ = [
     "open_dataset",
     "open_datasets",
 ]
-_OPEN: dict[str, Callable[[DatasetSpec, Any, bool], Any]] = {
-    "wds": WebDataset,
-    "folder": ImageFolder,
-    "tfds": Prepared,
-    "karpathy": Karpathy,
-}
 
 
 def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".", allow_outside: bool = False) -> Dataset:
@@ -57,7 +48,7 @@ def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".", allo
       DatasetError: the spec or what lies there is not of the form described above.
     """
     spec = DatasetSpec.parse(spec) if isinstance(spec, str) else spec
-    return _OPEN[spec.kind](spec, workdir, allow_outside)
+    return pkgutil.resolve_name(TEST_SETS[spec.kind])(spec, workdir, allow_outside)
 
 
 def open_datasets(

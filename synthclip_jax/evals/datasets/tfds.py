@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from synthclip_jax.config import splits as split_names
+from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.config.testsets import DatasetError, DatasetSpec
+from synthclip_jax.data.readers.reader import Opening
+from synthclip_jax.data.readers.tfds import open_tfds, prepared_folder
+from synthclip_jax.data.records import RecordError
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets.class_names import notes_on, own_class_names
 from synthclip_jax.evals.datasets.identity import identify
@@ -33,10 +37,6 @@ class Prepared:
     class_counts = None
 
     def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
-        from synthclip_jax.config.sources import SourceSpec
-        from synthclip_jax.data.readers.tfds import open_tfds, prepared_folder
-        from synthclip_jax.data.records import RecordError
-
         self.name, self.spec, self._parsed, self._workdir = spec.name, str(spec), spec, workdir
         self.left_out, self.notes = LeftOut("records"), list[str]()
         path = locate(spec.place, workdir)
@@ -49,9 +49,8 @@ class Prepared:
             raise MissingDataset(f"{spec.name}: {error}") from error
         self.split_name = self._split(spec.split)
         try:
-            self._shards = open_tfds(
-                SourceSpec("tfds", str(self.folder), None, IMAGE, LABEL), self.split_name, True, "raise"
-            )
+            shards = SourceSpec("tfds", str(self.folder), None, IMAGE, LABEL)
+            self._shards = open_tfds(shards, Opening(self.split_name))
         except RecordError as error:
             raise DatasetError(f"{spec.name}: {error}") from error
         self.class_names = self._class_names()
@@ -114,7 +113,8 @@ class Prepared:
         Raises:
           DatasetError: a record is damaged, or has no picture or label, or a label without a class.
         """
-        from synthclip_jax.data.records import RecordError, feature_values, parse_features
+        from synthclip_jax.data.example_proto import feature_values, parse_features
+        from synthclip_jax.data.records import RecordError
 
         for shard in self._shards.payloads:
             for record in range(len(shard)):

@@ -1,0 +1,32 @@
+"""What can be chosen by a name in a config, and where it is: adding one is a file of its own and a line here.
+
+Nothing of it is imported before it is asked for; `pkgutil.resolve_name` gives it.
+"""
+
+# config.eval.suites; see `synthclip_jax.evals.suite`
+SUITES = {
+    "zeroshot": "synthclip_jax.evals.zeroshot:ZeroShot",
+    "retrieval": "synthclip_jax.evals.retrieval:Retrieval",
+    "linear_probe": "synthclip_jax.evals.linear_probe:LinearProbe",
+    "fewshot": "synthclip_jax.evals.fewshot:FewShot",
+    "embedding": "synthclip_jax.evals.embedding:Embedding",
+}
+# KIND of config.eval.datasets; see `synthclip_jax.evals.datasets.spec.Dataset`
+TEST_SETS = {
+    "wds": "synthclip_jax.evals.datasets.webdataset:WebDataset",
+    "folder": "synthclip_jax.evals.datasets.folder:ImageFolder",
+    "tfds": "synthclip_jax.evals.datasets.tfds:Prepared",
+    "karpathy": "synthclip_jax.evals.datasets.karpathy:Karpathy",
+}
+# KIND of config.data.sources; see `synthclip_jax.data.readers.reader.Reader`
+SOURCES = {
+    "tfrecord": "synthclip_jax.data.readers.examples:open_tfrecords",
+    "img2dataset": "synthclip_jax.data.readers.examples:open_img2dataset",
+    "wds": "synthclip_jax.data.readers.tars:TarReader",
+    "tfds": "synthclip_jax.data.readers.tfds:open_tfds",
+    "table": "synthclip_jax.data.readers.tables:TableReader",
+}
+# config.train.optimizer: what makes the updates, between the clipping of gradients and the learning rate
+OPTIMIZERS = {
+    "adamw": "synthclip_jax.training.optim:adamw",
+}
