@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gen.shards.finished_pictures import finished_pictures
-from gen.shards.local import Executor, run_local
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
 from synthclip_jax.config.generation import Agreement
 from synthclip_jax.config.schema import Config
@@ -31,7 +31,7 @@ from synthclip_jax.workdir.versions import Version
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
 
 
-class AgreementWorker:
+class AgreementWorker(Worker):
     """Scores the pairs of one shard after another.
 
     Args:
@@ -125,7 +125,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
 
         return AgreementWorker(load_encoder(settings.checkpoint, step, settings.batch_size), data)
 
-    records = executor(store, shards, make_worker, label="agreement", unit="pairs").values()
+    records = executor(store, shards, make_worker, label="agreement", unit="pairs", gpus=1).values()
     return summary(records)
 
 

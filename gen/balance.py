@@ -32,7 +32,7 @@ from gen.matching.matcher import Matcher
 from gen.matching.near_duplicates import signatures
 from gen.matching.selection import BalanceError, select, selected_writer
 from gen.shards.draws import uniforms
-from gen.shards.local import Executor, run_local
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import (
     PlanMismatch,
     ShardOutput,
@@ -58,7 +58,7 @@ WORTH_A_PROCESS = 100_000  # captions: to match them takes about as long as to s
 _matcher_here: "MatchWorker | None" = None  # of a process that matches for another
 
 
-class MatchWorker:
+class MatchWorker(Worker):
     """Finds the concepts in the captions of one shard after another.
 
     Everything it is built from can be sent to another process or machine; the bank is read where the worker is built.

@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 
 from gen.concepts import Bank, Concept, load_bank
-from gen.engines.captions import CaptionEngine, Conversation, engine_identity, make_engine
 from gen.engines.chat_templates import template_identity
+from gen.engines.interface import CaptionEngine
 from gen.engines.isolation import Isolation, check_shard
 from gen.engines.isolation import reject_reason as error_reason
+from gen.engines.registry import caption_engine
+from gen.engines.registry import make_caption_engine as make_engine
 from gen.filters import captions as filters
 from gen.matching.files import read_columns
 from gen.shards import draws
-from gen.shards.local import Executor, run_local
-from gen.shards.progress import Progress
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import ShardOutput, StageStore, stage_folder
-from synthclip_jax.config.generation import Captions
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
@@ -60,35 +60,6 @@ class EmptyLLMError(CaptionError):
     """The language model answers with nothing."""
 
 
-def conversation(captions: Captions, concept: str, others: Sequence[str] = ()) -> Conversation:
-    """The chat that asks for a caption: system message, examples as earlier turns, then the question.
-
-    Everything up to the concept is the same in all chats, so engines compute it once.
-
-    Args:
-      captions: `config.gen.captions`.
-      concept: what the caption is about.
-      others: concepts that the picture shows as well; they stand for the prompt's `{others}`.
-    """
-    if captions.engine == "templates":
-        return [{"role": "user", "content": " and ".join([concept, *others])}]
-
-    def question(concept: str, others: str) -> dict[str, str]:
-        return {"role": "user", "content": captions.prompt.replace("{others}", others).replace("{concept}", concept)}
-
-    messages = [{"role": "system", "content": captions.system}] if captions.system else []
-    for example, caption, *rest in captions.examples:
-        messages.append(question(example, listing(rest)))
-        messages.append({"role": "assistant", "content": caption})
-    messages.append(question(concept, listing(others)))
-    return messages
-
-
-def listing(texts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
-
-
 def drawn_others(seed: int, identity: str, concept: int, count: int, bank_size: int) -> list[int]:
     """Numbers of `count` other concepts of the bank for one caption, drawn by hash, none of them twice."""
     drawn: list[int] = []
@@ -101,7 +72,7 @@ def drawn_others(seed: int, identity: str, concept: int, count: int, bank_size: 
     raise AssertionError("unreachable")
 
 
-class CaptionWorker:
+class CaptionWorker(Worker):
     """Writes the captions of one shard after another; may be called from `overlap` threads at once.
 
     Args:
@@ -111,13 +82,13 @@ class CaptionWorker:
       begun: says whether there are captions already; asked where a shard has none.
     """
 
-    progress: Progress | None = None
+    reports_items = True
 
     def __init__(self, engine: CaptionEngine, bank: Bank, config: Config, begun: Callable[[], bool] = lambda: False):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
         self._begun = begun
         self.filters = filters.CaptionFilters.of(config.gen.captions)
-        self.overlap = getattr(engine, "overlap", 1)
+        self.overlap = engine.shards_at_once(self.captions)
         self._isolation = Isolation()
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
@@ -136,8 +107,7 @@ class CaptionWorker:
         failed: set[int] = set()  # slots that the engine raises on: another seed would not help
         answers = collections.Counter[str]()
         # Without randomness a second attempt gives the first one's answer.
-        random = self.captions.temperature or self.captions.engine == "templates"
-        attempts = self.captions.max_attempts if random else 1
+        attempts = self.captions.max_attempts if self.engine.is_random(self.captions) else 1
         for attempt in range(attempts):
             pending = [slot for slot in range(len(items)) if slot not in accepted and slot not in failed]
             for slot, text in self._answer(items, pending, attempt):
@@ -197,7 +167,7 @@ class CaptionWorker:
         if not pending:
             return
         questions = [
-            conversation(
+            self.engine.conversation(
                 self.captions,
                 self._concept(items[slot]).text,
                 [self.bank.concepts[other].text for other in self._others(items[slot])],
@@ -286,7 +256,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     bank = load_bank(workdir, config.gen.version)
     digest, total = bank.digest, len(bank.concepts) * captions.per_concept
     del bank
-    of = -(-total // captions.shard_size)
+    of, engine = -(-total // captions.shard_size), caption_engine(captions)
     store = StageStore(stage_folder(workdir, "captions", config.gen.version))
     store.ensure_plan(
         {
@@ -297,7 +267,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
             "shards": of,
             **{key: captions[key] for key in _PLANNED},
             **template_identity(captions),
-            "source": engine_identity(captions),
+            "source": engine.identity(captions),
         }
     )
     shards = [
@@ -317,6 +287,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         ),
         label="captions",
         unit="captions",
+        gpus=engine.gpus(captions),
+        at_once=engine.shards_at_once(captions),
     )
     count = sum(record["count"] for record in records.values())
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())

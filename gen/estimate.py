@@ -23,10 +23,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen.captions import conversation, drawn_others
+from gen.captions import drawn_others
 from gen.concepts import build_bank
 from gen.engines import isolation
-from gen.engines.images import PRESETS, Rejected, Request, Sampler, enlarged, sampler_of
+from gen.engines.interface import Rejected, Request
+from gen.engines.registry import image_engine, make_caption_engine, make_image_engine, make_vision_engine
+from gen.engines.samplers import PRESETS, Sampler, sampler_of
 from gen.filters import captions as caption_filters
 from gen.shards import draws
 from gen.stages import STAGES
@@ -135,9 +137,9 @@ def estimate(config: Config, download: bool = False) -> list[Line]:
     pictures = kept * images.per_caption
     shards = -(-pictures // images.shard_size)
     rate, note = _attempt(lambda: measure_images(images, texts), lambda: published_images(images))
-    notes = filter(None, [bound, enlarged(images), note])
+    notes = filter(None, [bound, image_engine(images).note(images), note])
     lines.append(Line("images", pictures, "pictures", shards, rate, "; ".join(notes)))
-    if images.engine != "sprites" and sampler_of(images) != PRESETS["fast"]:
+    if image_engine(images).has_presets and sampler_of(images) != PRESETS["fast"]:
         fast = _with_preset(images, "fast")
         rate, note = _attempt(lambda: measure_images(fast, texts), lambda: published_images(fast))
         lines.append(Line("images (fast)", pictures, "pictures", shards, rate, "; ".join(filter(None, [bound, note]))))
@@ -177,15 +179,13 @@ def measure_captions(config: Config, bank: Sequence[str], texts: list[str], reje
     Raises:
       Unmeasured: the engine or its model is not here.
     """
-    from gen.engines.captions import make_engine
-
     captions = config.gen.captions
-    engine = _loaded(lambda: make_engine(captions))
+    engine = _loaded(lambda: make_caption_engine(captions))
     count = min(PROBE_CAPTIONS, captions.batch_size, len(bank) * captions.per_concept)
     numbers = random.Random(0).choices(range(len(bank)), k=count)
     others = captions.concepts_per_caption - 1
     questions = [
-        conversation(
+        engine.conversation(
             captions,
             bank[number],
             [bank[other] for other in drawn_others(0, f"probe {place}", number, others, len(bank))] if others else (),
@@ -210,10 +210,10 @@ def measure_captions(config: Config, bank: Sequence[str], texts: list[str], reje
             accepted += 1
             texts.append(text)
     wrong = 1 - accepted / count
-    attempts = captions.max_attempts if captions.temperature or captions.engine == "templates" else 1
+    attempts = captions.max_attempts if engine.is_random(captions) else 1
     asked = sum(wrong**attempt for attempt in range(attempts))  # questions for each caption, on average
     stored = sum(len(text.encode()) for text in texts) / max(len(texts), 1) + 10
-    if captions.engine == "vllm":  # its engine is a process of its own, which takes all cores
+    if engine.has_own_process:
         cpu = wall * (os.cpu_count() or 1)
     rate = _rate(count / asked, wall, cpu, stored, captions.device)
     return dataclasses.replace(rate, kept=1 - wrong**attempts)
@@ -236,10 +236,8 @@ def measure_recaption(config: Config, texts: Sequence[str]) -> Rate:
     import numpy as np
     from PIL import Image
 
-    from gen.engines.vision import make_engine
-
     settings, side = config.gen.recaption, config.gen.images.size
-    engine = _loaded(lambda: make_engine(settings))
+    engine = _loaded(lambda: make_vision_engine(settings))
     count = min(PROBE_PICTURES, settings.batch_size)
     noise = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     questions = [engine.question(Image.fromarray(picture), settings.prompt) for picture in noise]
@@ -248,7 +246,7 @@ def measure_recaption(config: Config, texts: Sequence[str]) -> Rate:
         wall, cpu, answers = _timed(lambda: dict(engine.generate(questions, range(count))))
     finally:
         engine.close()
-    if settings.engine == "vllm":  # its engine is a process of its own, which takes all cores
+    if engine.has_own_process:
         cpu = wall * (os.cpu_count() or 1)
     stored = sum(len(str(answer).encode()) for answer in answers.values()) / count + FRAME_BYTES
     return _rate(count, wall, cpu, stored, settings.device)
@@ -305,21 +303,18 @@ def measure_images(images: Images, texts: Sequence[str]) -> Rate:
     Raises:
       Unmeasured: the engine or its model is not here.
     """
-    from gen.engines.images import make_engine
-
     with tempfile.TemporaryDirectory() as folder:
         try:
-            engine: Any = _loaded(lambda: make_engine(images))
+            engine = _loaded(lambda: make_image_engine(images))
         except Unmeasured as error:
             stand_in = _random_weights(images, pathlib.Path(folder))
             if stand_in is None:
                 raise
             print(f"images: {error}; the same network with random weights is measured", file=sys.stderr, flush=True)
-            engine = _loaded(lambda: make_engine(stand_in))
-        count = getattr(engine, "batch_size", 0) or images.batch_size or PROBE_PICTURES
+            engine = _loaded(lambda: make_image_engine(stand_in))
+        count = engine.batch_size or images.batch_size or PROBE_PICTURES
         requests = [Request(texts[seed % len(texts)], "", seed) for seed in range(count)]
-        if getattr(engine, "device", None) is not None and engine.device.type == "cuda":
-            engine.generate(requests)  # compiles
+        engine.warm_up(requests)
         wall, cpu, outcomes = _timed(lambda: engine.generate(requests))
     from gen.images import encode_jpeg
 

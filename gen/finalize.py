@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import ml_collections
+
 from gen.checks import evidence
-from gen.engines.images import sampler_of
+from gen.engines.registry import caption_engine, image_engine
 from gen.images import dataset_features
 from gen.shards.finished_pictures import SPLIT, data_file
 from gen.shards.local import Executor, run_local
@@ -227,21 +229,9 @@ def _provenance(
 
 
 def _card(config: Config, provenance: Mapping[str, Any]) -> str:
-    captions, images = config.gen.captions, config.gen.images
-    if captions.engine == "templates":
-        author = f"{len(captions.templates)} sentence templates of the configuration; no language model"
-    else:
-        model = evidence.published({"model": captions.model})["model"]
-        llm = {"smollm2": "SmolLM2-135M-Instruct (Apache-2.0)"}.get(model, f"`{model}` (see its licence)")
-        author = f"{llm}, engine `{captions.engine}`"
-    if images.engine == "sprites":
-        from gen.sprites import ATTRIBUTION
-
-        artist = f"`sprites`, a procedural renderer. {ATTRIBUTION}"
-    else:
-        drawn = sampler_of(images)
-        sampler = f"{drawn.scheduler}, {drawn.steps} steps, guidance {drawn.guidance:g}"
-        artist = f"`{evidence.published({'model': images.model})['model']}` (see its licence), {sampler}"
+    gen = ml_collections.ConfigDict(evidence.published(plain(config.gen)))
+    images = gen.images
+    author, artist = caption_engine(gen.captions).credit(gen.captions), image_engine(images).credit(images)
     rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
     megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6
     name = provenance["name"]

@@ -17,14 +17,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from gen.engines.image_batches import ImageBatches
-from gen.engines.images import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
+from gen.engines.interface import ImageEngine, Picture, Rejected, Request
 from gen.engines.isolation import check_shard
+from gen.engines.registry import image_engine
+from gen.engines.registry import make_image_engine as make_engine
 from gen.filters.images import UNDECODABLE, reject_reason
 from gen.shards import draws
 from gen.shards.finished_pictures import SPLIT
-from gen.shards.local import Executor, run_local
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
-from gen.shards.progress import Progress
 from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
@@ -74,7 +75,7 @@ def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
     return buffer.getvalue()
 
 
-class ImageWorker:
+class ImageWorker(Worker):
     """Makes the pictures of one shard after another; may be called from `overlap` threads at once.
 
     Args:
@@ -84,7 +85,7 @@ class ImageWorker:
       order: of the pictures; None: it is worked out here.
     """
 
-    progress: Progress | None = None
+    reports_items = True
     overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
     def __init__(
@@ -237,7 +238,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if note := enlarged(images):
+    engine = image_engine(images)
+    if note := engine.note(images):
         print(f"images: {note}", file=sys.stderr, flush=True)
     try:
         pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
@@ -268,7 +270,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
                     "max_saturated",
                 )
             },
-            "source": engine_identity(images),
+            "source": engine.identity(images),
         }
     )
     shards = [
@@ -284,6 +286,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         lambda: ImageWorker(make_engine(images), pq.read_table(parquet_source(path)), config, read_order(folder, plan)),
         label="images",
         unit="pictures",
+        gpus=engine.gpus(images),
     )
     if len(records) == of:
         forget_order(folder)

@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gen.captions import storable
-from gen.engines.captions import engine_identity
 from gen.engines.chat_templates import template_identity
+from gen.engines.interface import VisionEngine
 from gen.engines.isolation import Isolation, check_shard, reject_reason
-from gen.engines.vision import VisionEngine, make_engine
+from gen.engines.registry import make_vision_engine as make_engine
+from gen.engines.registry import vision_engine
 from gen.filters import captions as filters
 from gen.shards import draws
 from gen.shards.finished_pictures import finished_pictures
-from gen.shards.local import Executor, run_local
-from gen.shards.progress import Progress
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.readers.recaptions import SUFFIX
@@ -40,7 +40,7 @@ _PLANNED = (
 )  # fmt: skip
 
 
-class RecaptionWorker:
+class RecaptionWorker(Worker):
     """Describes the pictures of one shard after another; may be called from `overlap` threads at once.
 
     Args:
@@ -50,14 +50,14 @@ class RecaptionWorker:
       begun: says whether there are captions already; asked where a shard has none.
     """
 
-    progress: Progress | None = None
+    reports_items = True
 
     def __init__(
         self, engine: VisionEngine, folder: Location, config: Config, begun: Callable[[], bool] = lambda: False
     ):
         self._begun = begun
         self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
-        self.overlap = getattr(engine, "overlap", 1)
+        self.overlap = engine.shards_at_once(self.settings)
         rules = ("refusal", "length", "one_sentence")
         limits = (self.settings.min_words, self.settings.max_words)
         self._filters = filters.CaptionFilters(rules, *limits, language=config.gen.captions.language)
@@ -85,7 +85,7 @@ class RecaptionWorker:
             questions.append(self.engine.question(picture, self.settings.prompt))
         texts: dict[int, str] = {}
         final = set(rejected)  # records for which another attempt would not help
-        attempts = self.settings.max_attempts if self.settings.temperature else 1
+        attempts = self.settings.max_attempts if self.engine.is_random(self.settings) else 1
         for attempt in range(attempts):
             pending = [record for record in range(len(ids)) if record not in texts and record not in final]
             for record, answer in self._answer(ids, questions, pending, attempt):
@@ -175,6 +175,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     settings = config.gen.recaption
     if not settings.model:
         return {}
+    engine = vision_engine(settings)
     version, data, shards, digest = finished_pictures(config, workdir)
     store = StageStore(version.stage_folder("recaption"), data)
     try:
@@ -186,7 +187,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
                 "seed": config.seed,
                 **{key: settings[key] for key in _PLANNED},
                 **template_identity(settings),
-                "source": engine_identity(settings),
+                "source": engine.identity(settings),
             }
         )
     except PlanMismatch as error:
@@ -201,6 +202,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         ),
         label="recaption",
         unit="pictures",
+        gpus=engine.gpus(settings),
+        at_once=engine.shards_at_once(settings),
     )
     count = sum(record["count"] for record in records.values())
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())

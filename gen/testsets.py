@@ -32,7 +32,7 @@ from gen.checks.testsets import note_testsets
 from gen.concepts import load_bank
 from gen.held_out import kept_captions
 from gen.shards import draws
-from gen.shards.local import Executor, Worker, run_local
+from gen.shards.local import Executor, run_local
 from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
@@ -341,7 +341,7 @@ def _remade(name: str, nouns: Sequence[Noun], make: Maker) -> tuple[dict[str, by
     return webdataset(name, nouns, make())
 
 
-def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Worker:
+def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Callable[[Mapping[str, Any]], ShardOutput]:
     def worker(shard: Mapping[str, Any]) -> ShardOutput:
         files, count = webdataset(name, nouns, make())
         return ShardOutput(files, count)

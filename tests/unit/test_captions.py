@@ -14,6 +14,7 @@ from toy_bank import write_bank
 from gen import captions
 from gen.answers.faults import META_TALK
 from gen.answers.peeling import Answer
+from gen.engines.interface import CaptionEngine
 from gen.filters import captions as filters
 from gen.filters.captions import NothingAcceptedError
 from gen.shards.store import PlanMismatch, StageStore
@@ -112,7 +113,7 @@ def test_a_concept_inside_a_longer_word_is_not_found(concept, rest):
 # The stage
 
 
-class FakeEngine:
+class FakeEngine(CaptionEngine):
     """Answers from a script: a function of concept, number of the question about it, and seed."""
 
     def __init__(self, script):
@@ -366,7 +367,7 @@ def test_chats_are_equal_up_to_the_concept():
     settings = config_with(
         "gen.captions.system=You write captions.", "gen.captions.examples=(('cat', 'A cat.'), ('hen', 'A hen.'))"
     ).gen.captions
-    dog, box = captions.conversation(settings, "dog"), captions.conversation(settings, "a {concept} box")
+    dog, box = CaptionEngine.conversation(settings, "dog"), CaptionEngine.conversation(settings, "a {concept} box")
     assert dog[:-1] == box[:-1]
     assert [message["role"] for message in dog] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert dog[1]["content"] == "Draw: cat"

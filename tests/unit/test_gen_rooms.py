@@ -1,6 +1,7 @@
 """The rooms of gen: which may import which, so that none leads in a circle."""
 
 import ast
+import graphlib
 import pathlib
 
 GEN = pathlib.Path(__file__).parents[2] / "gen"
@@ -32,3 +33,11 @@ def test_no_room_imports_one_above_it_or_beside_it():
         here = [path.parent.name, path.stem]
         for name in imports(path):
             assert room(name) == room(here) or floor(name) < floor(here), f"{path} imports gen.{'.'.join(name)}"
+
+
+def test_no_module_of_gen_imports_itself_by_way_of_others():
+    graph = {}
+    for path in GEN.rglob("*.py"):
+        here = path.relative_to(GEN).with_suffix("").parts
+        graph[here] = {tuple(name) for name in imports(path)} - {here}
+    graphlib.TopologicalSorter(graph).prepare()

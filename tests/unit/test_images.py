@@ -12,7 +12,7 @@ import pytest
 from toy_selected import CAPTIONS, write_selected
 
 from gen import images
-from gen.engines.images import Rejected
+from gen.engines.interface import ImageEngine, Rejected
 from gen.shards import draws
 from gen.shards.store import PlanMismatch, StageStore, StoreError
 from synthclip_jax.config import load_config
@@ -62,7 +62,7 @@ def made(tmp_path_factory):
     return workdir, images.run(config_with(), workdir)
 
 
-class ScriptedEngine:
+class ScriptedEngine(ImageEngine):
     """Answers each caption with the outcomes listed for it, one per attempt, then with noise."""
 
     def __init__(self, script):
