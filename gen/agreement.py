@@ -19,13 +19,16 @@ import numpy as np
 
 from gen.shards.finished_pictures import finished_pictures
 from gen.shards.local import Executor, Worker, run_local
-from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
+from gen.shards.plans import PlanMismatch, read_json
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config.generation import Agreement
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.readers.agreement import SUFFIX
 from synthclip_jax.data.records import RecordError, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import Version
 
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1

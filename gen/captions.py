@@ -12,7 +12,6 @@ able to repeat itself.
 
 import collections
 import functools
-import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,16 +27,17 @@ from gen.engines.isolation import reject_reason as error_reason
 from gen.engines.registry import caption_engine
 from gen.engines.registry import make_caption_engine as make_engine
 from gen.filters import captions as filters
-from gen.matching.files import read_columns
 from gen.shards import draws
 from gen.shards.local import Executor, Worker, run_local
-from gen.shards.store import ShardOutput, StageStore, stage_folder
+from gen.shards.store import ShardOutput, StageStore
+from gen.shards.tables import parquet, read_columns
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.versions import stage_folder
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (
@@ -234,12 +234,9 @@ class CaptionWorker(Worker):
 
     def _parquet(self, columns: Mapping[str, Any]) -> bytes:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.table(dict(columns)).replace_schema_metadata({"bank_digest": self.bank.digest})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return buffer.getvalue()
+        return parquet(table, compression="zstd")
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gen.engines.registry import caption_engine, image_engine
 from gen.images import dataset_features
 from gen.shards.finished_pictures import SPLIT, data_file
 from gen.shards.local import Executor, run_local
-from gen.shards.store import StageStore, StoreError, to_json, write_atomic
+from gen.shards.store import StageStore
 from gen.stages import BY_NAME, FOLDERS
 from synthclip_jax import packages
 from synthclip_jax.config import plain
@@ -29,6 +29,8 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, write_atomic
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_name, find_version
 

@@ -4,8 +4,9 @@ import itertools
 import pathlib
 from collections.abc import Callable
 
-from gen.shards.store import StageStore, StoreError
+from gen.shards.store import StageStore
 from synthclip_jax.files.locations import is_url
+from synthclip_jax.files.storage import StoreError
 
 
 def kept_captions(

@@ -26,11 +26,14 @@ from gen.shards import draws
 from gen.shards.finished_pictures import SPLIT
 from gen.shards.local import Executor, Worker, run_local
 from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
-from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
+from gen.shards.store import ShardOutput, StageStore
+from gen.shards.tables import parquet
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import find_version
 
 
@@ -203,7 +206,6 @@ class ImageWorker(Worker):
 
 def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int], rejects: Mapping[int, str]) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     slots = sorted(rejects)
     table = pa.table(
@@ -216,9 +218,7 @@ def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int
             "reason": pa.array([rejects[slot] for slot in slots], pa.string()),
         }
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+    return parquet(table)
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:

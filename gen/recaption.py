@@ -11,7 +11,6 @@ as it is.
 """
 
 import collections
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,12 +25,16 @@ from gen.filters import captions as filters
 from gen.shards import draws
 from gen.shards.finished_pictures import finished_pictures
 from gen.shards.local import Executor, Worker, run_local
-from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import ShardOutput, StageStore
+from gen.shards.tables import parquet
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, parse_example, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 
 UNDECODABLE = "undecodable"
 _PLANNED = (
@@ -144,7 +147,6 @@ def _decoded(data: bytes) -> Any:
 
 def _rejects_table(ids: Sequence[str], rejected: Mapping[int, tuple[str, int, str]]) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     records = sorted(rejected)
     table = pa.table(
@@ -156,9 +158,7 @@ def _rejects_table(ids: Sequence[str], rejected: Mapping[int, tuple[str, int, st
             "text": pa.array([storable(rejected[record][2]) for record in records], pa.string()),
         }
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return parquet(table, compression="zstd")
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:

@@ -33,13 +33,14 @@ from gen.concepts import load_bank
 from gen.held_out import kept_captions
 from gen.shards import draws
 from gen.shards.local import Executor, run_local
-from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
+from gen.shards.store import ShardOutput, StageStore, sha256
 from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, location, place
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import stage_folder
 

@@ -25,10 +25,12 @@ from typing import Any
 from gen.engines.isolation import is_explained
 from gen.shards.local import MakeWorker, Worker, made_worker
 from gen.shards.progress import Committed
-from gen.shards.store import StageStore, StoreError, list_files, to_json, write_atomic
+from gen.shards.store import StageStore
 from synthclip_jax.config.generation import Gen, Workers
 from synthclip_jax.errors import is_unreachable
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, list_files, write_atomic
 
 AT_ONCE = 2  # shards that an actor is given, so that the next one is there when the last one ends
 DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed

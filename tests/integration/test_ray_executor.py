@@ -18,8 +18,8 @@ from gen.engines.isolation import REASON
 from gen.engines.registry import caption_engine, image_engine
 from gen.shards.executor import make_executor
 from gen.shards.local import run_local
-from gen.shards.store import StoreError
 from synthclip_jax.files.locations import location
+from synthclip_jax.files.storage import StoreError
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")

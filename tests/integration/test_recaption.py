@@ -11,11 +11,11 @@ from toy_selected import write_selected
 from gen import images, recaption
 from gen.engines.interface import VisionEngine
 from gen.filters.captions import NothingAcceptedError
-from gen.shards.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import IndexedShard, RecordError, find_shards, parse_example
 from synthclip_jax.data.stream import open_dataset
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import dataset_folder
 
 pq = pytest.importorskip("pyarrow.parquet")

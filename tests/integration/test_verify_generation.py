@@ -63,7 +63,8 @@ def commit_path(workdir, stage, shard):
 
 def rewrite_record(workdir, stage, shard, **changes):
     """Changes a commit record as one who knows how it is checked."""
-    from gen.shards.store import plan_digest, to_json
+    from synthclip_jax.files.state_files import to_json
+    from synthclip_jax.workdir.generated import plan_digest
 
     path = commit_path(workdir, stage, shard)
     record = json.loads(path.read_bytes())
@@ -331,7 +332,7 @@ def test_any_one_folder_that_is_gone_is_noticed(whole, tmp_path):
 
 
 def test_what_is_not_made_yet_is_no_fault(tmp_path):
-    from gen.shards.store import StoreError
+    from synthclip_jax.files.storage import StoreError
 
     with pytest.raises(StoreError, match="nothing has been generated"):
         faults(tmp_path)

@@ -17,7 +17,8 @@ from gen.answers.peeling import Answer
 from gen.engines.interface import CaptionEngine
 from gen.filters import captions as filters
 from gen.filters.captions import NothingAcceptedError
-from gen.shards.store import PlanMismatch, StageStore
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.text.presence import Presence, normalise
 

