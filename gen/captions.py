@@ -12,7 +12,6 @@ able to repeat itself.
 
 import collections
 import functools
-import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -58,18 +57,6 @@ class CaptionError(UserError, ValueError):
 
 class EmptyLLMError(CaptionError):
     """The language model answers with nothing."""
-
-
-def drawn_others(seed: int, identity: str, concept: int, count: int, bank_size: int) -> list[int]:
-    """Numbers of `count` other concepts of the bank for one caption, drawn by hash, none of them twice."""
-    drawn: list[int] = []
-    for attempt in itertools.count():
-        if len(drawn) == min(count, bank_size - 1):
-            return drawn
-        other = draws.bits63(seed, identity, f"other concept {attempt}") % bank_size
-        if other != concept and other not in drawn:
-            drawn.append(other)
-    raise AssertionError("unreachable")
 
 
 class CaptionWorker(Worker):
@@ -189,7 +176,7 @@ class CaptionWorker(Worker):
 
     def _others(self, item: tuple[int, int]) -> list[int]:
         count = self.captions.concepts_per_caption - 1
-        return drawn_others(self.seed, self._id(item), item[0], count, len(self.bank.concepts)) if count else []
+        return draws.others(self.seed, self._id(item), item[0], count, len(self.bank.concepts)) if count else []
 
     def _id(self, item: tuple[int, int]) -> str:
         return f"{item[0]:06d}-{item[1]:04d}"

@@ -8,7 +8,6 @@ plan alone, not on threads, batches or restarts.
 import collections
 import concurrent.futures
 import hashlib
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jaxtyping import Int64
 from gen.engines.image_batches import ImageBatches
 from gen.engines.interface import ImageEngine, Picture, Rejected, Request
 from gen.engines.isolation import check_shard
+from gen.engines.jpeg import encode_jpeg
 from gen.engines.registry import image_engine
 from gen.engines.registry import make_image_engine as make_engine
 from gen.filters.images import UNDECODABLE, reject_reason
@@ -58,24 +58,6 @@ def dataset_features(size: int):
 def picture_seed(seed: int, identity: str, attempt: int) -> int:
     """The seed of one attempt at one picture."""
     return draws.bits63(seed, identity, f"picture {attempt}")
-
-
-def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
-    """Resizes (bicubic, PIL's default, as in the paper) if needed and encodes; None if the result does not decode."""
-    from PIL import Image
-
-    from synthclip_jax.images.decoding import PictureError, check_picture
-
-    image = Image.fromarray(picture)
-    if image.size != (size, size):
-        image = image.resize((size, size))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    try:
-        check_picture(buffer.getvalue())
-    except PictureError:
-        return None
-    return buffer.getvalue()
 
 
 class ImageWorker(Worker):

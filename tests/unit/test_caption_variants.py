@@ -6,6 +6,7 @@ from toy_bank import write_bank
 from gen import captions
 from gen.engines.interface import CaptionEngine
 from gen.engines.registry import make_caption_engine
+from gen.shards import draws
 from synthclip_jax.config import ConfigError, load_config
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -62,10 +63,10 @@ def test_other_concepts_are_drawn_from_the_bank_named_in_the_prompt_and_kept(wor
 
 
 def test_the_other_concepts_depend_on_seed_and_id_alone():
-    drawn = captions.drawn_others(0, "000001-0000", 1, 3, 50)
-    assert drawn == captions.drawn_others(0, "000001-0000", 1, 3, 50)
-    assert drawn != captions.drawn_others(1, "000001-0000", 1, 3, 50)
-    assert sorted(captions.drawn_others(0, "x", 2, 9, 4)) == [0, 1, 3]  # a bank with no more
+    drawn = draws.others(0, "000001-0000", 1, 3, 50)
+    assert drawn == draws.others(0, "000001-0000", 1, 3, 50)
+    assert drawn != draws.others(1, "000001-0000", 1, 3, 50)
+    assert sorted(draws.others(0, "x", 2, 9, 4)) == [0, 1, 3]  # a bank with no more
 
 
 def test_one_concept_asks_for_no_other(workdir, recorder):

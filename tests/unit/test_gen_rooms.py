@@ -6,7 +6,14 @@ import pathlib
 
 GEN = pathlib.Path(__file__).parents[2] / "gen"
 # From the ground up; `stages` is a list that all may read. Above them are the stages and commands, gen's own modules.
-FLOORS = [{"stages"}, {"answers", "sprites"}, {"engines"}, {"shards"}, {"bank", "filters", "matching"}, {"checks"}]
+FLOORS = [
+    {"stages"},
+    {"answers", "sprites"},
+    {"engines"},
+    {"shards"},
+    {"bank", "filters", "matching"},
+    {"checks", "costs", "held_out"},
+]
 
 
 def imports(path):
