@@ -13,19 +13,19 @@ able to repeat itself.
 import collections
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gen.concepts import Bank, Concept, load_bank
-from gen.engines.chat_templates import template_identity
+from gen.engines.chat_templates import Conversation, template_identity
 from gen.engines.interface import CaptionEngine
-from gen.engines.isolation import Isolation, check_shard
-from gen.engines.isolation import reject_reason as error_reason
+from gen.engines.isolation import check_shard
 from gen.engines.registry import caption_engine
 from gen.engines.registry import make_caption_engine as make_engine
 from gen.filters import captions as filters
+from gen.filters.asking import Asker
 from gen.shards import draws
 from gen.shards.local import Executor, Worker, run_local
 from gen.shards.store import ShardOutput, StageStore
@@ -44,11 +44,6 @@ _PLANNED = (
     "frequency_penalty",
     "max_new_tokens", "filters", "min_words", "max_words", "refusals", "language", "max_attempts", "shard_size",
 )  # fmt: skip
-
-
-def storable(text: str) -> str:
-    """A rejected answer as a table can hold it: half a surrogate pair is no UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 class CaptionError(UserError, ValueError):
@@ -74,9 +69,8 @@ class CaptionWorker(Worker):
     def __init__(self, engine: CaptionEngine, bank: Bank, config: Config, begun: Callable[[], bool] = lambda: False):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
         self._begun = begun
-        self.filters = filters.CaptionFilters.of(config.gen.captions)
         self.overlap = engine.shards_at_once(self.captions)
-        self._isolation = Isolation()
+        self._asker = Asker(engine, filters.CaptionFilters.of(self.captions), self.captions)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Makes one shard.
@@ -89,33 +83,15 @@ class CaptionWorker(Worker):
         start = shard["index"] * self.captions.shard_size
         # Of each item: concept, number of its caption.
         items = [divmod(number, self.captions.per_concept) for number in range(start, start + shard["items"])]
-        accepted: dict[int, tuple[str, int]] = {}  # by slot: caption, attempt
-        rejected: dict[int, tuple[str, int, str]] = {}  # by slot: reason, attempt, text
-        failed: set[int] = set()  # slots that the engine raises on: another seed would not help
-        answers = collections.Counter[str]()
-        # Without randomness a second attempt gives the first one's answer.
-        attempts = self.captions.max_attempts if self.engine.is_random(self.captions) else 1
-        for attempt in range(attempts):
-            pending = [slot for slot in range(len(items)) if slot not in accepted and slot not in failed]
-            for slot, text in self._answer(items, pending, attempt):
-                if isinstance(text, Exception):
-                    failed.add(slot)
-                    rejected[slot] = error_reason(text), attempt, str(text)
-                    answers[error_reason(text)] += 1
-                    if self.progress:
-                        self.progress.update(1, {error_reason(text): 1})
-                    continue
-                text, reason = self.filters.read(text, self._concept(items[slot]).text)
-                answers[reason or "accepted"] += 1
-                if reason is None:
-                    accepted[slot] = text, attempt
-                    rejected.pop(slot, None)
-                else:
-                    rejected[slot] = reason, attempt, text
-                if self.progress and (reason is None or attempt == attempts - 1):
-                    self.progress.update(1, {reason: 1} if reason else {})
-        causes = [(reason, text) for reason, _, text in rejected.values()]
-        check_shard(shard["index"], len(items), causes)
+        asked = self._asker(
+            len(items),
+            lambda slot: self._question(items[slot]),
+            lambda slot, attempt: draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}"),
+            lambda slot: self._concept(items[slot]).text,
+            progress=self.progress,
+        )
+        answers = asked.answers
+        check_shard(shard["index"], len(items), asked.causes)
         if answers[filters.EMPTY] == answers.total():
             raise EmptyLLMError(
                 f"the language model {self.captions.model!r} answered all {answers.total():,} questions of shard"
@@ -125,21 +101,22 @@ class CaptionWorker(Worker):
             )
         filters.check_accepted(
             f"shard {shard['index']}",
-            len(accepted),
+            len(asked.texts),
             len({concept for concept, _ in items}),
-            causes,
+            asked.causes,
             self.captions,
             "gen.captions",
             self._begun(),
         )
+        of_rejected = self._identity([items[slot] for slot in sorted(asked.rejected)])
         tables = {
-            generated.CAPTIONS: self._captions_table(items, accepted),
-            generated.REJECTS: self._rejects_table(items, rejected),
+            generated.CAPTIONS: self._captions_table(items, asked.texts),
+            generated.REJECTS: self._parquet(of_rejected | asked.reject_columns()),
         }
         return ShardOutput(
             files={generated.table_name(kind, shard["index"], shard["of"]): table for kind, table in tables.items()},
-            count=len(accepted),
-            rejects=dict(collections.Counter(reason for reason, _, _ in rejected.values())),
+            count=len(asked.texts),
+            rejects=asked.rejects,
             info={"answers": dict(sorted(answers.items()))},
         )
 
@@ -147,29 +124,9 @@ class CaptionWorker(Worker):
         """Closes the engine."""
         self.engine.close()
 
-    def _answer(
-        self, items: Sequence[tuple[int, int]], pending: Sequence[int], attempt: int
-    ) -> Iterator[tuple[int, str | Exception]]:
-        """Asks for the pending slots; yields slots and answers, or what the engine raises on one alone."""
-        if not pending:
-            return
-        questions = [
-            self.engine.conversation(
-                self.captions,
-                self._concept(items[slot]).text,
-                [self.bank.concepts[other].text for other in self._others(items[slot])],
-            )
-            for slot in pending
-        ]
-        seeds = [draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}") for slot in pending]
-
-        def ask(numbers: Sequence[int]) -> Iterator[tuple[int, str | Exception]]:
-            return self.engine.generate(
-                [questions[number] for number in numbers], [seeds[number] for number in numbers]
-            )
-
-        for index, answer in self._isolation.stream(ask, range(len(pending))):
-            yield pending[index], answer
+    def _question(self, item: tuple[int, int]) -> Conversation:
+        others = [self.bank.concepts[other].text for other in self._others(item)]
+        return self.engine.conversation(self.captions, self._concept(item).text, others)
 
     def _concept(self, item: tuple[int, int]) -> Concept:
         return self.bank.concepts[item[0]]
@@ -193,19 +150,6 @@ class CaptionWorker(Worker):
                 "attempt": pa.array([accepted[slot][1] for slot in slots], pa.int32()),
                 # Concepts that were asked for as well; whether the caption names them is for matching to find.
                 "others": pa.array([self._others(items[slot]) for slot in slots], pa.list_(pa.int32())),
-            }
-        )
-
-    def _rejects_table(self, items: Sequence[tuple[int, int]], rejected: Mapping[int, tuple[str, int, str]]) -> bytes:
-        import pyarrow as pa
-
-        slots = sorted(rejected)
-        return self._parquet(
-            {
-                **self._identity([items[slot] for slot in slots]),
-                "attempt": pa.array([rejected[slot][1] for slot in slots], pa.int32()),
-                "reason": pa.array([rejected[slot][0] for slot in slots], pa.string()),
-                "text": pa.array([storable(rejected[slot][2]) for slot in slots], pa.string()),
             }
         )
 
