@@ -66,7 +66,8 @@ CONCEPTS = ["dog", "ice cream", "cherry", "box", "hot-air balloon"]
     ],
 )
 def test_each_answer_has_its_reason(text, concept, reason):
-    assert filters.reject_reason(text, concept, min_words=3, max_words=20) == reason
+    rules = filters.CaptionFilters(("refusal", "concept", "length", "one_sentence"), min_words=3, max_words=20)
+    assert rules.reason(text, concept) == reason
 
 
 @pytest.mark.parametrize(
