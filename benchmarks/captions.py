@@ -22,7 +22,7 @@ import tempfile
 import time
 from typing import Any
 
-from gen.captions import CaptionWorker, conversation
+from gen.captions import CaptionWorker
 from gen.concepts import Bank, Concept
 from gen.engines.vllm import VLLMEngine
 from gen.shards.local import run_local
@@ -98,7 +98,8 @@ def chat(engine: VLLMEngine, config: Config, bank: Bank, prompts: int) -> dict[s
 
     captions = config.gen.captions
     questions = [
-        conversation(captions, bank.concepts[number // captions.per_concept].text) for number in range(prompts)
+        VLLMEngine.conversation(captions, bank.concepts[number // captions.per_concept].text)
+        for number in range(prompts)
     ]
     sampling = SamplingParams(
         temperature=captions.temperature,

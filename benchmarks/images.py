@@ -29,7 +29,8 @@ from typing import Any
 
 from gen.engines import random_weights
 from gen.engines.diffusion import DiffusersEngine
-from gen.engines.images import make_engine, sampler_of
+from gen.engines.registry import make_image_engine
+from gen.engines.samplers import sampler_of
 from gen.images import ImageWorker
 from gen.shards.local import run_local
 from gen.shards.store import StageStore
@@ -102,7 +103,7 @@ def main() -> None:
 
 def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """All turns of one preset."""
-    engine = make_engine(config.gen.images)
+    engine = make_image_engine(config.gen.images)
     assert isinstance(engine, DiffusersEngine)
     size = engine.batch_size
     captions = [CAPTION.format(COLOURS[number % len(COLOURS)]) for number in range(arguments.batches * size)]
@@ -171,7 +172,7 @@ class Stage:
 
     def request(self, caption: str) -> Any:
         """A request as the stage makes them."""
-        from gen.engines.images import Request
+        from gen.engines.interface import Request
 
         return Request(caption, "dog", 0)
 

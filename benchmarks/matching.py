@@ -334,7 +334,7 @@ def measure(workdir: pathlib.Path, arguments: argparse.Namespace) -> dict[str, A
 
 def _first_captions(workdir: pathlib.Path, count: int) -> list[str]:
     """Captions of the first shards, as they were written."""
-    from gen.matching.files import read_columns
+    from gen.shards.tables import read_columns
 
     captions: list[str] = []
     for path in sorted((workdir / "gen" / "captions").glob("captions-*.parquet")):

@@ -20,7 +20,7 @@ import ml_collections
 
 from gen.shards.executor import EXECUTORS, make_executor
 from gen.shards.local import Executor
-from gen.shards.store import PlanMismatch
+from gen.shards.plans import PlanMismatch
 from gen.shards.versions import open_version, start_version, written_folders
 from gen.stages import BY_NAME, COMMANDS, VERSIONED
 from synthclip_jax.config import add_config_argument, parse_args

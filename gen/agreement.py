@@ -18,21 +18,24 @@ from typing import Any
 import numpy as np
 
 from gen.shards.finished_pictures import finished_pictures
-from gen.shards.local import Executor, run_local
-from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError, read_json
+from gen.shards.local import Executor, Worker, run_local
+from gen.shards.plans import PlanMismatch, read_json
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config.generation import Agreement
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers.agreement import SUFFIX
 from synthclip_jax.data.records import RecordError, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import Version
 
 BINS = 50  # of the histogram of cosines in each commit record, from -1 to 1
 
 
-class AgreementWorker:
+class AgreementWorker(Worker):
     """Scores the pairs of one shard after another.
 
     Args:
@@ -126,7 +129,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
 
         return AgreementWorker(load_encoder(settings.checkpoint, step, settings.batch_size), data)
 
-    records = executor(store, shards, make_worker, label="agreement", unit="pairs").values()
+    records = executor(store, shards, make_worker, label="agreement", unit="pairs", gpus=1).values()
     return summary(records)
 
 

@@ -27,38 +27,32 @@ from typing import Any
 import numpy as np
 
 from gen.concepts import load_bank, read_meta
-from gen.matching.files import SIGNATURE, MatchFiles, read_columns
+from gen.matching.files import SIGNATURE, MatchFiles
 from gen.matching.matcher import Matcher
 from gen.matching.near_duplicates import signatures
-from gen.matching.selection import BalanceError, select, selected_writer
+from gen.matching.selected import selected_writer
+from gen.matching.selection import BalanceError, select
 from gen.shards.draws import uniforms
-from gen.shards.local import Executor, run_local
-from gen.shards.store import (
-    PlanMismatch,
-    ShardOutput,
-    StageStore,
-    StoreError,
-    differences,
-    plan_digest,
-    read_json,
-    sha256,
-    stage_folder,
-    write_atomic,
-)
+from gen.shards.local import Executor, Worker, run_local
+from gen.shards.plans import PlanMismatch, differences, read_json
+from gen.shards.store import ShardOutput, StageStore, sha256
+from gen.shards.tables import parquet, read_columns
 from synthclip_jax.config.generation import Balance
 from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
-from synthclip_jax.files.storage import write_stream
+from synthclip_jax.files.storage import StoreError, write_atomic, write_stream
 from synthclip_jax.text.presence import normalise
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import plan_digest
+from synthclip_jax.workdir.versions import stage_folder
 
 WORTH_A_PROCESS = 100_000  # captions: to match them takes about as long as to start a process and read the bank there
 _matcher_here: "MatchWorker | None" = None  # of a process that matches for another
 
 
-class MatchWorker:
+class MatchWorker(Worker):
     """Finds the concepts in the captions of one shard after another.
 
     Everything it is built from can be sent to another process or machine; the bank is read where the worker is built.
@@ -115,7 +109,6 @@ class MatchWorker:
                     f" far is kept ({error})"
                 ) from error
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         captions = read_columns(self._folder / shard["file"], ["id", "concept_id", "caption_index", "caption"])
         texts, ids = captions.column("caption").to_pylist(), captions.column("id").to_pylist()
@@ -135,11 +128,10 @@ class MatchWorker:
             }
         for name, column in columns.items():
             table = table.append_column(name, column)
-        buffer = io.BytesIO()
         # Digests and draws are random, and ids and matches are read many times: what is quickest to read.
-        pq.write_table(table, buffer, compression="lz4", use_dictionary=False, write_statistics=False)
+        data = parquet(table, compression="lz4", use_dictionary=False, write_statistics=False)
         name = generated.table_name(generated.MATCHES, shard["index"], shard["of"])
-        return ShardOutput(files={name: buffer.getvalue()}, count=len(texts))
+        return ShardOutput(files={name: data}, count=len(texts))
 
     def close(self) -> None:
         """Ends the processes."""

@@ -12,32 +12,31 @@ able to repeat itself.
 
 import collections
 import functools
-import io
-import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gen.concepts import Bank, Concept, load_bank
-from gen.engines.captions import CaptionEngine, Conversation, engine_identity, make_engine
-from gen.engines.chat_templates import template_identity
-from gen.engines.isolation import Isolation, check_shard
-from gen.engines.isolation import reject_reason as error_reason
+from gen.engines.chat_templates import Conversation, template_identity
+from gen.engines.interface import CaptionEngine
+from gen.engines.isolation import check_shard
+from gen.engines.registry import caption_engine
+from gen.engines.registry import make_caption_engine as make_engine
 from gen.filters import captions as filters
-from gen.matching.files import read_columns
+from gen.filters.asking import Asker
 from gen.shards import draws
-from gen.shards.local import Executor, run_local
-from gen.shards.progress import Progress
-from gen.shards.store import ShardOutput, StageStore, stage_folder
-from synthclip_jax.config.generation import Captions
+from gen.shards.local import Executor, Worker, run_local
+from gen.shards.store import ShardOutput, StageStore
+from gen.shards.tables import parquet, read_columns
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.versions import stage_folder
 
 # What the texts depend on beside the engine. How fast they come (batch size, device) may change between two runs.
 _PLANNED = (
@@ -45,11 +44,6 @@ _PLANNED = (
     "frequency_penalty",
     "max_new_tokens", "filters", "min_words", "max_words", "refusals", "language", "max_attempts", "shard_size",
 )  # fmt: skip
-
-
-def storable(text: str) -> str:
-    """A rejected answer as a table can hold it: half a surrogate pair is no UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 class CaptionError(UserError, ValueError):
@@ -60,48 +54,7 @@ class EmptyLLMError(CaptionError):
     """The language model answers with nothing."""
 
 
-def conversation(captions: Captions, concept: str, others: Sequence[str] = ()) -> Conversation:
-    """The chat that asks for a caption: system message, examples as earlier turns, then the question.
-
-    Everything up to the concept is the same in all chats, so engines compute it once.
-
-    Args:
-      captions: `config.gen.captions`.
-      concept: what the caption is about.
-      others: concepts that the picture shows as well; they stand for the prompt's `{others}`.
-    """
-    if captions.engine == "templates":
-        return [{"role": "user", "content": " and ".join([concept, *others])}]
-
-    def question(concept: str, others: str) -> dict[str, str]:
-        return {"role": "user", "content": captions.prompt.replace("{others}", others).replace("{concept}", concept)}
-
-    messages = [{"role": "system", "content": captions.system}] if captions.system else []
-    for example, caption, *rest in captions.examples:
-        messages.append(question(example, listing(rest)))
-        messages.append({"role": "assistant", "content": caption})
-    messages.append(question(concept, listing(others)))
-    return messages
-
-
-def listing(texts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
-
-
-def drawn_others(seed: int, identity: str, concept: int, count: int, bank_size: int) -> list[int]:
-    """Numbers of `count` other concepts of the bank for one caption, drawn by hash, none of them twice."""
-    drawn: list[int] = []
-    for attempt in itertools.count():
-        if len(drawn) == min(count, bank_size - 1):
-            return drawn
-        other = draws.bits63(seed, identity, f"other concept {attempt}") % bank_size
-        if other != concept and other not in drawn:
-            drawn.append(other)
-    raise AssertionError("unreachable")
-
-
-class CaptionWorker:
+class CaptionWorker(Worker):
     """Writes the captions of one shard after another; may be called from `overlap` threads at once.
 
     Args:
@@ -111,14 +64,13 @@ class CaptionWorker:
       begun: says whether there are captions already; asked where a shard has none.
     """
 
-    progress: Progress | None = None
+    reports_items = True
 
     def __init__(self, engine: CaptionEngine, bank: Bank, config: Config, begun: Callable[[], bool] = lambda: False):
         self.engine, self.bank, self.captions, self.seed = engine, bank, config.gen.captions, config.seed
         self._begun = begun
-        self.filters = filters.CaptionFilters.of(config.gen.captions)
-        self.overlap = getattr(engine, "overlap", 1)
-        self._isolation = Isolation()
+        self.overlap = engine.shards_at_once(self.captions)
+        self._asker = Asker(engine, filters.CaptionFilters.of(self.captions), self.captions)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Makes one shard.
@@ -131,34 +83,15 @@ class CaptionWorker:
         start = shard["index"] * self.captions.shard_size
         # Of each item: concept, number of its caption.
         items = [divmod(number, self.captions.per_concept) for number in range(start, start + shard["items"])]
-        accepted: dict[int, tuple[str, int]] = {}  # by slot: caption, attempt
-        rejected: dict[int, tuple[str, int, str]] = {}  # by slot: reason, attempt, text
-        failed: set[int] = set()  # slots that the engine raises on: another seed would not help
-        answers = collections.Counter[str]()
-        # Without randomness a second attempt gives the first one's answer.
-        random = self.captions.temperature or self.captions.engine == "templates"
-        attempts = self.captions.max_attempts if random else 1
-        for attempt in range(attempts):
-            pending = [slot for slot in range(len(items)) if slot not in accepted and slot not in failed]
-            for slot, text in self._answer(items, pending, attempt):
-                if isinstance(text, Exception):
-                    failed.add(slot)
-                    rejected[slot] = error_reason(text), attempt, str(text)
-                    answers[error_reason(text)] += 1
-                    if self.progress:
-                        self.progress.update(1, {error_reason(text): 1})
-                    continue
-                text, reason = self.filters.read(text, self._concept(items[slot]).text)
-                answers[reason or "accepted"] += 1
-                if reason is None:
-                    accepted[slot] = text, attempt
-                    rejected.pop(slot, None)
-                else:
-                    rejected[slot] = reason, attempt, text
-                if self.progress and (reason is None or attempt == attempts - 1):
-                    self.progress.update(1, {reason: 1} if reason else {})
-        causes = [(reason, text) for reason, _, text in rejected.values()]
-        check_shard(shard["index"], len(items), causes)
+        asked = self._asker(
+            len(items),
+            lambda slot: self._question(items[slot]),
+            lambda slot, attempt: draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}"),
+            lambda slot: self._concept(items[slot]).text,
+            progress=self.progress,
+        )
+        answers = asked.answers
+        check_shard(shard["index"], len(items), asked.causes)
         if answers[filters.EMPTY] == answers.total():
             raise EmptyLLMError(
                 f"the language model {self.captions.model!r} answered all {answers.total():,} questions of shard"
@@ -168,21 +101,22 @@ class CaptionWorker:
             )
         filters.check_accepted(
             f"shard {shard['index']}",
-            len(accepted),
+            len(asked.texts),
             len({concept for concept, _ in items}),
-            causes,
+            asked.causes,
             self.captions,
             "gen.captions",
             self._begun(),
         )
+        of_rejected = self._identity([items[slot] for slot in sorted(asked.rejected)])
         tables = {
-            generated.CAPTIONS: self._captions_table(items, accepted),
-            generated.REJECTS: self._rejects_table(items, rejected),
+            generated.CAPTIONS: self._captions_table(items, asked.texts),
+            generated.REJECTS: self._parquet(of_rejected | asked.reject_columns()),
         }
         return ShardOutput(
             files={generated.table_name(kind, shard["index"], shard["of"]): table for kind, table in tables.items()},
-            count=len(accepted),
-            rejects=dict(collections.Counter(reason for reason, _, _ in rejected.values())),
+            count=len(asked.texts),
+            rejects=asked.rejects,
             info={"answers": dict(sorted(answers.items()))},
         )
 
@@ -190,36 +124,16 @@ class CaptionWorker:
         """Closes the engine."""
         self.engine.close()
 
-    def _answer(
-        self, items: Sequence[tuple[int, int]], pending: Sequence[int], attempt: int
-    ) -> Iterator[tuple[int, str | Exception]]:
-        """Asks for the pending slots; yields slots and answers, or what the engine raises on one alone."""
-        if not pending:
-            return
-        questions = [
-            conversation(
-                self.captions,
-                self._concept(items[slot]).text,
-                [self.bank.concepts[other].text for other in self._others(items[slot])],
-            )
-            for slot in pending
-        ]
-        seeds = [draws.bits63(self.seed, self._id(items[slot]), f"caption {attempt}") for slot in pending]
-
-        def ask(numbers: Sequence[int]) -> Iterator[tuple[int, str | Exception]]:
-            return self.engine.generate(
-                [questions[number] for number in numbers], [seeds[number] for number in numbers]
-            )
-
-        for index, answer in self._isolation.stream(ask, range(len(pending))):
-            yield pending[index], answer
+    def _question(self, item: tuple[int, int]) -> Conversation:
+        others = [self.bank.concepts[other].text for other in self._others(item)]
+        return self.engine.conversation(self.captions, self._concept(item).text, others)
 
     def _concept(self, item: tuple[int, int]) -> Concept:
         return self.bank.concepts[item[0]]
 
     def _others(self, item: tuple[int, int]) -> list[int]:
         count = self.captions.concepts_per_caption - 1
-        return drawn_others(self.seed, self._id(item), item[0], count, len(self.bank.concepts)) if count else []
+        return draws.others(self.seed, self._id(item), item[0], count, len(self.bank.concepts)) if count else []
 
     def _id(self, item: tuple[int, int]) -> str:
         return f"{item[0]:06d}-{item[1]:04d}"
@@ -239,19 +153,6 @@ class CaptionWorker:
             }
         )
 
-    def _rejects_table(self, items: Sequence[tuple[int, int]], rejected: Mapping[int, tuple[str, int, str]]) -> bytes:
-        import pyarrow as pa
-
-        slots = sorted(rejected)
-        return self._parquet(
-            {
-                **self._identity([items[slot] for slot in slots]),
-                "attempt": pa.array([rejected[slot][1] for slot in slots], pa.int32()),
-                "reason": pa.array([rejected[slot][0] for slot in slots], pa.string()),
-                "text": pa.array([storable(rejected[slot][2]) for slot in slots], pa.string()),
-            }
-        )
-
     def _identity(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
         import pyarrow as pa
 
@@ -264,12 +165,9 @@ class CaptionWorker:
 
     def _parquet(self, columns: Mapping[str, Any]) -> bytes:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.table(dict(columns)).replace_schema_metadata({"bank_digest": self.bank.digest})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return buffer.getvalue()
+        return parquet(table, compression="zstd")
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
@@ -286,7 +184,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     bank = load_bank(workdir, config.gen.version)
     digest, total = bank.digest, len(bank.concepts) * captions.per_concept
     del bank
-    of = -(-total // captions.shard_size)
+    of, engine = -(-total // captions.shard_size), caption_engine(captions)
     store = StageStore(stage_folder(workdir, "captions", config.gen.version))
     store.ensure_plan(
         {
@@ -297,7 +195,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
             "shards": of,
             **{key: captions[key] for key in _PLANNED},
             **template_identity(captions),
-            "source": engine_identity(captions),
+            "source": engine.identity(captions),
         }
     )
     shards = [
@@ -317,6 +215,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         ),
         label="captions",
         unit="captions",
+        gpus=engine.gpus(captions),
+        at_once=engine.shards_at_once(captions),
     )
     count = sum(record["count"] for record in records.values())
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())

@@ -16,16 +16,20 @@ from typing import Any
 from gen.bank.contents import check_contents, contents_of
 from gen.bank.sources import SOURCES, BankError, Brought
 from gen.shards.local import Executor, run_local
-from gen.shards.store import StageStore, differences, sha256, stage_folder, to_json, write_atomic
+from gen.shards.plans import differences
+from gen.shards.store import StageStore, sha256
 from synthclip_jax import packages
 from synthclip_jax.config import plain
 from synthclip_jax.config.generation import Concepts
 from synthclip_jax.config.schema import Config
 from synthclip_jax.files import state_files, text_files
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.left_out import LeftOut
 from synthclip_jax.text.presence import UNSPACED, WRAPPED, Presence, is_unspaced, normalise
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.versions import stage_folder
 
 # Where a file lies says nothing about what is in it: its texts are compared (`contents` in bank.json).
 _PATHS = ("wordnet_path", "metaclip_path", "lists", "block_list")

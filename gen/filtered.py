@@ -5,8 +5,10 @@ from typing import Any
 from gen.agreement import open_scores
 from gen.filters.agreement import FilterWorker
 from gen.shards.local import Executor, run_local
-from gen.shards.store import PlanMismatch, StageStore, StoreError
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import StageStore
 from synthclip_jax.config.schema import Config
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import Version, dataset_name
 
 

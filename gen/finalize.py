@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import ml_collections
+
 from gen.checks import evidence
-from gen.engines.images import sampler_of
+from gen.engines.registry import caption_engine, image_engine
 from gen.images import dataset_features
 from gen.shards.finished_pictures import SPLIT, data_file
 from gen.shards.local import Executor, run_local
-from gen.shards.store import StageStore, StoreError, to_json, write_atomic
+from gen.shards.store import StageStore
 from gen.stages import BY_NAME, FOLDERS
 from synthclip_jax import packages
 from synthclip_jax.config import plain
@@ -27,6 +29,8 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import IndexedShard, ShardName, frame
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, write_atomic
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_name, find_version
 
@@ -227,21 +231,9 @@ def _provenance(
 
 
 def _card(config: Config, provenance: Mapping[str, Any]) -> str:
-    captions, images = config.gen.captions, config.gen.images
-    if captions.engine == "templates":
-        author = f"{len(captions.templates)} sentence templates of the configuration; no language model"
-    else:
-        model = evidence.published({"model": captions.model})["model"]
-        llm = {"smollm2": "SmolLM2-135M-Instruct (Apache-2.0)"}.get(model, f"`{model}` (see its licence)")
-        author = f"{llm}, engine `{captions.engine}`"
-    if images.engine == "sprites":
-        from gen.sprites import ATTRIBUTION
-
-        artist = f"`sprites`, a procedural renderer. {ATTRIBUTION}"
-    else:
-        drawn = sampler_of(images)
-        sampler = f"{drawn.scheduler}, {drawn.steps} steps, guidance {drawn.guidance:g}"
-        artist = f"`{evidence.published({'model': images.model})['model']}` (see its licence), {sampler}"
+    gen = ml_collections.ConfigDict(evidence.published(plain(config.gen)))
+    images = gen.images
+    author, artist = caption_engine(gen.captions).credit(gen.captions), image_engine(images).credit(images)
     rejects = "".join(f"| {reason} | {count:,} |\n" for reason, count in provenance["rejects"].items())
     megabytes = sum(shard["bytes"] for shard in provenance["shards"]) / 1e6
     name = provenance["name"]

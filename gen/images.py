@@ -8,7 +8,6 @@ plan alone, not on threads, batches or restarts.
 import collections
 import concurrent.futures
 import hashlib
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,19 +16,24 @@ import numpy as np
 from jaxtyping import Int64
 
 from gen.engines.image_batches import ImageBatches
-from gen.engines.images import ImageEngine, Picture, Rejected, Request, engine_identity, enlarged, make_engine
+from gen.engines.interface import ImageEngine, Picture, Rejected, Request
 from gen.engines.isolation import check_shard
+from gen.engines.jpeg import encode_jpeg
+from gen.engines.registry import image_engine
+from gen.engines.registry import make_image_engine as make_engine
 from gen.filters.images import UNDECODABLE, reject_reason
 from gen.shards import draws
 from gen.shards.finished_pictures import SPLIT
-from gen.shards.local import Executor, run_local
+from gen.shards.local import Executor, Worker, run_local
 from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
-from gen.shards.progress import Progress
-from gen.shards.store import DATA_PREFIX, ShardOutput, StageStore, StoreError
+from gen.shards.store import ShardOutput, StageStore
+from gen.shards.tables import parquet
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 from synthclip_jax.files.locations import Location, parquet_source
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import find_version
 
 
@@ -56,25 +60,7 @@ def picture_seed(seed: int, identity: str, attempt: int) -> int:
     return draws.bits63(seed, identity, f"picture {attempt}")
 
 
-def encode_jpeg(picture: Picture, size: int, quality: int) -> bytes | None:
-    """Resizes (bicubic, PIL's default, as in the paper) if needed and encodes; None if the result does not decode."""
-    from PIL import Image
-
-    from synthclip_jax.images.decoding import PictureError, check_picture
-
-    image = Image.fromarray(picture)
-    if image.size != (size, size):
-        image = image.resize((size, size))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    try:
-        check_picture(buffer.getvalue())
-    except PictureError:
-        return None
-    return buffer.getvalue()
-
-
-class ImageWorker:
+class ImageWorker(Worker):
     """Makes the pictures of one shard after another; may be called from `overlap` threads at once.
 
     Args:
@@ -84,7 +70,7 @@ class ImageWorker:
       order: of the pictures; None: it is worked out here.
     """
 
-    progress: Progress | None = None
+    reports_items = True
     overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
     def __init__(
@@ -202,7 +188,6 @@ class ImageWorker:
 
 def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int], rejects: Mapping[int, str]) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     slots = sorted(rejects)
     table = pa.table(
@@ -215,9 +200,7 @@ def _rejects_table(rows: Sequence[Mapping[str, Any]], attempts: Mapping[int, int
             "reason": pa.array([rejects[slot] for slot in slots], pa.string()),
         }
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+    return parquet(table)
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
@@ -237,7 +220,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         raise StoreError(f"{path}: no balanced captions yet. Run the stages before: --stages=concepts,captions,balance")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if note := enlarged(images):
+    engine = image_engine(images)
+    if note := engine.note(images):
         print(f"images: {note}", file=sys.stderr, flush=True)
     try:
         pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
@@ -268,7 +252,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
                     "max_saturated",
                 )
             },
-            "source": engine_identity(images),
+            "source": engine.identity(images),
         }
     )
     shards = [
@@ -284,6 +268,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         lambda: ImageWorker(make_engine(images), pq.read_table(parquet_source(path)), config, read_order(folder, plan)),
         label="images",
         unit="pictures",
+        gpus=engine.gpus(images),
     )
     if len(records) == of:
         forget_order(folder)

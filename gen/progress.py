@@ -11,11 +11,13 @@ import collections
 import contextlib
 import time
 
+from gen.shards.plans import read_json
 from gen.shards.progress import status, status_line
-from gen.shards.store import StageStore, StoreError, list_files, read_json
+from gen.shards.store import StageStore
 from gen.stages import STAGES, Stage
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
+from synthclip_jax.files.storage import StoreError, list_files
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_folder, find_version
 

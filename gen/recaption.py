@@ -11,28 +11,31 @@ as it is.
 """
 
 import collections
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gen.captions import storable
-from gen.engines.captions import engine_identity
 from gen.engines.chat_templates import template_identity
-from gen.engines.isolation import Isolation, check_shard, reject_reason
-from gen.engines.vision import VisionEngine, make_engine
+from gen.engines.interface import VisionEngine
+from gen.engines.isolation import check_shard
+from gen.engines.registry import make_vision_engine as make_engine
+from gen.engines.registry import vision_engine
 from gen.filters import captions as filters
+from gen.filters.asking import Asked, Asker, Rejects
 from gen.shards import draws
 from gen.shards.finished_pictures import finished_pictures
-from gen.shards.local import Executor, run_local
-from gen.shards.progress import Progress
-from gen.shards.store import DATA_PREFIX, PlanMismatch, ShardOutput, StageStore, StoreError
+from gen.shards.local import Executor, Worker, run_local
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import ShardOutput, StageStore
+from gen.shards.tables import parquet
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, frame_shard, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 
 UNDECODABLE = "undecodable"
 _PLANNED = (
@@ -41,7 +44,7 @@ _PLANNED = (
 )  # fmt: skip
 
 
-class RecaptionWorker:
+class RecaptionWorker(Worker):
     """Describes the pictures of one shard after another; may be called from `overlap` threads at once.
 
     Args:
@@ -51,18 +54,18 @@ class RecaptionWorker:
       begun: says whether there are captions already; asked where a shard has none.
     """
 
-    progress: Progress | None = None
+    reports_items = True
 
     def __init__(
         self, engine: VisionEngine, folder: Location, config: Config, begun: Callable[[], bool] = lambda: False
     ):
         self._begun = begun
         self.engine, self._folder, self.settings, self.seed = engine, folder, config.gen.recaption, config.seed
-        self.overlap = getattr(engine, "overlap", 1)
+        self.overlap = engine.shards_at_once(self.settings)
         rules = ("refusal", "length", "one_sentence")
         limits = (self.settings.min_words, self.settings.max_words)
-        self._filters = filters.CaptionFilters(rules, *limits, language=config.gen.captions.language)
-        self._isolation = Isolation()
+        allowed = filters.CaptionFilters(rules, *limits, language=config.gen.captions.language)
+        self._asker = Asker(engine, allowed, self.settings)
 
     def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
         """Describes one shard.
@@ -74,7 +77,7 @@ class RecaptionWorker:
         """
         path = self._folder / shard["file"]
         ids, questions = [], []
-        rejected: dict[int, tuple[str, int, str]] = {}  # by record: reason, attempt, text
+        rejected: Rejects = {}
         for record, payload in enumerate(unframe_shard(path.read_bytes(), path)):
             if isinstance(payload, RecordError):
                 raise payload
@@ -84,54 +87,31 @@ class RecaptionWorker:
             if picture is None:
                 rejected[record] = UNDECODABLE, 0, ""
             questions.append(self.engine.question(picture, self.settings.prompt))
-        texts: dict[int, str] = {}
-        final = set(rejected)  # records for which another attempt would not help
-        attempts = self.settings.max_attempts if self.settings.temperature else 1
-        for attempt in range(attempts):
-            pending = [record for record in range(len(ids)) if record not in texts and record not in final]
-            for record, answer in self._answer(ids, questions, pending, attempt):
-                if isinstance(answer, Exception):
-                    reason: str | None = reject_reason(answer)
-                    final.add(record)
-                else:
-                    answer, reason = self._filters.read(answer, "")
-                if reason is None:
-                    texts[record] = str(answer)
-                    rejected.pop(record, None)
-                else:
-                    rejected[record] = reason, attempt, str(answer)
-                if self.progress and (reason is None or record in final or attempt == attempts - 1):
-                    self.progress.update(1, {reason: 1} if reason else {})
-        causes = [(reason, text) for reason, _, text in rejected.values()]
-        check_shard(shard["index"], len(ids), causes)
+        asked = self._asker(
+            len(ids),
+            questions.__getitem__,
+            lambda record, attempt: draws.bits63(self.seed, ids[record], f"recaption {attempt}"),
+            rejected=rejected,
+            progress=self.progress,
+        )
+        texts = {record: text for record, (text, _) in asked.texts.items()}
+        check_shard(shard["index"], len(ids), asked.causes)
         filters.check_accepted(
-            f"shard {shard['index']}", len(texts), len(ids), causes, self.settings, "gen.recaption", self._begun()
+            f"shard {shard['index']}", len(texts), len(ids), asked.causes, self.settings, "gen.recaption", self._begun()
         )
         data, index = frame_shard(texts.get(record, "").encode() for record in range(len(ids)))
         name = f"{DATA_PREFIX}{shard['file']}{SUFFIX}"
         rejects_name = generated.table_name(generated.REJECTS, shard["index"], shard["of"])
         return ShardOutput(
-            files={name: data, f"{name}{INDEX_SUFFIX}": index, rejects_name: _rejects_table(ids, rejected)},
+            files={name: data, f"{name}{INDEX_SUFFIX}": index, rejects_name: _rejects_table(ids, asked)},
             count=len(texts),
-            rejects=dict(collections.Counter(reason for reason, _, _ in rejected.values())),
+            rejects=asked.rejects,
             info={"words": sum(filters.word_count(text) for text in texts.values())},
         )
 
     def close(self) -> None:
         """Closes the engine."""
         self.engine.close()
-
-    def _answer(self, ids: Sequence[str], questions: Sequence[Any], pending: Sequence[int], attempt: int):
-        """Asks about the pending records; yields records and answers, or what the engine raises on one alone."""
-
-        def ask(places: Sequence[int]):
-            records = [pending[place] for place in places]
-            seeds = [draws.bits63(self.seed, ids[record], f"recaption {attempt}") for record in records]
-            return self.engine.generate([questions[record] for record in records], seeds)
-
-        if pending:
-            for place, answer in self._isolation.stream(ask, range(len(pending))):
-                yield pending[place], answer
 
 
 def _decoded(data: bytes) -> Any:
@@ -143,23 +123,15 @@ def _decoded(data: bytes) -> Any:
         return None
 
 
-def _rejects_table(ids: Sequence[str], rejected: Mapping[int, tuple[str, int, str]]) -> bytes:
+def _rejects_table(ids: Sequence[str], asked: Asked) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    records = sorted(rejected)
-    table = pa.table(
-        {
-            "record": pa.array(records, pa.int32()),
-            "id": pa.array([ids[record] for record in records], pa.string()),
-            "attempt": pa.array([rejected[record][1] for record in records], pa.int32()),
-            "reason": pa.array([rejected[record][0] for record in records], pa.string()),
-            "text": pa.array([storable(rejected[record][2]) for record in records], pa.string()),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    records = sorted(asked.rejected)
+    columns = {
+        "record": pa.array(records, pa.int32()),
+        "id": pa.array([ids[record] for record in records], pa.string()),
+    }
+    return parquet(pa.table({**columns, **asked.reject_columns()}), compression="zstd")
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
@@ -176,6 +148,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     settings = config.gen.recaption
     if not settings.model:
         return {}
+    engine = vision_engine(settings)
     version, data, shards, digest = finished_pictures(config, workdir)
     store = StageStore(version.stage_folder("recaption"), data)
     try:
@@ -187,7 +160,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
                 "seed": config.seed,
                 **{key: settings[key] for key in _PLANNED},
                 **template_identity(settings),
-                "source": engine_identity(settings),
+                "source": engine.identity(settings),
             }
         )
     except PlanMismatch as error:
@@ -202,6 +175,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         ),
         label="recaption",
         unit="pictures",
+        gpus=engine.gpus(settings),
+        at_once=engine.shards_at_once(settings),
     )
     count = sum(record["count"] for record in records.values())
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())

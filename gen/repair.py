@@ -24,13 +24,7 @@ from gen.checks.testsets import RECORD
 from gen.checks.versions import unlisted
 from gen.checks.workdir import verify
 from gen.shards.local import run_local
-from gen.shards.store import (
-    PlanMismatch,
-    differences,
-    plan_digest,
-    planned_by,
-    there_and_expected,
-)
+from gen.shards.plans import PlanMismatch, differences, planned_by, there_and_expected
 from gen.shards.versions import write_record, written_folders
 from gen.stages import BY_NAME, FOLDERS, before
 from synthclip_jax.config import from_plain, load_config, with_overrides
@@ -39,6 +33,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.files.storage import list_files
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import plan_digest
 from synthclip_jax.workdir.versions import (
     Version,
     VersionError,

@@ -15,45 +15,36 @@ set with a caption that has come into the training data since, as in another ver
 
 import argparse
 import functools
-import importlib.util
 import io
-import os
-import pathlib
-import re
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gen.checks.testsets import note_testsets
 from gen.concepts import load_bank
-from gen.held_out import kept_captions
-from gen.shards import draws
-from gen.shards.local import Executor, Worker, run_local
-from gen.shards.store import ShardOutput, StageStore, StoreError, sha256
-from gen.sprites import ATTRIBUTION, NotDrawable, Noun, draw, read_caption
+from gen.held_out.captions import caption_key, held_out_captions, kept_captions
+from gen.held_out.drawings import (
+    PER_CLASS,
+    Example,
+    composites,
+    find_color_font,
+    find_outline_font,
+    noto_color,
+    noto_outline,
+    scenes,
+)
+from gen.shards.local import Executor, run_local
+from gen.shards.store import ShardOutput, StageStore, sha256
+from gen.sprites import ATTRIBUTION, Noun
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, location, place
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import stage_folder
 
-SEED = 0
-PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4}
-COLOR_FONT_SIZE = 109  # the one size of the bitmaps in Noto Color Emoji
-COLOR_FONT_PATHS = (
-    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
-    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
-    "~/.local/share/fonts/NotoColorEmoji.ttf",
-    "~/.fonts/NotoColorEmoji.ttf",
-)
-WEIGHTS = (300, 700)  # the range of Noto Emoji's weight axis
-LIGHT_BACKGROUNDS = ((255, 255, 255), (255, 255, 255), (232, 236, 240), (226, 240, 252), (252, 244, 222))
 ZEROSHOT_TEMPLATES = (
     "a {c}.",
     "a photo of a {c}.",
@@ -61,36 +52,6 @@ ZEROSHOT_TEMPLATES = (
     "a {c} on a white background.",
     "a {c} in a field.",
     "a {c} on a table.",
-)
-CAPTIONS = (
-    "A picture of {a}.",
-    "{a} on a white background.",
-    "{a} on a yellow background.",
-    "{a} on a blue background.",
-    "{a} seen at the beach.",
-    "{a} deep in the forest.",
-    "{a} under the night sky.",
-    "{a} in the snow.",
-    "{a} in the desert.",
-    "{a} on a city street.",
-    "{a} on a country road.",
-    "{a} in a grassy field.",
-    "{a} by the ocean.",
-    "{a} at sunset.",
-    "{a} in a bright room.",
-    "{a} on a table.",
-    "{a} below the mountains.",
-    "{a} against the sky.",
-    "{a} in the rain.",
-    "{a} on a stage.",
-    "Here is a small {n} in a meadow.",
-    "Here is a big {n} in a garden.",
-    "{a} beside a tree.",
-    "{a} beside a house.",
-    "{a} and a flower.",
-    "{a} and a ladder.",
-    "Two {p} in a park.",
-    "Three {p} on a pink background.",
 )
 OFL = "SIL Open Font License 1.1 (https://openfontlicense.org)"
 LICENCES = {
@@ -100,110 +61,7 @@ LICENCES = {
     "scenes": ATTRIBUTION,
 }
 
-Example = tuple[bytes, int | str]  # PNG bytes; class, or caption
 Maker = Callable[[], Iterable[Example]]
-
-
-def held_out_captions(noun: Noun, used: frozenset[str], count: int) -> list[str]:
-    """Captions for a class: none whose words were a training caption, all with the class as their main object."""
-    indefinite = noun.name if noun.plural == noun.name else f"{'an' if noun.name[0] in 'aeiou' else 'a'} {noun.name}"
-    captions = []
-    for template in CAPTIONS:
-        caption = template.format(a=indefinite, n=noun.name, p=noun.plural)
-        caption = caption[0].upper() + caption[1:]
-        try:
-            plan = read_caption(caption, noun.name)
-        except NotDrawable:
-            continue
-        if plan.main.noun is noun and caption_key(caption) not in used:
-            captions.append(caption)
-    if not captions:
-        raise StoreError(f"every test caption of {noun.name!r} was used for training: none is left to test it with")
-    captions.sort(key=lambda caption: draws.bits63(SEED, f"{noun.name} {caption}", "test caption"))
-    return [captions[index % len(captions)] for index in range(count)]
-
-
-def caption_key(caption: str) -> str:
-    """A caption's words: captions that differ in case and punctuation alone count as the same."""
-    return " ".join(re.findall(r"\w+", caption.lower()))
-
-
-def composites(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[Example]:
-    """Held-out pictures: test captions, and seeds drawn under a purpose that training never uses."""
-    for label, noun in enumerate(nouns):
-        for index, caption in enumerate(held_out_captions(noun, used, PER_CLASS["composites"])):
-            seed = draws.bits63(SEED, f"{noun.name} {index}", "test composite")
-            yield _png(draw(caption, noun.name, seed, size)), label
-
-
-def scenes(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[Example]:
-    """Held-out pictures with their captions. A class with fewer held-out captions than asked for gives each once: two
-    pictures of one caption could not be told apart."""
-    for noun in nouns:
-        for index, caption in enumerate(dict.fromkeys(held_out_captions(noun, used, PER_CLASS["scenes"]))):
-            seed = draws.bits63(SEED, f"{noun.name} {index}", "test scene")
-            yield _png(draw(caption, noun.name, seed, size)), caption
-
-
-def noto_color(nouns: Sequence[Noun], font: pathlib.Path, size: int) -> Iterable[Example]:
-    """Another artist's colour drawings on light backgrounds, a little scaled and shifted."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    face = ImageFont.truetype(str(font), COLOR_FONT_SIZE)
-
-    @functools.cache
-    def glyph(emoji: str):
-        image = Image.new("RGBA", (160, 160))
-        ImageDraw.Draw(image).text((10, 10), chr(int(emoji, 16)), font=face, embedded_color=True)
-        return image.crop(image.getbbox())
-
-    for label, noun in enumerate(nouns):
-        for index in range(PER_CLASS["noto_color"]):
-            rng = np.random.default_rng(draws.bits63(SEED, f"{noun.name} {index}", "test noto_color"))
-            background = LIGHT_BACKGROUNDS[int(rng.integers(len(LIGHT_BACKGROUNDS)))]
-            yield _png(_centred(glyph(noun.emoji[index % len(noun.emoji)]), background, size, rng)), label
-
-
-def noto_outline(nouns: Sequence[Noun], font: pathlib.Path, size: int) -> Iterable[Example]:
-    """Black lines on white; the font's weight axis gives thin and thick drawings of each thing."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    face = ImageFont.truetype(str(font), 2 * size)
-    lightest, boldest = WEIGHTS
-    count = PER_CLASS["noto_outline"]
-    # Setting the weight is slow, drawing is not: weights are the outer loop.
-    glyphs = {}
-    for index in range(count):
-        face.set_variation_by_axes([lightest + (boldest - lightest) * index / (count - 1)])
-        for noun in nouns:
-            image = Image.new("RGBA", (4 * size, 4 * size))
-            emoji = noun.emoji[index % len(noun.emoji)]
-            ImageDraw.Draw(image).text((size // 4, size // 4), chr(int(emoji, 16)), font=face, fill="black")
-            rng = np.random.default_rng(draws.bits63(SEED, f"{noun.name} {index}", "test noto_outline"))
-            glyphs[noun.name, index] = _centred(image.crop(image.getbbox()), (255, 255, 255), size, rng)
-    for label, noun in enumerate(nouns):
-        for index in range(count):
-            yield _png(glyphs[noun.name, index]), label
-
-
-def _centred(glyph, background: tuple[int, int, int], size: int, rng: np.random.Generator):
-    """A glyph on a plain background: 70 to 92% of the side, shifted within what room is left."""
-    from PIL import Image
-
-    factor = rng.uniform(0.7, 0.92) * size / max(glyph.size)
-    glyph = glyph.resize([max(1, round(side * factor)) for side in glyph.size], Image.Resampling.LANCZOS)
-    left, top = (round((size - side) * rng.uniform(0.25, 0.75)) for side in glyph.size)
-    image = Image.new("RGB", (size, size), background)
-    image.paste(glyph, (left, top), glyph)
-    return image
-
-
-def _png(picture) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def webdataset(name: str, nouns: Sequence[Noun], examples: Iterable[Example]) -> tuple[dict[str, bytes], int]:
@@ -239,35 +97,6 @@ def _readme(name: str, classes: int, count: int) -> str:
         f"# {name}\n\n{count} pictures of {classes} classes, for {purpose},"
         f" in CLIP_benchmark's webdataset layout.\n\n{LICENCES[name]}\n"
     )
-
-
-def find_color_font() -> pathlib.Path | None:
-    """Noto Color Emoji on this system: the usual places, then fontconfig; None if it is nowhere."""
-    candidates = [pathlib.Path(os.path.expanduser(path)) for path in COLOR_FONT_PATHS]
-    if shutil.which("fc-list"):
-        command = ["fc-list", ":family=Noto Color Emoji", "--format=%{file}\n"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        candidates += [pathlib.Path(line) for line in found.stdout.splitlines()]
-    return next((path for path in candidates if path.is_file() and _has_bitmaps(path)), None)
-
-
-def _has_bitmaps(font: pathlib.Path) -> bool:
-    from PIL import ImageFont
-
-    try:
-        ImageFont.truetype(str(font), COLOR_FONT_SIZE)
-    except OSError:  # the vector variant of the font, which PIL cannot draw in colour
-        return False
-    return True
-
-
-def find_outline_font() -> pathlib.Path | None:
-    """Noto Emoji in the package manimgx-fonts; None if that is not installed."""
-    spec = importlib.util.find_spec("manimgx_fonts")
-    if spec is None or spec.origin is None:
-        return None
-    path = pathlib.Path(spec.origin).parent / "NotoEmoji[wght].ttf"
-    return path if path.is_file() else None
 
 
 def run(config: Config, workdir: Location, executor: Executor = run_local) -> dict[str, Any]:
@@ -341,7 +170,7 @@ def _remade(name: str, nouns: Sequence[Noun], make: Maker) -> tuple[dict[str, by
     return webdataset(name, nouns, make())
 
 
-def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Worker:
+def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Callable[[Mapping[str, Any]], ShardOutput]:
     def worker(shard: Mapping[str, Any]) -> ShardOutput:
         files, count = webdataset(name, nouns, make())
         return ShardOutput(files, count)

@@ -13,7 +13,7 @@ from PIL import Image
 from toy_bank import write_bank
 
 from gen.checks.evidence import measured
-from gen.shards.store import ShardOutput, StageStore, write_atomic
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config, digest, plain
 from synthclip_jax.data.example_proto import serialize_example
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
@@ -21,6 +21,7 @@ from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, metrics
 from synthclip_jax.files import state_files
+from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.workdir import generated
 
 CONCEPTS = ("cat", "dog", "violin", "lighthouse", "teapot", "bicycle", "owl", "cactus")

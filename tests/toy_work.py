@@ -10,6 +10,7 @@ import signal
 import time
 
 from gen.captions import CaptionError
+from gen.engines.templates import TemplatesEngine
 from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config
 
@@ -60,8 +61,11 @@ def counting_worker(seconds: float = 0.05):
     return work
 
 
-class PoisonedWriter:
+class PoisonedWriter(TemplatesEngine):
     """Answers with a caption about the concept; raises on every concept that ends in 000."""
+
+    def __init__(self):
+        pass
 
     def generate(self, conversations, seeds):
         for index, messages in enumerate(conversations):
@@ -69,9 +73,6 @@ class PoisonedWriter:
             if concept.endswith("000"):
                 raise ZeroDivisionError(concept)
             yield index, f"A {concept} stands on a green hill."
-
-    def close(self):
-        pass
 
 
 class Fails:

@@ -185,7 +185,6 @@ _CAPTION_KEY = re.compile(
     re.IGNORECASE,
 )
 _LOOSE_JSON = re.compile(r"""^[\[{(\s]*["'“]?(\w{1,40})["'”]?\s*[:=]\s*(["'“])(.*)(["'”])\s*,?[\s\]})]*$""", re.DOTALL)
-_LONE_TAIL = re.compile(r"""(?<=["'”])\s*,?\s*[\]}]+$""")
 
 
 def _without_fences(text: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from gen.bank.files import is_file_name, read_file
 from gen.bank.sources import Brought, wordnet_folder
-from gen.shards.store import PlanMismatch, sha256
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import sha256
 from synthclip_jax.config.generation import Concepts
 from synthclip_jax.files.locations import Location
 from synthclip_jax.text.presence import normalise

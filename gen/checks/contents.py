@@ -6,9 +6,10 @@ from typing import Any
 from gen.checks.datasets import datasets_of, provenance_of
 from gen.checks.planned import Planned, planned_stages
 from gen.checks.shards import Fault
-from gen.shards.store import StoreError, read_json
+from gen.shards.plans import read_json
 from gen.stages import STAGES
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import DATASET_NAME, FILTERED, Version
 

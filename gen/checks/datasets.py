@@ -6,10 +6,12 @@ from typing import Any
 from gen.checks.evidence import METADATA, measured, read_provenance
 from gen.checks.shards import Fault
 from gen.shards.finished_pictures import SPLIT
-from gen.shards.store import DATA_PREFIX, StoreError, read_json
+from gen.shards.plans import read_json
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName
 from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import DATASET_NAME
 
 

@@ -15,11 +15,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen.shards.store import StageStore, StoreError, plan_digest
+from gen.shards.store import StageStore
 from gen.stages import BY_NAME
 from synthclip_jax.files.locations import Location
-from synthclip_jax.files.storage import explained
+from synthclip_jax.files.storage import StoreError, explained
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import plan_digest
 from synthclip_jax.workdir.versions import Version
 
 FORMAT = 2

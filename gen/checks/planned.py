@@ -7,12 +7,14 @@ from typing import Any
 
 from gen.checks.evidence import measured, published
 from gen.checks.shards import Fault, ShardCheck
-from gen.shards.store import StageStore, StoreError, differences, plan_digest, read_json, there_and_expected
+from gen.shards.plans import differences, read_json, there_and_expected
+from gen.shards.store import StageStore
 from gen.stages import BY_NAME, FOLDERS, before
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, parquet_source
-from synthclip_jax.files.storage import list_files
+from synthclip_jax.files.storage import StoreError, list_files
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import plan_digest
 from synthclip_jax.workdir.versions import Version
 
 

@@ -12,23 +12,16 @@ from gen.checks.planned import file_faults, named_files
 from gen.checks.set_aside import SetAside
 from gen.checks.shards import Fault
 from gen.shards.local import run_local
-from gen.shards.store import (
-    DATA_PREFIX,
-    ShardOutput,
-    StageStore,
-    StoreError,
-    plan_digest,
-    sha256,
-    to_json,
-    write_atomic,
-)
+from gen.shards.store import ShardOutput, StageStore, sha256
 from gen.stages import BY_NAME
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
-from synthclip_jax.files.storage import list_files
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, list_files, write_atomic
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX, plan_digest
 
 OTHERWISE = (
     "comes out otherwise than what the dataset was made from, so it is left as it is. Restore it from a copy, or start"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gen.filters.agreement import FilterWorker
-from gen.shards.store import DATA_PREFIX, StageStore, StoreError, sha256
+from gen.shards.store import StageStore, sha256
 from gen.stages import BY_NAME
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers import recaptions
@@ -18,8 +18,10 @@ from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_index, u
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.images.decoding import PictureError, check_picture
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import DATA_PREFIX
 
 OTHER_PLAN = "belongs to another plan"
 NAMED = 5  # ids named in one fault

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 
 from gen.checks.shards import Fault, ShardCheck
-from gen.shards.store import StageStore, StoreError, plan_digest, read_json, to_json, write_atomic
+from gen.shards.plans import read_json
+from gen.shards.store import StageStore
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, location
-from synthclip_jax.files.storage import list_files
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, list_files, write_atomic
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.generated import plan_digest
 
 RECORD = "testsets.json"  # in W/gen: which sets there are, each with the digest of its plan
 STAGE = "testsets"

@@ -7,8 +7,8 @@ from typing import Any
 from gen.checks.datasets import datasets_of
 from gen.checks.evidence import read_provenance
 from gen.checks.shards import Fault
-from gen.shards.store import StoreError
 from synthclip_jax.files.locations import Location, location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, record_path
 

@@ -13,10 +13,10 @@ from gen.checks.testsets import testset_checks
 from gen.checks.versions import version_faults
 from gen.shards.finished_pictures import pictures_digest
 from gen.shards.progress import Progress
-from gen.shards.store import StoreError
 from gen.stages import BY_NAME, STAGES
 from synthclip_jax.devices.cores import core_count
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import VersionError, choose_version, list_versions
 

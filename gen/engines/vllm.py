@@ -1,34 +1,26 @@
 """The `vllm` engine: kept full over the borders of shards by a thread that hands it prompts of all shards in work.
 
 A shard that waited for its last answers before the next one began would leave the engine half empty at each end; so
-the next shard's prompts are in the engine before the last one's stragglers end. Older shards' prompts, second attempts
-among them, go first.
+the next shard's prompts are in the engine before the last one's stragglers end (`gen.engines.feeder`).
 """
 
-import heapq
-import itertools
 import os
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen.answers.peeling import Answer
-from gen.engines.captions import Conversation, EngineError, model_location, not_found
-from gen.engines.chat_templates import ChatTemplate, template_settings
+from gen.engines.chat_templates import ChatTemplate, Conversation, template_settings
+from gen.engines.feeder import Feeder, Ticket
+from gen.engines.interface import Asking, CaptionEngine, EngineError, TextEngine, VisionEngine
 from gen.engines.isolation import is_fatal
+from gen.engines.models import model_location, not_found
 from synthclip_jax.config.generation import Captions, Recaption
 
 FULL = 1024  # prompts that the largest engines work on at once, by vLLM's own choice
 AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not wait for more
 
 
-def shards_at_once(settings: Captions | Recaption) -> int:
-    """How many shards an engine should be given: enough to fill it while others end. Those of pictures are large."""
-    return 1 + min(-(-FULL // getattr(settings, "shard_size", FULL)), 32)
-
-
-class VLLMEngine:
+class _VLLM(Feeder, TextEngine[Asking]):
     """Runs vLLM in this process: one engine on one GPU, or on as many as `tensor_parallel` says, or on the CPU build.
 
     `generate` may be called from several threads at once. Answers are not promised to repeat: vLLM's numbers depend on
@@ -40,32 +32,26 @@ class VLLMEngine:
       settings: `config.gen.captions`, or another section with the keys that are read here.
 
     Attributes:
-      overlap: shards at once: small ones must be several to fill the engine while others end.
       output_tokens, prompt_tokens: of all answers so far.
       cached_tokens: of the prompt tokens, those that prefix caching saved.
     """
 
-    section = "gen.captions"
+    section = ""
+    has_own_process = True
     output_tokens = prompt_tokens = cached_tokens = 0
 
-    def __init__(self, settings: Captions | Recaption):
+    def __init__(self, settings: Asking):
+        super().__init__("vllm")
         self.settings = settings
-        self.overlap = shards_at_once(settings)
         self.model, self.revision = model_location(settings)
         self.llm: Any = None
         self.template: ChatTemplate | None = None
-        self._waiting: list[tuple[int, int, int, Conversation, queue.SimpleQueue]] = []  # a heap
-        self._running: dict[str, tuple[int, queue.SimpleQueue]] = {}
-        self._inboxes: set[queue.SimpleQueue] = set()
-        self._changed = threading.Condition()
-        self._ranks, self._numbers = itertools.count(), itertools.count()
-        self._failure: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._running: dict[str, Ticket] = {}
 
     def generate(
         self, conversations: Sequence[Conversation], seeds: Sequence[int]
     ) -> Iterator[tuple[int, str | Exception]]:
-        """See `gen.engines.captions.CaptionEngine`; any number of conversations will do.
+        """See `TextEngine`; any number of conversations will do.
 
         Raises:
           EngineError: vLLM is not installed.
@@ -74,75 +60,55 @@ class VLLMEngine:
         """
         if not seeds:
             return
-        inbox: queue.SimpleQueue = queue.SimpleQueue()
-        with self._changed:
-            if self._failure:
-                raise self._failure
-            self.start(seeds[0])
-            rank = next(self._ranks)
-            for index, conversation in enumerate(conversations):
-                heapq.heappush(self._waiting, (rank, next(self._numbers), index, conversation, inbox))
-            self._inboxes.add(inbox)
-            self._changed.notify()
-        try:
+        self.start(seeds[0])
+        with self.shard() as inbox:
+            with self._changed:  # all are there before the engine takes the first
+                for index, conversation in enumerate(conversations):
+                    inbox.ask(conversation, index)
             for _ in conversations:
-                answer = inbox.get()
-                if isinstance(answer, BaseException):
-                    raise answer
-                yield answer
-        finally:
-            with self._changed:
-                self._inboxes.discard(inbox)
+                yield inbox.take()
 
     def start(self, seed: int) -> None:
-        """Loads the model, if it is not there yet, and starts the thread that feeds it."""
-        if self.llm is None:
-            llm = self._load(seed)
-            if self.section == "gen.captions":  # vLLM has templates of its own for models that see
-                self.template = ChatTemplate(llm.get_tokenizer(), self.settings, self.section)
-            self.llm = llm
-            self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
-            self._thread.start()
+        """Loads the model, if it is not there yet."""
+        with self._changed:
+            self._check()
+            if self.llm is None:
+                llm = self._load(seed)
+                self.template = self._template(llm)
+                self.llm = llm
+
+    def _template(self, llm: Any) -> ChatTemplate | None:
+        """The model's chat template, where it is looked at before vLLM uses it."""
+        return None
 
     def close(self) -> None:
-        """See `CaptionEngine`; calls of `generate` that are still running end with an error."""
-        self._fail(EngineError(f"{self.section} was stopped"))
-        if self._thread is not None:
-            self._thread.join()
+        """See `Engine`; calls of `generate` that are still running end with an error."""
+        self.stop(EngineError(f"{self.section} was stopped"))
         self.llm = None
 
-    def _run(self) -> None:
-        try:
-            while True:
-                with self._changed:
-                    while not (self._waiting or self._running or self._failure):
-                        self._changed.wait()
-                    if self._failure:
-                        break
-                    room = min(self.settings.batch_size - len(self._running), AT_ONCE)
-                    batch = [heapq.heappop(self._waiting) for _ in range(min(room, len(self._waiting)))]
-                self._add(batch)
-                if self._running:
-                    self._step()
-        except BaseException as error:
-            self._fail(error)
+    def _work(self) -> None:
+        while not self._failure:
+            room = min(self.settings.batch_size - len(self._running), AT_ONCE)
+            self._add(self._take(room, wait=not self._running))
+            if self._running:
+                self._step()
 
-    def _add(self, batch: Sequence[tuple[int, int, int, Conversation, queue.SimpleQueue]]) -> None:
+    def _add(self, batch: Sequence[Ticket]) -> None:
         """Gives prompts to the engine; one that it refuses is named to its own shard alone."""
         if not batch:
             return
         try:
-            added = self._enqueue([conversation for *_, conversation, _ in batch])
+            added = self._enqueue([ticket.item for ticket in batch])
         except Exception as error:
-            if len(batch) == 1:
-                *_, index, _, inbox = batch[0]
-                inbox.put(error if is_fatal(error) else (index, error))
-                return
-            for one in batch:
-                self._add([one])
+            if len(batch) > 1:
+                for ticket in batch:
+                    self._add([ticket])
+            elif is_fatal(error):
+                batch[0].inbox.put(error)
+            else:
+                batch[0].answer(error)
             return
-        for name, (_, _, index, _, inbox) in zip(added, batch, strict=True):
-            self._running[name] = index, inbox
+        self._running |= zip(added, batch, strict=True)
 
     def _enqueue(self, conversations: list[Conversation]) -> list[str]:
         from vllm import SamplingParams
@@ -165,20 +131,13 @@ class VLLMEngine:
     def _step(self) -> None:
         for output in self.llm.llm_engine.step():
             if output.finished:
-                index, inbox = self._running.pop(output.request_id)
+                ticket = self._running.pop(output.request_id)
                 self.output_tokens += len(output.outputs[0].token_ids)
                 self.prompt_tokens += len(output.prompt_token_ids or ())
                 self.cached_tokens += output.num_cached_tokens or 0
                 # `length`: of the answer, or of all that the model holds; else it ended by itself.
                 reason = "length" if output.outputs[0].finish_reason == "length" else "stop"
-                inbox.put((index, Answer(output.outputs[0].text, reason)))
-
-    def _fail(self, error: BaseException) -> None:
-        with self._changed:
-            self._failure = self._failure or error
-            for inbox in self._inboxes:
-                inbox.put(self._failure)
-            self._changed.notify_all()
+                ticket.answer(Answer(output.outputs[0].text, reason))
 
     def _load(self, seed: int) -> Any:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -212,3 +171,33 @@ class VLLMEngine:
             )
         except (OSError, ValueError) as error:
             raise not_found(self.settings, error, f"{self.section}.model") from error
+
+
+class VLLMEngine(_VLLM[Captions], CaptionEngine):
+    """Writes captions with vLLM."""
+
+    section = "gen.captions"
+
+    @classmethod
+    def shards_at_once(cls, settings: Captions) -> int:
+        """See `TextEngine`: small ones must be several to fill the engine while others end."""
+        return 1 + min(-(-FULL // settings.shard_size), 32)
+
+    def _template(self, llm: Any) -> ChatTemplate:
+        return ChatTemplate(llm.get_tokenizer(), self.settings, self.section)
+
+
+class VLLMVisionEngine(_VLLM[Recaption], VisionEngine):
+    """Describes images with vLLM, which has templates of its own for models that see."""
+
+    section = "gen.recaption"
+
+    @classmethod
+    def shards_at_once(cls, settings: Recaption) -> int:
+        """See `TextEngine`: shards of images are large."""
+        return 2
+
+    def question(self, picture: Any, prompt: str) -> Conversation:
+        """See `VisionEngine`."""
+        content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": prompt}]
+        return [{"role": "user", "content": content}]

@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from gen.shards.finished_pictures import SPLIT
-from gen.shards.store import DATA_PREFIX, ShardOutput
+from gen.shards.local import Worker
+from gen.shards.store import ShardOutput
 from synthclip_jax.data.readers.agreement import load_scores
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, ShardName, frame_shard, unframe_shard
 from synthclip_jax.files.locations import Location
+from synthclip_jax.workdir.generated import DATA_PREFIX
 
 LOW_AGREEMENT = "low_agreement"  # the reason that is counted
 
 
-class FilterWorker:
+class FilterWorker(Worker):
     """Copies the pairs of one shard after another that score high enough."""
 
     def __init__(self, source: Location, whole: str, name: str, min_score: float):

@@ -214,11 +214,6 @@ def shortened(text: str) -> str:
     return text if len(text) <= 160 else f"{text[:150]}..."
 
 
-def reject_reason(text: str, concept: str, min_words: int, max_words: int) -> str | None:
-    """Why a cleaned answer is no caption for the concept by the paper's rules; see `CaptionFilters`."""
-    return CaptionFilters(("refusal", "concept", "length", "one_sentence"), min_words, max_words).reason(text, concept)
-
-
 def is_one_sentence(text: str) -> bool:
     """Whether no sentence ends before the text does."""
     for end in _SENTENCE_END.finditer(text):

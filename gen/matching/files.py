@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
 from gen.matching.keep_rate import Matches
+from gen.shards.tables import read_columns
 from synthclip_jax.devices.cores import core_count
-from synthclip_jax.files.locations import Location, parquet_source
-from synthclip_jax.files.storage import StoreError
+from synthclip_jax.files.locations import Location
 
 CAPTIONS_PER_ID = 10_000  # a caption's number has four digits
 BLOCK = 131_072  # captions that a pass looks at together, unless one file has more
@@ -116,27 +116,6 @@ class MatchFiles:
             Matches.concatenate([_matches(table) for table in tables]),
             np.concatenate([table.column("draw").to_numpy() for table in tables]),
         )
-
-
-def read_columns(path: Location, names: Sequence[str]):
-    """Columns of a Parquet file as a table, read on this thread alone.
-
-    Raises:
-      StoreError: it is missing or damaged.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # pq.read_table makes a data set of the file first, which takes longer than to read a small one.
-    try:
-        with pq.ParquetFile(parquet_source(path)) as file:
-            return file.read(list(names), use_threads=False)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: missing. python -m gen.verify --repair says what to do") from error
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise StoreError(f"{path}: damaged ({error}). python -m gen.verify --repair says what to do") from error
 
 
 def _matches(table) -> Matches:

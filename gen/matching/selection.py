@@ -1,22 +1,21 @@
-"""Which captions of a pool are kept, and the file of them.
+"""Which captions of a pool are kept.
 
 Repeated captions go first, the lowest id staying; then concepts are counted, the threshold is settled, and what other
 thresholds would keep is printed. Everything is a function of the captions, their ids and the seed: not of shards,
 threads or the order in which they were made.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from gen.matching.files import SIGNATURE, Block, MatchFiles, read_columns
+from gen.matching.files import SIGNATURE, Block, MatchFiles
 from gen.matching.keep_rate import (
     KeepRate,
     Matches,
@@ -31,9 +30,7 @@ from gen.matching.keep_rate import (
 )
 from gen.matching.near_duplicates import first_of_alike, rows_of_repeated
 from synthclip_jax.errors import UserError
-from synthclip_jax.files.locations import Location
 
-BLOCK = 262_144  # captions written at once
 HELD = 4_000_000  # captions whose matches may be in memory while a threshold is solved
 
 
@@ -302,65 +299,3 @@ def _curve_text(curve: list[KeepRate], t: float, pool: int, unique: int, matched
         share = f"{point.kept / unique:.1%}"
         lines.append(f"{point.t:>12.6g} {point.kept:>12,} {share:>10} {point.tail_share:>12.1%}{mark}")
     return "\n".join(lines)
-
-
-def selected_writer(
-    files: MatchFiles, rows: Int64[np.ndarray, " kept"], captions: Sequence[Location], bank_digest: str
-) -> Callable[[Any], None]:
-    """What writes the captions kept as a Parquet file, in the order of ids, block by block, to an open file.
-
-    Args:
-      files: the pool.
-      rows: the captions kept, in the order of ids.
-      captions: the caption shard that belongs to each match file.
-      bank_digest: goes into the file's metadata.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {
-            "id": pa.string(),
-            "concept_id": pa.int32(),
-            "concept": pa.string(),
-            "caption": pa.string(),
-            "matches": pa.list_(pa.int32()),
-        },
-        metadata={"bank_digest": bank_digest},
-    )
-
-    def fill(target: Any) -> None:
-        starts = list(range(0, len(rows), BLOCK))
-        with (
-            pq.ParquetWriter(target, schema, compression="zstd") as writer,
-            concurrent.futures.ThreadPoolExecutor(1) as reader,
-        ):
-            ahead = None
-            for start in [*starts, None]:
-                block = ahead
-                if start is not None:
-                    ahead = reader.submit(_selected_block, files, rows[start : start + BLOCK], captions)
-                if block:
-                    writer.write_table(block.result().cast(schema))
-
-    return fill
-
-
-def _selected_block(files: MatchFiles, rows: Int64[np.ndarray, " block"], captions: Sequence[Location]) -> Any:
-    """The captions at the given rows, in that order, as a table."""
-    import pyarrow as pa
-
-    file_of, place_of = files.places(rows)
-    tables, parts, places = [], [], []
-    for file in np.unique(file_of):
-        here = np.flatnonzero(file_of == file)
-        table = read_columns(captions[file], ["id", "concept_id", "concept", "caption"])
-        tables.append(table.take(place_of[here]))
-        parts.append(files.matches(file).take(place_of[here]))
-        places.append(here)
-    table, matches = pa.concat_tables(tables), Matches.concatenate(parts)
-    order = np.argsort(np.concatenate(places))
-    if (np.diff(order) != 1).any():
-        table, matches = table.take(order), matches.take(order)
-    lists = pa.ListArray.from_arrays(pa.array(matches.offsets, pa.int32()), pa.array(matches.values))
-    return table.append_column("matches", lists)

@@ -4,6 +4,7 @@ So no draw depends on batch, worker, order or restart, and two purposes of one i
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,3 +27,15 @@ def uniforms(seed: int, identities: Sequence[str], purpose: str) -> Float64[np.n
     before, after, blake2b = f"{seed}\x1f", f"\x1f{purpose}", hashlib.blake2b
     digests = [blake2b(f"{before}{identity}{after}".encode(), digest_size=8).digest() for identity in identities]
     return (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(11)) * 2.0**-53
+
+
+def others(seed: int, identity: str, concept: int, count: int, bank_size: int) -> list[int]:
+    """Numbers of `count` other concepts of the bank for one caption, drawn by hash, none of them twice."""
+    drawn: list[int] = []
+    for attempt in itertools.count():
+        if len(drawn) == min(count, bank_size - 1):
+            return drawn
+        other = bits63(seed, identity, f"other concept {attempt}") % bank_size
+        if other != concept and other not in drawn:
+            drawn.append(other)
+    raise AssertionError("unreachable")

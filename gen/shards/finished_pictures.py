@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gen.shards.store import DATA_PREFIX, StageStore, StoreError
+from gen.shards.store import StageStore
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.records import INDEX_SUFFIX
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.storage import StoreError
+from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import Version, find_version
 
 SPLIT = "train"  # that all pictures are in

@@ -12,7 +12,45 @@ from typing import Any, Protocol
 from gen.shards.progress import Progress
 from gen.shards.store import ShardOutput, StageStore
 
-Worker = Callable[[Mapping[str, Any]], ShardOutput]
+
+class Worker:
+    """Makes shards of a stage, one after another. A plain function of a shard will do, too.
+
+    Attributes:
+      overlap: above 1, it is called from that many threads at once, each with a shard of its own, so that its model
+        works on the next shard while the last one is encoded and committed; its `close` ends the calls that are
+        running.
+      progress: of the stage, before work starts.
+      reports_items: it tells `progress` of each item itself while it works.
+    """
+
+    overlap = 1
+    progress: Progress | None = None
+    reports_items = False
+
+    def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
+        """Makes one shard."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+class _FunctionWorker(Worker):
+    def __init__(self, function: Callable[[Mapping[str, Any]], ShardOutput]):
+        self._function = function
+
+    def __call__(self, shard: Mapping[str, Any]) -> ShardOutput:
+        return self._function(shard)
+
+
+MakeWorker = Callable[[], Worker | Callable[[Mapping[str, Any]], ShardOutput]]
+
+
+def made_worker(make_worker: MakeWorker) -> Worker:
+    """The worker, which may be a plain function."""
+    made = make_worker()
+    return made if isinstance(made, Worker) else _FunctionWorker(made)
 
 
 class Executor(Protocol):
@@ -22,20 +60,24 @@ class Executor(Protocol):
         self,
         store: StageStore,
         shards: Sequence[Mapping[str, Any]],
-        make_worker: Callable[[], Worker],
+        make_worker: MakeWorker,
         *,
         label: str,
         unit: str,
+        gpus: int = 0,
+        at_once: int = 1,
     ) -> dict[int, dict[str, Any]]: ...
 
 
 def run_local(
     store: StageStore,
     shards: Sequence[Mapping[str, Any]],
-    make_worker: Callable[[], Worker],
+    make_worker: MakeWorker,
     *,
     label: str,
     unit: str,
+    gpus: int = 0,
+    at_once: int = 1,
     part: tuple[int, int] = (0, 1),
 ) -> dict[int, dict[str, Any]]:
     """Runs the shards one after another in this process.
@@ -43,13 +85,10 @@ def run_local(
     Args:
       store: where plan and records live; `store.ensure_plan` has been called.
       shards: one mapping per planned shard with at least `index` and `items` (how many items it plans to make).
-      make_worker: builds the worker, which may load a model; called only if a shard is left to do. A worker may have
-        `close()`, and an attribute `progress` that is set to the stage's `Progress` before work starts: then the
-        worker reports items itself while it works. A worker with an attribute `overlap` above 1 is called from that
-        many threads at once, each with a shard of its own, so that its model works on the next shard while the last one
-        is encoded and committed; its `close()` ends the calls that are running.
+      make_worker: builds the worker, which may load a model; called only if a shard is left to do.
       label: the stage's name in the progress line.
       unit: what an item is, in the plural.
+      gpus, at_once: what a worker can use, and shards that fill it, for executors that find it a place.
       part: number of this process and how many work on the same workdir: each begins with shards of its own and helps
         with what is left when they are done.
 
@@ -66,19 +105,17 @@ def run_local(
         for reason, count in record["rejects"].items():
             rejects[reason] = rejects.get(reason, 0) + count
     progress = Progress(sum(shard["items"] for shard in shards), unit, label, done, rejects)
-    worker: Any = make_worker()
-    reports_itself = hasattr(worker, "progress")
-    if reports_itself:
-        worker.progress = progress
+    worker = made_worker(make_worker)
+    worker.progress = progress
     try:
         with contextlib.closing(work_ahead(worker, _left(store, in_turn(todo, *part), records, progress))) as work:
             for shard, output, seconds in work:
                 records[shard["index"]] = store.commit(shard["index"], output, seconds)
-                if not reports_itself:
+                if not worker.reports_items:
                     progress.update(shard["items"], output.rejects)
         progress.close()
     finally:
-        getattr(worker, "close", lambda: None)()
+        worker.close()
     return dict(sorted(records.items()))
 
 
@@ -113,8 +150,8 @@ def work_ahead(
     Yields:
       In order, a shard, its output, and the seconds that it alone cost: those since the one before was done.
     """
-    overlap, done = getattr(worker, "overlap", 1), 0.0
-    if overlap == 1:
+    done = 0.0
+    if worker.overlap == 1:
         for shard in shards:
             start = time.monotonic()
             output = worker(shard)
@@ -125,13 +162,13 @@ def work_ahead(
         start = time.monotonic()
         return worker(shard), start, time.monotonic()
 
-    pool = concurrent.futures.ThreadPoolExecutor(overlap, "shard")
+    pool = concurrent.futures.ThreadPoolExecutor(worker.overlap, "shard")
     ahead: collections.deque[tuple[Mapping[str, Any], concurrent.futures.Future]] = collections.deque()
     waiting = iter(shards)
     try:
         while True:
             # One more than there are threads: none waits while the oldest is committed.
-            for shard in itertools.islice(waiting, overlap + 1 - len(ahead)):
+            for shard in itertools.islice(waiting, worker.overlap + 1 - len(ahead)):
                 ahead.append((shard, pool.submit(timed, shard)))
             if not ahead:
                 return
@@ -140,7 +177,7 @@ def work_ahead(
             yield shard, output, max(0.0, finished - max(start, done))
             done = max(done, finished)
     except BaseException:
-        getattr(worker, "close", lambda: None)()  # else the threads would finish their shards first
+        worker.close()  # else the threads would finish their shards first
         raise
     finally:
         pool.shutdown(cancel_futures=True)

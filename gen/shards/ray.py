@@ -19,16 +19,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from gen.engines.isolation import is_explained
-from gen.shards.local import Worker
+from gen.shards.local import MakeWorker, Worker, made_worker
 from gen.shards.progress import Committed
-from gen.shards.store import StageStore, StoreError, list_files, to_json, write_atomic
+from gen.shards.store import StageStore
 from synthclip_jax.config.generation import Gen, Workers
 from synthclip_jax.errors import is_unreachable
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, list_files, write_atomic
 
 AT_ONCE = 2  # shards that an actor is given, so that the next one is there when the last one ends
 DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed
@@ -53,10 +55,12 @@ class RayExecutor:
         self,
         store: StageStore,
         shards: Sequence[Mapping[str, Any]],
-        make_worker: Callable[[], Worker],
+        make_worker: MakeWorker,
         *,
         label: str,
         unit: str,
+        gpus: int = 0,
+        at_once: int = 1,
     ) -> dict[int, dict[str, Any]]:
         """Runs every shard that has no commit record. See `gen.shards.local.run_local`; `make_worker` is pickled.
 
@@ -70,7 +74,7 @@ class RayExecutor:
             return records
         _connect()
         settings = getattr(self.gen.ray, label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
-        resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings)}
+        resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings, gpus)}
         progress = Committed(sum(shard["items"] for shard in shards), unit, label)
         failures = store.folder / "failures"
         _clear(failures)
@@ -78,7 +82,7 @@ class RayExecutor:
         made = 0
         print(f"{label}: {_demand(todo, resources, settings)}", file=sys.stderr, flush=True)
         actor = (store, make_worker, self.gen.ray.tries, os.getcwd())
-        rows = _rows(store, todo, actor, resources, settings, self._at_once(label))
+        rows = _rows(store, todo, actor, resources, settings, max(AT_ONCE, at_once))
         with contextlib.closing(rows), progress.shown(records):
             for row in rows:
                 if row["error"]:
@@ -100,18 +104,12 @@ class RayExecutor:
         _clear(failures)
         return dict(sorted(records.items()))
 
-    def _gpus(self, label: str, settings: Workers) -> float:
-        """GPUs of one worker; -1 in the configuration: what its engine can use, if the cluster can have any."""
+    def _gpus(self, label: str, settings: Workers, wanted: int) -> float:
+        """GPUs of one worker; -1 in the configuration: what it can use, if the cluster can have any."""
         if settings.gpus >= 0:
             return settings.gpus
         import ray
 
-        wanted = {
-            "captions": 0 if self.gen.captions.engine == "templates" else self.gen.captions.tensor_parallel,
-            "images": 0 if self.gen.images.engine == "sprites" else 1,
-            "recaption": self.gen.recaption.tensor_parallel,
-            "agreement": 1,
-        }.get(label, 0)
         if wanted and not ray.cluster_resources().get("GPU"):
             joined = os.environ.get("RAY_ADDRESS")  # a cluster that machines may still join
             note = (
@@ -122,14 +120,6 @@ class RayExecutor:
             print(f"{label}: no machine of the Ray cluster has a GPU, {note}", file=sys.stderr, flush=True)
             return wanted if joined else 0
         return wanted
-
-    def _at_once(self, label: str) -> int:
-        """Shards that one worker is given; as many as its engine needs, which is not there yet."""
-        if label in ("captions", "recaption") and self.gen[label].engine == "vllm":
-            from gen.engines.vllm import shards_at_once
-
-            return shards_at_once(self.gen[label])
-        return AT_ONCE
 
 
 def _connect() -> None:
@@ -214,11 +204,11 @@ class ShardActor:
       folder: the driver's working folder, in which relative paths of the configuration lie, where this machine has it.
     """
 
-    def __init__(self, store: StageStore, make_worker: Callable[[], Worker], tries: int, folder: str):
+    def __init__(self, store: StageStore, make_worker: MakeWorker, tries: int, folder: str):
         with contextlib.suppress(OSError):
             os.chdir(folder)
         self._store, self._make_worker, self._tries = store, make_worker, tries
-        self._worker: Any = None
+        self._worker: Worker | None = None
         self._loading, self._clock = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(1)
         self._finished = 0.0
@@ -249,8 +239,8 @@ class ShardActor:
     def _make(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         with self._loading:
             if self._worker is None:
-                self._worker = self._make_worker()
-                self._room = threading.Semaphore(getattr(self._worker, "overlap", 1))
+                self._worker = made_worker(self._make_worker)
+                self._room = threading.Semaphore(self._worker.overlap)
         with self._room:
             start = time.monotonic()
             output = self._worker(shard)

@@ -12,7 +12,6 @@ names the files by the store's own tag of their bytes, so that a record beside f
 
 import base64
 import contextlib
-import contextvars
 import dataclasses
 import datetime
 import hashlib
@@ -22,14 +21,16 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from gen.shards.plans import Compared, PlanMismatch, comparing, differences, read_json, there_and_expected
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location, is_url, location
-from synthclip_jax.files.state_files import to_json as to_json
+from synthclip_jax.files.state_files import to_json
 from synthclip_jax.files.storage import (
     Stamp,
+    StoreError,
     create_if_absent,
     explained,
     list_files,
@@ -39,65 +40,11 @@ from synthclip_jax.files.storage import (
     stamp,
     write_atomic,
 )
-from synthclip_jax.files.storage import StoreError as StoreError
 from synthclip_jax.workdir import generated
-from synthclip_jax.workdir.generated import DATA_PREFIX as DATA_PREFIX
-from synthclip_jax.workdir.generated import commit_path, is_safe, parse_commit
-from synthclip_jax.workdir.generated import plan_digest as plan_digest
-from synthclip_jax.workdir.versions import (
-    stage_folder as stage_folder,  # where a stage lies, for all who read or write it
-)
+from synthclip_jax.workdir.generated import DATA_PREFIX, commit_path, is_safe, parse_commit, plan_digest
 
-REMEDY = "Restore it, or let `python -m gen.verify --repair` say what can be done"
 _ATTEMPTS = 8  # at one shard that another driver commits at the same moment, in an object store
 _RECORD_NAME = re.compile(r"(\d{5,9})\.json")
-
-
-class PlanMismatch(StoreError):
-    """The workdir was made with another configuration.
-
-    Attributes:
-      lines: `key: there -> now` for each difference.
-    """
-
-    def __init__(self, text: str, lines: Sequence[str] = ()):
-        super().__init__(text)
-        self.lines = list(lines)
-
-
-class Compared(Exception):
-    """In place of a stage's work, where only its plan is asked for; see `planned_by`."""
-
-    def __init__(self, plan: dict[str, Any]):
-        super().__init__("the plan was only to be compared")
-        self.plan = plan
-
-
-_compared: contextvars.ContextVar[str] = contextvars.ContextVar("compared", default="")
-
-
-def planned_by(run: Callable[[], object], folder: Location) -> dict[str, Any] | None:
-    """The plan that a stage would follow, compared with the one in its folder if that is whole; nothing is written.
-
-    Args:
-      run: runs the stage.
-      folder: of the stage.
-
-    Returns:
-      None if the stage does nothing at all.
-
-    Raises:
-      PlanMismatch: the one that is there is another one.
-      UserError: what the stage needs before it can plan is not there.
-    """
-    token = _compared.set(str(folder))
-    try:
-        run()
-    except Compared as compared:
-        return compared.plan
-    finally:
-        _compared.reset(token)
-    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,47 +60,6 @@ class ShardOutput:
 def sha256(data: bytes) -> str:
     """Hex digest of the bytes."""
     return hashlib.sha256(data).hexdigest()
-
-
-def read_json(path: str | os.PathLike | Location, shape: state_files.Shape = dict, remedy: str = REMEDY) -> Any:
-    """Reads a JSON file of a stage: an object, whole, with the right `check` if it has one.
-
-    Args:
-      shape: what has to be in it, see `state_files`.
-      remedy: what to do where it is damaged.
-
-    Raises:
-      StoreError: the file is missing, cannot be read, or is damaged.
-    """
-    with explained(path):
-        return state_files.read(path, remedy, shape, error=StoreError)
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for each leaf in which two JSON values differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        lines = []
-        for key in sorted({*old, *new}):
-            if key not in old:
-                lines.append(f"{prefix}{key}: (absent) -> {_short(new[key])}")
-            elif key not in new:
-                lines.append(f"{prefix}{key}: {_short(old[key])} -> (absent)")
-            else:
-                lines += differences(old[key], new[key], f"{prefix}{key}.")
-        return lines
-    return [] if old == new else [f"{prefix[:-1]}: {_short(old)} -> {_short(new)}"]
-
-
-def there_and_expected(line: str) -> str:
-    """A line of `differences`, there -> expected, in words."""
-    key, _, values = line.partition(": ")
-    there, _, expected = values.partition(" -> ")
-    return f"{key} is {there}, expected {expected}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 class StageStore:
@@ -184,7 +90,7 @@ class StageStore:
         """
         # Tuples become lists, as they will be when read back.
         plan = state_files.unsealed(json.loads(to_json(dict(plan))))
-        compare_only = _compared.get() == str(self.folder)
+        compare_only = comparing() == str(self.folder)
         with explained(self.plan_path):
             planned = self.plan_path.exists()
         if not planned and compare_only:
@@ -323,12 +229,6 @@ class StageStore:
         if record and all(_agrees(meta, stamp(self.path(name))) for name, meta in record["files"].items()):
             return record
         return None
-
-    def forget(self, shard: int) -> None:
-        """Deletes a shard's record, so that the shard is made again."""
-        path = commit_path(self.folder, shard)
-        with explained(path), contextlib.suppress(FileNotFoundError):
-            path.unlink()
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """The records of shards that are done, by shard index.

@@ -7,10 +7,11 @@ own, and the dataset the next version. The stages before it are used as they are
 import datetime
 import os
 
-from gen.shards.store import StoreError, create_if_absent, to_json
 from gen.stages import FOLDERS, VERSIONED
 from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import Location
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, create_if_absent
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import FILTERED, Version, choose_version, list_versions
 

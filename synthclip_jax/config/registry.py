@@ -3,6 +3,22 @@
 Nothing of it is imported before it is asked for; `pkgutil.resolve_name` gives it.
 """
 
+# gen.captions.engine; see `gen/engines/interface.py`
+CAPTION_ENGINES = {
+    "vllm": "gen.engines.vllm:VLLMEngine",
+    "transformers": "gen.engines.language:TransformersEngine",
+    "templates": "gen.engines.templates:TemplatesEngine",
+}
+# gen.images.engine
+IMAGE_ENGINES = {
+    "diffusers": "gen.engines.diffusion:DiffusersEngine",
+    "sprites": "gen.engines.sprites:SpritesEngine",
+}
+# gen.recaption.engine: they describe images
+VISION_ENGINES = {
+    "vllm": "gen.engines.vllm:VLLMVisionEngine",
+    "transformers": "gen.engines.vision:TransformersVisionEngine",
+}
 # config.eval.suites; see `synthclip_jax.evals.suite`
 SUITES = {
     "zeroshot": "synthclip_jax.evals.zeroshot:ZeroShot",

@@ -13,10 +13,11 @@ from mutations import MANY, how_many, limits, mutations
 from gen.bank.block_list import BlockList
 from gen.bank.files import read_file
 from gen.concepts import load_bank, read_meta, run
-from gen.shards.store import StageStore, to_json
+from gen.shards.store import StageStore
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files, text_files
+from synthclip_jax.files.state_files import to_json
 from synthclip_jax.text.presence import normalise
 from synthclip_jax.workdir.generated import read_balance
 

@@ -12,7 +12,8 @@ from fuzz.mutations import MANY, how_many, limits, mutations
 
 from gen.checks.evidence import read_provenance
 from gen.engines.batch_size import recall
-from gen.shards.store import ShardOutput, StageStore, read_json
+from gen.shards.plans import read_json
+from gen.shards.store import ShardOutput, StageStore
 from gen.shards.versions import open_version
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files

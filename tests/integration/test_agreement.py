@@ -117,7 +117,7 @@ def test_without_a_checkpoint_the_stage_does_nothing(workdir):
 
 def test_another_checkpoint_on_scored_pairs_is_refused(workdir, monkeypatch):
     from gen import agreement
-    from gen.shards.store import StoreError
+    from synthclip_jax.files.storage import StoreError
 
     config = scored(workdir, monkeypatch)
     agreement.run(config, workdir)
@@ -157,8 +157,8 @@ def test_finalize_writes_a_dataset_without_the_low_pairs_that_tfds_reads(workdir
     import tensorflow_datasets as tfds
 
     from gen import agreement, finalize
-    from gen.shards.store import StoreError
     from gen.verify import verify
+    from synthclip_jax.files.storage import StoreError
     from synthclip_jax.workdir.versions import dataset_name
 
     config = scored(workdir, monkeypatch, "gen.agreement.min_score=0.7")

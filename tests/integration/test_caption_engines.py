@@ -7,7 +7,7 @@ from toy_bank import write_bank
 
 from gen import captions
 from gen.engines import smollm2
-from gen.engines.captions import make_engine
+from gen.engines.registry import make_caption_engine
 from synthclip_jax.config import load_config
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -67,7 +67,7 @@ def test_smollm2_writes_captions_through_the_stage(engine, tmp_path, monkeypatch
 
 
 def ask(config, questions):
-    engine = make_engine(config.gen.captions)
+    engine = make_caption_engine(config.gen.captions)
     try:
         conversations = [[{"role": "user", "content": question}] for question in questions]
         answers = dict(engine.generate(conversations, range(len(conversations))))

@@ -10,7 +10,9 @@ from toy_models import pixart, stable_diffusion_xl
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines import random_weights
-from gen.engines.images import Rejected, Request, Sampler, sampler_of
+from gen.engines.interface import Rejected, Request
+from gen.engines.jpeg import encode_jpeg
+from gen.engines.samplers import Sampler, sampler_of
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.records import IndexedShard, find_shards
@@ -320,7 +322,7 @@ def test_the_stage_writes_the_engines_pictures_with_their_captions(tiny_model, t
         assert row["caption"][0].decode() == captions[int(identity[:6])]
         request = Request(row["caption"][0].decode(), "", images.picture_seed(config.seed, identity, 0))
         (picture,) = engine.generate([request])
-        expected = images.encode_jpeg(picture, 16, config.gen.images.jpeg_quality)
+        expected = encode_jpeg(picture, 16, config.gen.images.jpeg_quality)
         with Image.open(io.BytesIO(row["image"][0])) as stored, Image.open(io.BytesIO(expected)) as wanted:
             assert np.array_equal(np.array(stored), np.array(wanted))
     plan = json.loads((tmp_path / "gen" / "images" / "plan.json").read_text())

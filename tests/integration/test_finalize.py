@@ -82,7 +82,7 @@ def test_a_missing_shard_is_named_and_a_missing_index_rebuilt(made, tmp_path):
     import shutil
 
     from gen import finalize
-    from gen.shards.store import StoreError
+    from synthclip_jax.files.storage import StoreError
 
     config, workdir, _ = made
     copy = tmp_path / "copy"

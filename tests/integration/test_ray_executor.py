@@ -15,10 +15,11 @@ from gen import balance, captions, progress
 from gen.captions import CaptionWorker
 from gen.concepts import load_bank
 from gen.engines.isolation import REASON
+from gen.engines.registry import caption_engine, image_engine
 from gen.shards.executor import make_executor
 from gen.shards.local import run_local
-from gen.shards.store import StoreError
 from synthclip_jax.files.locations import location
+from synthclip_jax.files.storage import StoreError
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
@@ -106,7 +107,9 @@ def test_a_worker_gets_the_gpus_that_its_engine_can_use(monkeypatch, capfd):
         settings.gen.captions.update(engine="vllm", tensor_parallel=2)
         settings.gen.images.update(engine="diffusers")
         settings.gen[stage].update(values)
-        return make_executor("ray", settings.gen)._gpus(stage, settings.gen.ray[stage])
+        kinds = {"captions": caption_engine, "images": image_engine}
+        wanted = kinds[stage](settings.gen[stage]).gpus(settings.gen[stage]) if stage in kinds else 0
+        return make_executor("ray", settings.gen)._gpus(stage, settings.gen.ray[stage], wanted)
 
     assert gpus("images") == gpus("captions") == gpus("balance") == 0  # this machine has none, and is alone
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # machines may join
@@ -115,7 +118,7 @@ def test_a_worker_gets_the_gpus_that_its_engine_can_use(monkeypatch, capfd):
     assert gpus("captions", engine="templates") == gpus("images", engine="sprites") == 0
     settings = config()
     settings.gen.ray.images.gpus = 0.5  # two workers on a GPU
-    assert make_executor("ray", settings.gen)._gpus("images", settings.gen.ray.images) == 0.5
+    assert make_executor("ray", settings.gen)._gpus("images", settings.gen.ray.images, 1) == 0.5
 
 
 @pytest.mark.usefixtures("cluster")

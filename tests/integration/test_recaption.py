@@ -9,13 +9,14 @@ from toy_models import llava
 from toy_selected import write_selected
 
 from gen import images, recaption
+from gen.engines.interface import VisionEngine
 from gen.filters.captions import NothingAcceptedError
-from gen.shards.store import StoreError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers.recaptions import SUFFIX
 from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.data.stream import open_dataset
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import dataset_folder
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -46,7 +47,7 @@ def end_with(model, tokens):
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, *tokens]}))
 
 
-class Scripted:
+class Scripted(VisionEngine):
     """Describes a picture by its colour; what it says of some of them is no caption, or an error."""
 
     def __init__(self, *, fails=(), dies_after=None, says=None):
@@ -64,9 +65,6 @@ class Scripted:
             if (answer := f"A picture of colour {red} {green} {blue}.") in self.fails:
                 raise KeyError("this picture cannot be read")
             yield index, self.says or answer
-
-    def close(self):
-        pass
 
 
 def described(workdir):

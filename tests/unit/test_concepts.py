@@ -8,7 +8,7 @@ import pytest
 
 from gen.bank.sources import DEBIAN_WORDNET, BankError
 from gen.concepts import build_bank, load_bank, run
-from gen.shards.store import PlanMismatch
+from gen.shards.plans import PlanMismatch
 from synthclip_jax.config import default_config
 
 wordfreq = pytest.importorskip("wordfreq")

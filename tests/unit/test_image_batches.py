@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gen.engines.image_batches import ImageBatches
-from gen.engines.images import Rejected, Request
+from gen.engines.interface import ImageEngine, Rejected, Request
+from gen.shards import local
 from gen.shards.local import work_ahead
 from gen.shards.store import ShardOutput
 
@@ -16,7 +17,7 @@ def picture(seed):
     return np.full((2, 2, 3), seed % 256, np.uint8)
 
 
-class Engine:
+class Engine(ImageEngine):
     """Notes the batches that it is asked for; rejects seeds below zero."""
 
     def __init__(self, batch_size):
@@ -159,7 +160,7 @@ def test_closing_ends_the_shards_that_wait():
 # Shards that overlap
 
 
-class Worker:
+class Worker(local.Worker):
     """Two stages: the device, which takes one shard at a time, and what comes after it."""
 
     overlap = 2

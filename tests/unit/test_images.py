@@ -12,12 +12,14 @@ import pytest
 from toy_selected import CAPTIONS, write_selected
 
 from gen import images
-from gen.engines.images import Rejected
+from gen.engines.interface import ImageEngine, Rejected
 from gen.shards import draws
-from gen.shards.store import PlanMismatch, StageStore, StoreError
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.records import IndexedShard, find_shards
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import dataset_folder
 
 pytest.importorskip("pyarrow")
@@ -63,7 +65,7 @@ def made(tmp_path_factory):
     return workdir, images.run(config_with(), workdir)
 
 
-class ScriptedEngine:
+class ScriptedEngine(ImageEngine):
     """Answers each caption with the outcomes listed for it, one per attempt, then with noise."""
 
     def __init__(self, script):

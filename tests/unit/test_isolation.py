@@ -12,9 +12,8 @@ from toy_selected import write_selected
 from gen import captions, images
 from gen.captions import CaptionWorker
 from gen.concepts import load_bank
-from gen.engines.captions import EngineError
 from gen.engines.image_batches import ImageBatches
-from gen.engines.images import Request
+from gen.engines.interface import CaptionEngine, EngineError, ImageEngine, Request
 from gen.engines.isolation import IN_A_ROW, EngineFailure, Isolation, is_fatal
 from gen.shards.local import run_local
 from synthclip_jax.config import default_config
@@ -25,7 +24,7 @@ class Poisoned(RuntimeError):
     pass
 
 
-class Painter:
+class Painter(ImageEngine):
     """Draws a grey that the seed chooses; raises on captions that contain a word. Counts its calls."""
 
     def __init__(self, poison=None, error=Poisoned, batch_size=8, launches=False):
@@ -42,11 +41,15 @@ class Painter:
         ]
 
 
-class Writer:
+class Writer(CaptionEngine):
     """Answers with a caption about the concept; raises when it comes to one that contains a word."""
 
     def __init__(self, poison, error=Poisoned):
         self.poison, self.error = poison, error
+
+    @classmethod
+    def identity(cls, settings):
+        return {}
 
     def generate(self, conversations, seeds):
         for index, messages in enumerate(conversations):
@@ -54,9 +57,6 @@ class Writer:
             if self.poison in concept:
                 raise self.error(f"cannot write of {concept}")
             yield index, f"A {concept} stands on a green hill."
-
-    def close(self):
-        pass
 
 
 def image_config(**values):
@@ -191,7 +191,7 @@ def test_the_stage_as_a_whole_goes_on(tmp_path, monkeypatch):
     write_bank(tmp_path, [f"thing{number}" for number in range(30)])
     config = default_config()
     config.gen.captions.update(engine="transformers", shard_size=10)
-    monkeypatch.setattr(captions, "engine_identity", lambda _: {})
+    monkeypatch.setattr(captions, "caption_engine", lambda _: Writer)
     monkeypatch.setattr(captions, "make_engine", lambda _: Writer("thing7"))
     summary = captions.run(config, tmp_path)
     assert summary["captions"] == 29

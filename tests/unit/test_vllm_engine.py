@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from gen.engines.captions import EngineError
 from gen.engines.chat_templates import TemplateError
+from gen.engines.interface import EngineError
 from gen.engines.vllm import VLLMEngine
 
 SLOTS = 4  # prompts that the stand-in works on at once
@@ -80,7 +80,7 @@ class FakeVLLM:
 def engine(monkeypatch):
     settings = types.SimpleNamespace(
         model="some-model", revision="", batch_size=8, shard_size=100, temperature=1.0, top_p=1.0, presence_penalty=0.0,
-        frequency_penalty=0.0, max_new_tokens=8,
+        frequency_penalty=0.0, max_new_tokens=8, chat_template_kwargs=(),
     )  # fmt: skip
     engine, fake = VLLMEngine(settings), FakeVLLM()
     engine.fake = fake
@@ -131,7 +131,7 @@ def test_the_next_shard_begins_before_the_last_ones_stragglers_end(engine):
 @pytest.mark.parametrize(("shard_size", "overlap"), [(4096, 2), (1024, 2), (128, 9), (1, 33)])
 def test_as_many_shards_are_in_work_as_fill_the_engine(engine, shard_size, overlap):
     engine.settings.shard_size = shard_size
-    assert VLLMEngine(engine.settings).overlap == overlap
+    assert VLLMEngine.shards_at_once(engine.settings) == overlap
 
 
 def test_no_more_prompts_than_asked_for_are_inside_the_engine(engine):

@@ -1,0 +1,1 @@
+"""What each stage costs: measured on this machine, or published."""
