@@ -31,10 +31,13 @@ class Engine(Generic[Settings]):
 
     has_own_process = False  # its model runs in another process than the one that calls it, on all cores
 
+    def __init__(self, settings: Any):
+        """Loads what it needs, as its section of the configuration says; nothing, if it needs nothing."""
+
     @classmethod
     def load(cls, settings: Settings) -> Self:
         """The engine with its model, as its section of the configuration says."""
-        return cls(settings)  # type: ignore[call-arg]
+        return cls(settings)
 
     @classmethod
     def gpus(cls, settings: Settings) -> int:

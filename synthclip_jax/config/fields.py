@@ -6,7 +6,7 @@ At run time a config is an `ml_collections.ConfigDict` of the same shape.
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 
@@ -17,7 +17,7 @@ class Field:
     Attributes:
       default: also fixes the type (`int` is accepted where the default is a `float`).
       doc: what it means, with units.
-      choices: the allowed values, or for a tuple the allowed items.
+      choices: the allowed values, or for a tuple the allowed items; a registry as it stands when a value is checked.
       low, high: inclusive bounds of a number, or of each item of a tuple of numbers.
       item: type of a tuple's items, from the annotation.
       length: number of items of a tuple, where the annotation fixes it.
@@ -25,7 +25,7 @@ class Field:
 
     default: Any
     doc: str
-    choices: tuple | None = None
+    choices: Collection | None = None
     low: float | None = None
     high: float | None = None
     item: type | None = None
@@ -36,7 +36,7 @@ Tree = Mapping[str, "Field | Tree"]
 
 
 def value(
-    default: Any, doc: str, choices: tuple | None = None, low: float | None = None, high: float | None = None
+    default: Any, doc: str, choices: Collection | None = None, low: float | None = None, high: float | None = None
 ) -> Any:
     """A value of a section, see `Field`. For type checkers it is what the section's annotation says."""
     return Field(default, doc, choices, low, high)

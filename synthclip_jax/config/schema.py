@@ -148,7 +148,7 @@ class Train(Section):
     lr_start: float = value(1e-6, "at the first step of the warm-up", low=0.0)
     lr_end: float = value(1e-5, "at the last step", low=0.0)
     warmup_epochs: float = value(1.0, "linear warm-up", low=0.0)
-    optimizer: str = value("adamw", "what turns gradients into updates", choices=tuple(registry.OPTIMIZERS))
+    optimizer: str = value("adamw", "what turns gradients into updates", choices=registry.OPTIMIZERS)
     beta1: float = value(0.9, "AdamW", low=0.0, high=1.0)
     beta2: float = value(0.98, "AdamW", low=0.0, high=1.0)
     eps: float = value(1e-8, "AdamW", low=0.0)
@@ -232,7 +232,7 @@ class Eval(Section):
     suites: tuple[str, ...] = value(
         ("zeroshot",),
         "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suite",
-        choices=tuple(registry.SUITES),
+        choices=registry.SUITES,
     )
     datasets: tuple[str, ...] = value(
         (),
