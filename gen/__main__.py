@@ -7,8 +7,8 @@ that was made with another configuration is refused; --new-version keeps what is
 dataset beside it, of which only the stages that change are made again.
 
 --executor=ray runs the shards on the Ray cluster that RAY_ADDRESS names, or on one that it starts on this machine.
-Several processes with --executor=local may share a workdir: --part=0/8 is the first of eight, which a SLURM array
-says by itself. `python -m gen.progress` shows how far they are.
+Several processes with --executor=local may share a workdir: --part=0/8 is the first of eight; set
+automatically in a SLURM array. `python -m gen.progress` shows how far they are.
 """
 
 import argparse

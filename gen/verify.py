@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--version", default="", help="of the dataset; the newest if not given")
     parser.add_argument("--repair", action="store_true", help="make again what is wrong")
     parser.add_argument("--config", help="for --repair: the run's config file, if it is not found in the workdir")
-    parser.add_argument("--processes", type=int, default=0, help="that read and decode; 0: one for each core")
+    parser.add_argument("--processes", type=int, default=0, help="number of worker processes; 0: one per core")
     arguments, rest = parser.parse_known_args()
     if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
         parser.error(f"unknown: {' '.join(unknown)}")

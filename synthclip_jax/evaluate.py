@@ -1,8 +1,8 @@
-"""Evaluates a checkpoint on test sets that no one trained on, and writes the numbers down.
+"""Evaluates a checkpoint on held-out test sets and saves the metrics.
 
     python -m synthclip_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
     python -m synthclip_jax.evaluate --config=C --workdir=W --suite=zeroshot --dataset=wds:DIR --dataset=NAME=folder:DIR
-    python -m synthclip_jax.evaluate --config=C --workdir=W --suite=paper --data=DIR     the paper's, as far as in DIR
+    python -m synthclip_jax.evaluate --config=C --workdir=W --suite=paper --data=DIR   the paper's datasets found in DIR
     python -m synthclip_jax.evaluate --workdir=W --build                             all results in a CSV and a table
 
 Takes the newest checkpoint of the workdir (or --step), prints a table for each suite with 95% intervals and chance,

@@ -60,7 +60,7 @@ def export(
     """
     out = pathlib.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out}: there is something already. Give another --out, or delete it")
+        raise ExportError(f"{out}: is not empty. Give another --out, or delete it")
     model = load_model(workdir, step)
     configs = {name: _configs(model, name) for name in formats}  # before anything is written: it may be refused
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")

@@ -178,7 +178,7 @@ class _Reader(TableReader):
                 usual = collections.Counter(row.count("\t") for _, row in rows).most_common(1)[0][0]
                 where, row = next((where, row) for where, row in rows if row.count("\t") != usual)
                 raise self._error(
-                    where, f"{row[:60]!r} has {row.count(chr(9)) + 1} columns, other lines {usual + 1}. Mend the line"
+                    where, f"{row[:60]!r} has {row.count(chr(9)) + 1} columns, other lines {usual + 1}. Fix this line"
                 )
         if fields := _columns_by_blanks(rows):
             return self._of_table(fields)

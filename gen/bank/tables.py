@@ -65,7 +65,7 @@ class TableReader:
                 if any(field.strip() for field in fields):
                     rows.append((f"line {reader.line_num}", [normalise(field).strip() for field in fields]))
         except csv.Error as error:
-            raise self._error(f"line {reader.line_num}", f"not valid CSV ({error}). Mend the line") from error
+            raise self._error(f"line {reader.line_num}", f"not valid CSV ({error}). Fix this line") from error
         return rows
 
     def _of_table(self, rows: list[tuple[str, list[str]]]) -> list[Row]:
@@ -74,7 +74,7 @@ class TableReader:
         width = len(rows[0][1])
         for where, fields in rows:
             if len(fields) != width:
-                raise self._error(where, f"{len(fields)} columns, in the lines before {width}. Mend the line")
+                raise self._error(where, f"{len(fields)} columns, in the lines before {width}. Fix this line")
         first, body = rows[0][1], rows[1:]
         headed = {index for index, field in enumerate(first) if field.lower().replace(" ", "_") in HEADERS}
         ids = {index for index in range(width) if body and all(ID.fullmatch(row[index]) for _, row in body)}

@@ -227,7 +227,7 @@ class ShardActor:
                 return result | {"record": json.dumps(record)}
             mark = self._mark(index)
             if mark is None:
-                return result | {"failure": f"its process was ended {DEATHS} times (killed, or for want of memory)"}
+                return result | {"failure": f"its worker died {DEATHS} times (killed or out of memory)"}
             record = self._make(shard)
             mark.unlink()
             return result | {"record": json.dumps(record)}

@@ -214,9 +214,7 @@ class StageStore:
                 if not create_if_absent(record_path, to_json(record)) and not self.record(shard):
                     write_atomic(record_path, to_json(record))  # what is there does not count, or counts no longer
                 # No lock: only now it shows whose files the record stands beside. The next round looks.
-        raise StoreError(
-            f"{record_path}: another driver writes the same shard again and again. Let only one run, and start it again"
-        )
+        raise StoreError(f"{record_path}: another driver keeps rewriting this shard. Stop all other drivers and rerun")
 
     def record(self, shard: int) -> dict[str, Any] | None:
         """The record of a shard if it is done, else None.

@@ -44,7 +44,7 @@ def _check_nothing_said(config: Section, tree: Tree, prefix: str) -> Iterator[st
             yield from _check_nothing_said(config[key], node, f"{prefix}{key}.")
         elif node.default == "" and config[key] and config[key].strip("'\"").lower() in _NOTHING:
             yield (
-                f"{prefix}{key}: given {config[key]!r}, which is a text like any other; for none leave it empty:"
+                f"{prefix}{key}: given {config[key]!r}, which is a text like any other; leave it empty for none:"
                 f" --config.{prefix}{key}="
             )
 

@@ -152,9 +152,7 @@ class Images(Section):
     size: int = value(256, "side of the stored picture, pixels", low=8)
     jpeg_quality: int = value(75, "JPEG quality (75: PIL's default, which the paper used)", low=1, high=100)
     per_caption: int = value(1, "pictures of each caption, each with its own seed", low=1, high=99)
-    batch_size: int = value(
-        0, "pictures generated at once; 0: what is found best on this machine, and remembered", low=0
-    )
+    batch_size: int = value(0, "pictures generated at once; 0: fastest size, measured once and cached", low=0)
     compile: str = value(
         "auto",
         "torch.compile's mode for denoiser and decoder; auto: default on a GPU, none elsewhere",

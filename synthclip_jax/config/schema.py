@@ -184,9 +184,7 @@ class Train(Section):
     tensorboard: bool = value(True, "write TensorBoard's files too, where the package is installed")
     wandb: str = value("", "project at Weights & Biases to report to, where the package is installed; empty: none")
     profile: tuple[int, int] = value((0, 0), "(first, last) step that the profiler records; (0, 0): none", low=0)
-    peer_timeout: int = value(
-        100, "seconds without a sign of life from one of several processes after which all others end too", low=1
-    )
+    peer_timeout: int = value(100, "heartbeat timeout, seconds, after which all processes exit", low=1)
     mesh: Mesh
 
 

@@ -29,7 +29,7 @@ def initialize(peer_timeout: int = 100) -> None:
     called before anything touches a device.
 
     Args:
-      peer_timeout: seconds without a sign of life after which a process counts as dead and all others end too.
+      peer_timeout: heartbeat timeout, seconds, after which all processes exit.
     """
     if _has_company(os.environ) and not jax.distributed.is_initialized():
         numbers = [os.environ.get(key) for key in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]

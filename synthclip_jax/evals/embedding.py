@@ -73,7 +73,7 @@ class Embedding(Suite):
         Column("alignment", "alignment", percent=False, digits=3),
         Column("uniformity of pictures", "image_uniformity", percent=False, digits=3),
         Column("of captions", "text_uniformity", percent=False, digits=3),
-        Column("told apart by a line %", "separable", interval=True),
+        Column("linearly separable %", "separable", interval=True),
     )
 
     def measure(self, dataset: Dataset, encoder: Any) -> Measured:

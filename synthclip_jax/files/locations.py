@@ -55,7 +55,7 @@ def location(place: str | os.PathLike | Location) -> Location:
         remedy = (
             f"pip install 'synthclip_jax[{extra}]'" if extra else "pip install universal_pathlib and what it asks for"
         )
-        raise LocationError(f"{place}: reading {protocol}:// needs a package more: {remedy} ({error})") from None
+        raise LocationError(f"{place}: reading {protocol}:// needs an additional package: {remedy} ({error})") from None
     except ValueError as error:
         raise LocationError(f"{place}: not a URL that fsspec knows ({error})") from None
 

@@ -1,4 +1,4 @@
-"""Other people's checkpoint folders: what their config files say, and how ours is said in their words.
+"""Third-party checkpoint formats, converted both ways.
 
 `open_clip` and `transformers` translate configs both ways, `bare` reads a state dict without one, `tensors` reads and
 writes the files. Names and shapes of the tensors are in `weights`. Nothing of this needs JAX or torch; `card`

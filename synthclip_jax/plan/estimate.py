@@ -98,7 +98,7 @@ def estimate(config: Config, topology: Topology) -> Need:
 
     Raises:
       MeshError: batch, mesh and machine do not fit together.
-      ConfigError: a regular expression of `config.train` fits no parameter.
+      ConfigError: a regular expression of `config.train` matches no parameter.
     """
     shape = sharding.mesh_shape(config.train.mesh, topology.chips)
     mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))

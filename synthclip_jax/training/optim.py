@@ -92,7 +92,7 @@ def trainable_mask(params: Any, frozen: Sequence[str]) -> Any:
     """False for parameters that a regular expression of `frozen` is found in the path of.
 
     Raises:
-      ConfigError: an expression fits no parameter, or nothing is left to train.
+      ConfigError: an expression matches no parameter, or nothing is left to train.
     """
     patterns = _patterns("train.frozen", frozen, params)
     mask = jax.tree_util.tree_map_with_path(
@@ -107,7 +107,7 @@ def learning_rate_factors(params: Any, multipliers: Sequence[tuple[str, float]])
     """What the learning rate is multiplied with, for each parameter: the factor of the first expression that fits.
 
     Raises:
-      ConfigError: an expression fits no parameter.
+      ConfigError: an expression matches no parameter.
     """
     patterns = _patterns("train.learning_rate_multipliers", [pattern for pattern, _ in multipliers], params)
     factors = [factor for _, factor in multipliers]
@@ -124,7 +124,7 @@ def _patterns(key: str, expressions: Sequence[str], params: Any) -> list[re.Patt
     patterns = [re.compile(expression) for expression in expressions]
     for pattern in patterns:
         if not any(pattern.search(name) for name in names):
-            raise ConfigError(f"{key}: {pattern.pattern!r} fits no parameter. They are called {', '.join(names)}")
+            raise ConfigError(f"{key}: {pattern.pattern!r} matches no parameter. Parameters: {', '.join(names)}")
     return patterns
 
 

@@ -72,7 +72,7 @@ def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
     """The program that `config` describes on a mesh.
 
     Raises:
-      ConfigError: a regular expression of `config.train` fits no parameter.
+      ConfigError: a regular expression of `config.train` matches no parameter.
     """
     train = config.train
     graphdef, init = make_model(config.model, config.data.image_size, train.logit_scale_init, train.logit_bias_init)

@@ -155,7 +155,7 @@ def test_an_engine_failure_ends_the_process_and_the_shard_is_made_by_another(tmp
 @pytest.mark.usefixtures("cluster")
 def test_a_shard_whose_process_dies_again_and_again_without_a_word_does_not_go_on_for_ever(tmp_path):
     store, shards = make_store(tmp_path), plan_shards(4)
-    with pytest.raises(WorkersFailed, match=r"shard 2: its process was ended 20 times"):
+    with pytest.raises(WorkersFailed, match=r"shard 2: its worker died 20 times"):
         executor()(store, shards, Fails("killed"), label="images", unit="items")
     assert sorted(store.committed()) == [0, 1, 3]
 

@@ -259,7 +259,7 @@ def test_importing_the_packages_pulls_in_nothing_heavy():
 @pytest.mark.parametrize("key", ["train.wandb", "train.init_from", "train.keep_best", "data.path", "gen.version"])
 @pytest.mark.parametrize("text", ["None", "none", "null", "False", "false", "'None'", "''"])
 def test_a_text_that_says_nothing_is_no_name_of_a_project_or_a_folder(key, text):
-    with pytest.raises(ConfigError, match=f"{key}: given .*for none leave it empty: --config.{key}="):
+    with pytest.raises(ConfigError, match=f"{key}: given .*leave it empty for none: --config.{key}="):
         load_config("configs/quickstart.py", [f"{key}={text}"])
     section, name = key.split(".")
     assert load_config("configs/quickstart.py", [f"{key}="])[section][name] == ""

@@ -159,7 +159,7 @@ def test_features_that_differ_or_are_not_numbers_fail_the_check(openai, tmp_path
 def test_a_folder_with_something_in_it_is_left_alone(openai, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(ExportError, match="there is something already"):
+    with pytest.raises(ExportError, match="is not empty"):
         export(openai, tmp_path / "out", log=quiet)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 

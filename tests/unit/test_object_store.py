@@ -69,7 +69,7 @@ def test_a_url_is_a_place_and_a_path_stays_a_path(folder):
     with pytest.raises(LocationError, match="nothing://x: not a URL that fsspec knows"):
         location("nothing://x")
     if not importlib.util.find_spec("adlfs"):
-        with pytest.raises(LocationError, match=r"abfs://x/y: reading abfs:// needs a package more: pip install"):
+        with pytest.raises(LocationError, match=r"x/y: reading abfs:// needs an additional package: pip install"):
             location("abfs://x/y")
 
 

@@ -192,7 +192,7 @@ def test_the_learning_rate_of_some_parameters_is_multiplied():
 @pytest.mark.parametrize("key", ["frozen", "learning_rate_multipliers"])
 def test_an_expression_that_fits_no_parameter_is_refused_with_the_names_there_are(key):
     value = ("vision",) if key == "frozen" else (("vision", 0.1),)
-    with pytest.raises(ConfigError, match=rf"{key}: 'vision' fits no parameter.*visual/blocks"):
+    with pytest.raises(ConfigError, match=rf"{key}: 'vision' matches no parameter.*visual/blocks"):
         run(toy(**{f"train__{key}": value}), steps=1)
 
 

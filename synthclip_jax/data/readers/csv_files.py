@@ -71,7 +71,7 @@ class _Lines:
             raise StopIteration
         self.number += 1
         if len(line) == MAX_LINE:
-            raise RecordError(f"{self._path}: line {self.number}: over {MAX_LINE:,} characters. Mend the line")
+            raise RecordError(f"{self._path}: line {self.number}: over {MAX_LINE:,} characters. Fix this line")
         return line
 
     def back(self, lines: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ def _csv(path: pathlib.Path, lines: _Lines, form: _Form) -> Iterator[tuple[int, 
             first = lines.number + 1
     except csv.Error as error:
         remedy = "Quotes inside a quoted field are doubled in CSV, and backslashes do not help"
-        raise RecordError(f"{path}: line {first}: {error}. Mend the line. {remedy}") from None
+        raise RecordError(f"{path}: line {first}: {error}. Fix this line. {remedy}") from None
 
 
 def _tsv(lines: _Lines, form: _Form) -> Iterator[tuple[int, list[str]]]:
