@@ -29,6 +29,7 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.cores import thread_count
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.images.decoding import PictureError, open_picture
+from synthclip_jax.images.headers import MAX_PIXELS
 from synthclip_jax.left_out import printable
 from synthclip_jax.model.preprocess import Preprocess
 from synthclip_jax.text.tokenizer import Tokenizer, encode
@@ -72,7 +73,7 @@ class Encoder:
         self.config, self.params = config, params
         self.embed_dim: int = config.model.embed_dim
         self.preprocess = Preprocess.from_config(config.data)
-        self.max_pixels: int = config.data.max_pixels
+        self.max_pixels: int = getattr(config.data, "max_pixels", MAX_PIXELS)  # an older config has none
         self.tokenizer = Tokenizer(config.model.text.context_length)
         self.placement = Placement.of(params)
         self.batch_size = self.placement.round_up(batch_size)

@@ -150,7 +150,7 @@ def work(config: Config, topology: Topology, need: Need) -> Work:
 
 def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     """The config with other values, by keys such as `train.microbatch`."""
-    changed = ml_collections.ConfigDict(config)
+    changed = ml_collections.ConfigDict(config).copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
     return ml_collections.FrozenConfigDict(changed)
 

@@ -13,6 +13,7 @@ pytest.importorskip("pyarrow")
 from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.report import audit, audit_page, measures, signatures
 from synthclip_jax.report.workdir import Run
+from synthclip_jax.workdir import generated
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -56,7 +57,7 @@ def score(workdir, no_better):
             "histogram": np.histogram(scores, 50, (-1, 1))[0].tolist(),
         }
         files = {f"data:{path.name}.agreement.npy": fake_run.npy(scores)}
-        store.forget(shard)
+        generated.commit_path(store.folder, shard).unlink(missing_ok=True)
         store.commit(shard, ShardOutput(files, count, info=measured))
 
 

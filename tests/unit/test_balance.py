@@ -21,6 +21,7 @@ import pytest
 
 from gen import balance, concepts
 from gen.matching import files as match_files
+from gen.matching import selected as selected_table
 from gen.matching import selection
 from gen.matching.keep_rate import (
     Matches,
@@ -296,7 +297,7 @@ def test_the_selection_does_not_depend_on_how_captions_were_sharded(tmp_path, mo
     ):
         config = make_workdir(tmp_path / name, rows, shard_of)
         config.gen.balance.t = 15.0
-        monkeypatch.setattr(selection, "BLOCK", block)
+        monkeypatch.setattr(selected_table, "BLOCK", block)
         balance.run(config, tmp_path / name)
         result = json.loads((tmp_path / name / "gen" / "balance" / "balance.json").read_text())
         results.append((selected(tmp_path / name), result["keep_curve"]))
