@@ -31,7 +31,7 @@ class Engine(Generic[Settings]):
 
     has_own_process = False  # its model runs in another process than the one that calls it, on all cores
 
-    def __init__(self, settings: Any):
+    def __init__(self, settings: Any = None):
         """Loads what it needs, as its section of the configuration says; nothing, if it needs nothing."""
 
     @classmethod

@@ -112,8 +112,15 @@ def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -
                     classes = gr.Textbox("\n".join(default_classes), label="Class names, one a line", lines=10)
                     templates = gr.Dropdown(sorted(template_sets()), value="simple", label="Prompt templates")
             label = gr.Label(label="Zero-shot", num_top_classes=TOP, elem_id="label")
-            for change in (picture.change, classes.change, templates.change):
-                change(explorer.classify, [picture, classes, templates], label, show_progress="minimal")
+            # One event for all three: what was changed last is what is shown last.
+            gr.on(
+                [picture.change, classes.change, templates.change],
+                explorer.classify,
+                [picture, classes, templates],
+                label,
+                show_progress="minimal",
+                trigger_mode="always_last",
+            )
         with gr.Tab("Walk the concepts", visible=bool(collection.concepts)):
             number = gr.State(0)
             concept = gr.Dropdown(collection.concepts, label="Concept", value=None, elem_id="concept")

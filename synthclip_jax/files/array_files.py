@@ -27,7 +27,7 @@ SLACK, RATIO = 2**28, 100
 MEMBERS = 1000
 # What NumPy writes ahead of an array, and nothing else: to read it takes no evaluation of Python.
 _HEADER = re.compile(
-    rb"\{'descr': '([<|][a-zA-Z]\d+)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,200})\), \} *\n"
+    rb"\{'descr': '([<|][biufcmMSUV]\d+)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,200})\), \} *\n"
 )
 
 
@@ -133,7 +133,7 @@ def parse(data: bytes, name: str, kinds: str, dimensions: int) -> np.ndarray:
     if not match:
         raise ValueError(f"{name} has no header of an array of plain values")
     dtype = np.dtype(match[1].decode())
-    shape = tuple(int(part) for part in match[3].replace(b" ", b"").split(b",") if part)
+    shape = tuple(int(part) for part in match[3].split(b",") if part.strip())  # blanks inside a number are an error
     if dtype.kind not in kinds or len(shape) != dimensions:
         raise ValueError(f"{name} has type {dtype} and {len(shape)} dimensions")
     count = math.prod(shape)

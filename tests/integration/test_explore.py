@@ -157,14 +157,14 @@ def page(browser, address):
     foreign = []
     page.on("request", lambda request: foreign.append(request.url) if "127.0.0.1" not in request.url else None)
     page.goto(address)
-    page.get_by_role("tab", name="Find pictures").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Find pictures").wait_for(timeout=200_000)
     yield page
     assert "taken over" not in page.title()
     page.close()
 
 
 def captions_in(page, gallery):
-    page.wait_for_function(f"document.querySelectorAll('#{gallery} .caption-label').length > 0", timeout=60_000)
+    page.wait_for_function(f"document.querySelectorAll('#{gallery} .caption-label').length > 0", timeout=200_000)
     return [item.inner_text() for item in page.query_selector_all(f"#{gallery} .caption-label")]
 
 
@@ -183,11 +183,11 @@ def test_a_dropped_picture_gets_scores_over_the_class_names(page):
     page.get_by_role("tab", name="Name a picture").click()
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (200, 30, 30)).save(buffer, "PNG")
+    page.get_by_label("Class names, one a line").fill("red thing\nblue thing")
     page.locator("#picture input[type=file]").first.set_input_files(
         {"name": "red.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
     )
-    page.get_by_label("Class names, one a line").fill("red thing\nblue thing")
-    page.wait_for_function("document.querySelector('#label')?.innerText.includes('blue thing')", timeout=60_000)
+    page.wait_for_function("document.querySelector('#label')?.innerText.includes('blue thing')", timeout=200_000)
     text = page.locator("#label").inner_text()
     assert "red thing" in text
     assert "zebra" not in text
