@@ -26,8 +26,10 @@ Form = tuple[str, int]
 SLACK, RATIO = 2**28, 100
 MEMBERS = 1000
 # What NumPy writes ahead of an array, and nothing else: to read it takes no evaluation of Python.
+_SIDE = rb" *(?:0|[1-9]\d{0,20}) *"  # Python reads neither `1 2` nor `03`
 _HEADER = re.compile(
-    rb"\{'descr': '([<|][biufcmMSUV]\d+)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,200})\), \} *\n"
+    rb"\{'descr': '([<|][biufcmMSUV]\d+)', 'fortran_order': (True|False), "
+    rb"'shape': \(( *|(?:" + _SIDE + rb",){1,32}(?:" + _SIDE + rb")?)\), \} *\n"
 )
 
 
@@ -133,7 +135,7 @@ def parse(data: bytes, name: str, kinds: str, dimensions: int) -> np.ndarray:
     if not match:
         raise ValueError(f"{name} has no header of an array of plain values")
     dtype = np.dtype(match[1].decode())
-    shape = tuple(int(part) for part in match[3].split(b",") if part.strip())  # blanks inside a number are an error
+    shape = tuple(int(part) for part in match[3].split(b",") if part.strip())
     if dtype.kind not in kinds or len(shape) != dimensions:
         raise ValueError(f"{name} has type {dtype} and {len(shape)} dimensions")
     count = math.prod(shape)
