@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Iterator
 
 from synthclip_jax.devices.distributed import by_first, say
@@ -22,6 +23,7 @@ from synthclip_jax.files.storage import explained
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _SHAPE = {"host": str, "pid": int, "started": str}
+_TRIES, _PAUSE = 50, 0.1  # seconds between two looks at the holder's name
 
 _held: set[int] = set()  # file descriptors: a process forked from this one must not go on holding the lock
 
@@ -77,11 +79,24 @@ def _take(folder: pathlib.Path) -> int:
 
 
 def _holder(handle: int) -> str:
+    """Who holds the lock. Whoever has only just taken it is given some time to write its name down."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError, state_files.StateError):
+            found = state_files.parse(os.pread(handle, 4096, 0), NAME, "", _SHAPE)
+            if found["host"] != socket.gethostname() or _runs(found["pid"]):  # else it is the name of the one before
+                return f"process {found['pid']} on {found['host']}, started {found['started']},"
+        time.sleep(_PAUSE)
+    return "another process"
+
+
+def _runs(pid: int) -> bool:
     try:
-        found = state_files.parse(os.pread(handle, 4096, 0), NAME, "", _SHAPE)
-    except (OSError, state_files.StateError):  # it has only just begun
-        return "another process"
-    return f"process {found['pid']} on {found['host']}, started {found['started']},"
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's process, or no number of one: taken as it stands
+        pass
+    return True
 
 
 def _now() -> str:

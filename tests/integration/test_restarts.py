@@ -1,11 +1,13 @@
 """Training started again after something went wrong: it goes on with what is sound, or says why it does not."""
 
+import fcntl
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -294,6 +296,22 @@ def test_a_workdir_is_free_again_when_its_trainer_was_killed(workdir):
         holder.kill()
         holder.communicate()
     train_lib.train(tiny_config(), workdir)
+
+
+@pytest.mark.parametrize("before", [b"", b'{"host": "%b", "pid": 999999999, "started": "2020-01-01 00:00:00 UTC"}\n'])
+def test_whoever_has_only_just_taken_the_lock_is_waited_for_and_named(before, tmp_path, monkeypatch):
+    """Between taking the lock and writing its name down lies a moment, in which the name of the one before stands."""
+    lock, host = tmp_path / ".lock", socket.gethostname()
+    lock.write_bytes(before.replace(b"%b", host.encode()))
+    handle = os.open(lock, os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    name = {"host": host, "pid": os.getpid(), "started": "2026-01-01 00:00:00 UTC"}
+    monkeypatch.setattr(time, "sleep", lambda seconds: lock.write_text(json.dumps(name) + "\n"))
+    try:
+        with pytest.raises(WorkdirBusy, match=f"process {os.getpid()} on "), only_trainer(tmp_path):
+            pass
+    finally:
+        os.close(handle)
 
 
 def test_a_process_forked_from_the_trainer_does_not_hold_its_lock(tmp_path):
