@@ -29,6 +29,7 @@ class Contender(NamedTuple):
     about: dict[str, Any]  # parameters, device, versions
     run: Callable[[int], float]  # takes so many steps; the seconds they took
     peak_bytes: Callable[[], int | None]  # of device memory; None where the device has none of its own
+    program: Callable[[], str] = str  # the compiled program as text; empty where there is none
 
 
 def ours(config: Config) -> Contender:
@@ -74,7 +75,7 @@ def ours(config: Config) -> Contender:
         "versions": {"jax": jax.__version__},
         "temporary_bytes": memory.temp_size_in_bytes if memory else None,
     }
-    return Contender(about, run, peak_bytes)
+    return Contender(about, run, peak_bytes, compiled.as_text)
 
 
 def open_clip(config: Config) -> Contender:

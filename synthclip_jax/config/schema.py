@@ -114,9 +114,15 @@ class Model(Section):
     )
     logit_bias: bool = value(False, "a learned bias on the logits, which the sigmoid loss needs")
     compute_dtype: str = value("bfloat16", "activations; parameters are float32", choices=("bfloat16", "float32"))
-    remat: str = value("none", "activations recomputed in the backward pass", choices=("none", "dots", "full"))
+    remat: str = value(
+        "none", "activations recomputed in the backward pass", choices=("none", "elementwise", "dots", "full")
+    )
     scan_layers: bool = value(True, "run layers as one scanned loop (quick compile) or unrolled (3-10% quicker steps)")
-    attention: str = value("xla", "attention kernel; cudnn needs a GPU and bfloat16", choices=("xla", "cudnn"))
+    attention: str = value(
+        "auto",
+        "attention kernel; cudnn needs a GPU and bfloat16, auto takes it where it can and else xla",
+        choices=("auto", "xla", "cudnn"),
+    )
     vision: Vision
     text: Text
 

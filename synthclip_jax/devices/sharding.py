@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from synthclip_jax.errors import UserError
@@ -134,6 +134,11 @@ def shard_batch(arrays: Any, mesh: Mesh) -> Any:
 def path_name(path: Sequence[Any]) -> str:
     """A tree path as `a/b/c`, the form in which rules and masks see parameters."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def platform(mesh: Mesh | AbstractMesh) -> str:
+    """What the devices of a mesh are, as a `jax.Device` says it; empty where the mesh has none."""
+    return "" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
 def infer_shardings(shapes: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:

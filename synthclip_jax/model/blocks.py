@@ -10,15 +10,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-# What the backward pass may keep of a block's activations; the rest is computed again. `dots` keeps the outputs of
-# the matrix products with weights, so that only attention, norms and activations run twice.
+from synthclip_jax.model.attention import attend, pad
+from synthclip_jax.model.elementwise import gelu, normalise
+
+
+def _products(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == "dot_general" or primitive.name.startswith("dot_product_attention_fwd")
+
+
+# What the backward pass may keep of a block's activations; the rest is computed again. `elementwise` keeps what matrix
+# products and cuDNN's attention give, so that only norms and activations run twice, which costs no time: they are part
+# of the kernels that need them. `dots` keeps the products with weights, so that attention runs twice as well.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "elementwise": _products,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 Initializer = Callable[..., Array]
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
@@ -100,10 +112,7 @@ class Norm(nnx.Module):
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (x * _broadcast(self.scale[...], x) + _broadcast(self.bias[...], x)).astype(self.dtype)
+        return normalise(x, self.scale[...], self.bias[...], self.eps, self.dtype)
 
 
 class Linear(nnx.Module):
@@ -126,9 +135,14 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
         self.contracted, self.dtype = len(inputs), dtype
 
-    def __call__(self, x: Float[Array, "*b_inputs"]) -> Float[Array, "*b_outputs"]:
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.contracted)
-        return y if self.bias is None else y + _broadcast(self.bias[...].astype(self.dtype), y)
+    def __call__(self, x: Float[Array, "*b_inputs"], part: int | None = None) -> Float[Array, "*b_outputs"]:
+        """All outputs, or only those of one index along their first axis."""
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        if part is not None:
+            kernel = jax.lax.index_in_dim(kernel, part, self.contracted, keepdims=False)
+            bias = None if bias is None else bias[part]
+        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), self.contracted)
+        return y if bias is None else y + _broadcast(bias.astype(self.dtype), y)
 
 
 class Attention(nnx.Module):
@@ -141,13 +155,12 @@ class Attention(nnx.Module):
         self.qkv = Linear((spec.width,), (3, *heads), spec.compute_dtype, rngs, init.qkv, zeros)
         self.out = Linear(heads, (spec.width,), spec.compute_dtype, rngs, init.out, zeros)
 
-    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-        query, key, value = jnp.unstack(self.qkv(x), axis=2)
-        # The softmax inside is float32. Causality is a flag and never a mask: cuDNN wants it so.
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, is_causal=self.spec.causal, implementation=self.spec.attention
-        )
-        return self.out(mixed)
+    def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
+        # Three products that write what the fused kernel reads, instead of one that must be cut up for it.
+        parts = [self.qkv(x, part) for part in range(3)] if x.ndim == 2 else jnp.unstack(self.qkv(x), axis=-3)
+        query, key, value = (y.reshape(batch, -1, self.spec.heads, self.spec.head_dim) for y in parts)
+        mixed = attend(query, key, value, causal=self.spec.causal, length=length, implementation=self.spec.attention)
+        return self.out(mixed.reshape(*x.shape[:-1], self.spec.heads, self.spec.head_dim))
 
 
 class MLP(nnx.Module):
@@ -159,7 +172,7 @@ class MLP(nnx.Module):
         self.up = Linear((spec.width,), (inner,), spec.compute_dtype, rngs, init.up, init.up_bias)
         self.down = Linear((inner,), (spec.width,), spec.compute_dtype, rngs, init.down, init.down_bias)
 
-    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
+    def __call__(self, x: Float[Array, "*bt width"]) -> Float[Array, "*bt width"]:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
@@ -172,8 +185,9 @@ class Block(nnx.Module):
         self.norm2 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
         self.mlp = MLP(spec, init, rngs)
 
-    def __call__(self, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
+        """One layer, for so many examples, whose first `length` tokens are real (see `attention.pad`)."""
+        x = x + self.attention(self.norm1(x), batch, length)
         return x + self.mlp(self.norm2(x))
 
 
@@ -192,21 +206,26 @@ def stack_blocks(spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs) -> Block:
 def run_blocks(blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
     """Apply stacked blocks in order, as one scanned block or as `spec.layers` unrolled ones."""
     graphdef, stacked = nnx.split(blocks)
+    batch, length, width = x.shape
+    padded = pad(x, spec.attention)
+    # As a matrix on a GPU: of three axes XLA makes the first the innermost one there, and back, around every product.
+    x = padded.reshape(-1, width) if spec.attention == "cudnn" else padded
 
     def body(x, params):
-        return nnx.merge(graphdef, params)(x)
+        return nnx.merge(graphdef, params)(x, batch, length)
 
     if spec.remat != "none":
         # Inside a scan nothing can be merged with the forward pass anyway, and the barrier would cost time.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[spec.remat], prevent_cse=not spec.scan_layers)
     if spec.scan_layers:
-        return jax.lax.scan(lambda x, params: (body(x, params), None), x, stacked)[0]
+        x = jax.lax.scan(lambda x, params: (body(x, params), None), x, stacked)[0]
+        return x.reshape(padded.shape)[:, :length]
     # lax.split, because its gradient is one concatenation. That of indexing is a sum of `layers` padded arrays.
     leaves, treedef = jax.tree.flatten(stacked)
     split = [jax.lax.split(leaf, [1] * spec.layers, axis=0) for leaf in leaves]
     for layer in zip(*split, strict=True):
         x = body(x, jax.tree.unflatten(treedef, [leaf[0] for leaf in layer]))
-    return x
+    return x.reshape(padded.shape)[:, :length]
 
 
 def _broadcast(parameter: Array, x: Array) -> Array:

@@ -75,12 +75,12 @@ def recomputed_flops(
     """What is computed twice for one pair: by `config.remat`, and by accumulation, which embeds everything once more.
 
     `full` repeats whole blocks. `dots` keeps the products with weights and repeats those inside attention, and much
-    that is no matrix product and therefore not counted.
+    that is no matrix product and therefore not counted, as everything that `elementwise` repeats.
     """
     vision, text = config.vision, config.text
     patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
     lengths = ((vision, patches + 1), (text, text.context_length if tokens is None else tokens))
-    by_policy = {"none": 0, "dots": 0, "full": 0}
+    by_policy = {"none": 0, "elementwise": 0, "dots": 0, "full": 0}
     for tower, length in lengths:
         by_policy["dots"] += tower.layers * 4 * length**2 * tower.width
         by_policy["full"] += tower.layers * block_flops(tower.width, length)

@@ -31,6 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config.schema import Model, Text, Vision
+from synthclip_jax.model import attention
 from synthclip_jax.model.blocks import (
     REMAT_POLICIES,
     BlockSpec,
@@ -153,12 +154,20 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """The two towers, the logit scale (stored as its logarithm, as everyone does) and perhaps a bias of the logits."""
 
-    def __init__(self, config: Model, image_size: int, rngs: nnx.Rngs, logit_scale_init: float, logit_bias_init: float):
+    def __init__(
+        self,
+        config: Model,
+        image_size: int,
+        rngs: nnx.Rngs,
+        logit_scale_init: float,
+        logit_bias_init: float,
+        platform: str,
+    ):
         how = {
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": config.remat,
             "scan_layers": config.scan_layers,
-            "attention": config.attention,
+            "attention": attention.resolve(config, platform),
         }
         activation = "quick_gelu" if config.quick_gelu else "gelu"
         self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, activation, how, rngs)
@@ -193,18 +202,24 @@ class CLIP(nnx.Module):
 
 
 def make_model(
-    config: Model, image_size: int, logit_scale_init: float = LOGIT_SCALE_INIT, logit_bias_init: float = LOGIT_BIAS_INIT
+    config: Model,
+    image_size: int,
+    logit_scale_init: float = LOGIT_SCALE_INIT,
+    logit_bias_init: float = LOGIT_BIAS_INIT,
+    platform: str = "",
 ) -> tuple[nnx.GraphDef, Callable[[Array], dict]]:
     """The model that `config.model` describes, as a graph definition and `init(key) -> params`.
 
     `init` may be called under `jax.eval_shape` (no memory needed) or `jax.jit` with `out_shardings` (parameters
     are born where they belong). `logit_scale_init` is the stored value, a logarithm; `logit_bias_init` counts where
-    `config.logit_bias` asks for a bias.
+    `config.logit_bias` asks for a bias. `platform` is where it will run, as a `jax.Device` calls it, which decides what
+    `config.attention=auto` means; empty: the one that JAX takes by default.
     """
     _check(config, image_size)
 
     def build(rngs: nnx.Rngs) -> CLIP:
-        return CLIP(config, image_size, rngs, logit_scale_init, logit_bias_init)
+        platform_or_default = platform or jax.default_backend()
+        return CLIP(config, image_size, rngs, logit_scale_init, logit_bias_init, platform_or_default)
 
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))

@@ -19,7 +19,7 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.config.generation import Images
 from synthclip_jax.config.schema import Config, Train
 from synthclip_jax.devices import sharding
-from synthclip_jax.model import flops
+from synthclip_jax.model import attention, flops
 from synthclip_jax.model.preprocess import normalise
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.plan.chips import Topology
@@ -109,7 +109,8 @@ def estimate(config: Config, topology: Topology) -> Need:
     )
     shards = sharding.batch_shards(mesh)
     part = (train.microbatch or train.batch_size) / shards
-    per_pair, block = _residuals(_model_key(config), config.model.remat)
+    kernel = attention.resolve(config.model, "tpu" if topology.is_tpu else "gpu")
+    per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), config.model.remat)
     accumulated = train.microbatch not in (0, train.batch_size)
     rows = min(train.loss_block, train.batch_size / shards) if train.loss_method == "ring" else 0
     # Logits, and two arrays of their size for the gradient; ring has one block of each.

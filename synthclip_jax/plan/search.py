@@ -9,7 +9,7 @@ from synthclip_jax.devices.sharding import mesh_shape
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.estimate import Work, estimate, with_changes, work
 
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "elementwise", "dots", "full")
 
 # Estimates are right to a few tens of percent: a change is tried if its estimate is at most so many times too large.
 # Where a program of the same kind was compiled before, the estimate is corrected by it and better.

@@ -75,7 +75,13 @@ def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
       ConfigError: a regular expression of `config.train` matches no parameter.
     """
     train = config.train
-    graphdef, init = make_model(config.model, config.data.image_size, train.logit_scale_init, train.logit_bias_init)
+    graphdef, init = make_model(
+        config.model,
+        config.data.image_size,
+        train.logit_scale_init,
+        train.logit_bias_init,
+        sharding.platform(mesh),
+    )
     params = jax.eval_shape(init, jax.random.key(0))
     param_shardings = sharding.infer_shardings(params, mesh)
     mask = trainable_mask(params, train.frozen)

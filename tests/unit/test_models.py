@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from synthclip_jax.config import default_config
+from synthclip_jax.model import attention, blocks
 from synthclip_jax.model.towers import make_model, parameter_count, parameter_table
 from synthclip_jax.training.losses import softmax_loss
 
@@ -66,10 +67,46 @@ def test_scanned_layers_equal_unrolled_layers(tower):
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["elementwise", "dots", "full"])
 def test_recomputed_activations_change_nothing(remat, scan_layers):
     recomputed = outputs(remat=remat, scan_layers=scan_layers)
     assert_trees_close(recomputed, outputs(scan_layers=scan_layers), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("tower", ["slip", "openai"])
+def test_tokens_as_a_matrix_with_one_more_token_change_nothing(tower, scan_layers, monkeypatch):
+    """The way to cuDNN's attention, with XLA's in its place: five tokens an image become six."""
+    lengths = []
+
+    def attend(query, key, value, implementation, **rest):
+        lengths.append((query.shape[1], rest["length"]))
+        return attention.attend(query, key, value, implementation="xla", **rest)
+
+    monkeypatch.setattr(blocks, "attend", attend)
+    fused = outputs(tower, attention="cudnn", scan_layers=scan_layers)
+    assert set(lengths) == {(6, 5), (CONTEXT, CONTEXT)}
+    assert_trees_close(fused, outputs(tower, scan_layers=False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "dtype", "dims", "kernel"),
+    [
+        ("auto", "gpu", "bfloat16", (64, 64), "cudnn"),
+        ("auto", "gpu", "bfloat16", (64, 20), "xla"),
+        ("auto", "gpu", "bfloat16", (136, 64), "xla"),
+        ("auto", "gpu", "float32", (64, 64), "xla"),
+        ("auto", "tpu", "bfloat16", (64, 64), "xla"),
+        ("auto", "cpu", "bfloat16", (64, 64), "xla"),
+        ("xla", "gpu", "bfloat16", (64, 64), "xla"),
+        ("cudnn", "cpu", "bfloat16", (64, 64), "cudnn"),
+    ],
+)
+def test_auto_takes_the_fused_kernel_where_it_can_run(name, platform, dtype, dims, kernel):
+    model = small(attention=name, compute_dtype=dtype)
+    for tower, size in zip((model.vision, model.text), dims, strict=True):
+        tower.width = size * tower.heads
+    assert attention.resolve(model, platform) == kernel
 
 
 def test_full_remat_needs_less_memory():
@@ -156,7 +193,7 @@ def test_initial_parameters_depend_on_the_key_alone():
         ("text", {"heads": 7}, 16, r"model\.text\.heads=7 does not divide"),
         ("vision", {"patch_size": 7}, 16, r"patch_size=7 does not divide the image size 16"),
         (None, {"tower": "resnet"}, 16, r"model\.tower='resnet' is not one of slip, openai"),
-        (None, {"remat": "some"}, 16, r"model\.remat='some' is not one of none, full, dots"),
+        (None, {"remat": "some"}, 16, r"model\.remat='some' is not one of none, elementwise, dots, full"),
         (None, {"compute_dtype": "float16"}, 16, r"'float16' is not one of float32, bfloat16"),
     ],
 )
