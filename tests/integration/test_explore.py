@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("explored")
     fake_run.make_generation(workdir, CONCEPTS, CAPTIONS, per_caption=10)
     config = toy_config.get_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=1)
     params = jax.jit(init)(jax.random.key(0))
     checkpoints.save(7, params, {"step": jnp.int32(7)}, {"config": config_lib.plain(config)})

@@ -50,7 +50,7 @@ def toy(tower: str, **model):
 
 
 def save(workdir, config, step=3, ema=False):
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     params = jax.jit(init)(jax.random.key(0))
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: leaf + jnp.asarray(draw.normal(size=leaf.shape) * 0.05, jnp.float32), params)
