@@ -113,7 +113,7 @@ def write_checkpoint(workdir: pathlib.Path, values: list[str]) -> None:
     overrides = ["model.tower=openai", "model.vision.patch_size=32", "model.compute_dtype=float32"]
     overrides += ["data.interpolation=bicubic", *values]
     config = config_lib.load_config(ROOT / "configs" / "synthci_3m.py", overrides)
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=1)
     params = jax.jit(init)(jax.random.key(0))
     checkpoints.save(1, params, {"step": jax.numpy.int32(1)}, {"config": config_lib.plain(config)})

@@ -10,7 +10,7 @@ import pytest
 # Read when jax is first imported, by the tests that need it. Most of what the suite spends on XLA is compiling, and
 # programs this small need not be fast: without optimizations, and with the older of jax 0.10's two code generators
 # (later ones have but the newer), that takes a seventh of the time.
-# Tests that start programs of their own remove XLA_FLAGS.
+# Tests that start programs of their own take the number of devices out of XLA_FLAGS.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")

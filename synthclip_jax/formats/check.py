@@ -149,7 +149,7 @@ def _by_us(model: LoadedModel, pictures: list[Image.Image], texts: list[str]) ->
     config = ml_collections.ConfigDict(model.config.model)
     config.update(compute_dtype="float32", attention="xla", remat="none")
     preprocess = Preprocess.from_config(model.config.data)
-    graphdef, _ = make_model(config, preprocess.image_size)
+    graphdef = make_model(config, preprocess.image_size).graphdef
     tokens = Tokenizer(config.text.context_length)(texts)
 
     @jax.jit

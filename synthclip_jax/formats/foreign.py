@@ -93,7 +93,7 @@ def read_foreign(
     else:
         raise FormatError(f"{source}: expected a folder, or a file ending in {', '.join(FILES)}")
     config = make_config(description)
-    shapes = jax.eval_shape(make_model(config.model, config.data.image_size)[1], jax.random.key(0))
+    shapes = make_model(config.model, config.data.image_size).shapes
     entries = layout(names, config.model.tower, config.model.logit_bias)
     try:
         params = from_state_dict(state, entries, shapes)

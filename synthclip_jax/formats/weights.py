@@ -3,7 +3,7 @@
 A layout is a list of `Entry`: the path of one of our parameters, the names it has over there, and how the numbers are
 rearranged. The same list reads and writes. Numpy only: state dicts are mappings from names to arrays.
 
-    params = from_state_dict(state, layout("transformers", "openai"), jax.eval_shape(init, key))
+    params = from_state_dict(state, layout("transformers", "openai"), model.shapes)
     state = to_state_dict(params, layout("open_clip", "slip"))
 
 Layouts: `open_clip` (its `CLIP` for the openai tower, its `CustomTextCLIP` around timm's ViT for the slip tower),

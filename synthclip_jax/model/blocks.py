@@ -194,13 +194,16 @@ class Block(nnx.Module):
 def stack_blocks(spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs) -> Block:
     """One `Block` whose parameters carry a leading axis of length `spec.layers`."""
 
-    def make(key: Array) -> Block:
-        return Block(spec, init, nnx.Rngs(params=key))
+    graphdefs = []
 
-    keys = jax.random.split(rngs.params(), spec.layers)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+    def make(key: Array) -> nnx.State:
+        graphdef, state = nnx.split(Block(spec, init, nnx.Rngs(params=key)))
+        graphdefs.append(graphdef)  # known when the loop's body is traced
+        return state
+
     # A loop and not nnx.vmap: XLA compiles random draws of few axes much faster (5 s of 9 s on CPU).
-    return nnx.merge(graphdef, jax.lax.map(lambda key: nnx.state(make(key)), keys))
+    stacked = jax.lax.map(make, jax.random.split(rngs.params(), spec.layers))
+    return nnx.merge(graphdefs[0], stacked)
 
 
 def run_blocks(blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:

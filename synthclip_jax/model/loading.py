@@ -84,8 +84,7 @@ def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> Loade
         part = by_first(check)
         info = read_info(path)
         config = config_lib.load_saved(info.get("config"))
-        graphdef, init = make_model(config.model, config.data.image_size)
-        shapes = jax.eval_shape(init, jax.random.key(0))
+        graphdef, _, shapes = make_model(config.model, config.data.image_size)
         if wanted is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)

@@ -1,9 +1,9 @@
 """The CLIP model: an image tower, a causal text tower, a logit scale.
 
-Modules are Flax NNX, but nothing outside this file needs to know: `make_model` returns a graph definition and an
-`init` function, and from there on the parameters are a nested dict of float32 arrays.
+Modules are Flax NNX, but nothing outside this file needs to know: `make_model` returns a graph definition, an `init`
+function and the shapes of the parameters, which from there on are a nested dict of float32 arrays.
 
-    graphdef, init = make_model(config.model, image_size=224)
+    graphdef, init, shapes = make_model(config.model, image_size=224)
     params = jax.jit(init)(jax.random.key(0))
     image_emb, text_emb, logit_scale = nnx.merge(graphdef, params)(images, tokens)
 
@@ -23,7 +23,7 @@ The parameters of the blocks of a tower are stacked: `visual/blocks/attention/qk
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,19 +201,27 @@ class CLIP(nnx.Module):
         return jnp.exp(self.logit_scale[...]), bias
 
 
+class ModelDefinition(NamedTuple):
+    """A model without its parameters. It is traced once, which takes a second or so for many layers."""
+
+    graphdef: nnx.GraphDef
+    init: Callable[[Array], dict]  # parameters from a key
+    shapes: dict  # what `init` returns, as jax.ShapeDtypeStruct
+
+
 def make_model(
     config: Model,
     image_size: int,
     logit_scale_init: float = LOGIT_SCALE_INIT,
     logit_bias_init: float = LOGIT_BIAS_INIT,
     platform: str = "",
-) -> tuple[nnx.GraphDef, Callable[[Array], dict]]:
-    """The model that `config.model` describes, as a graph definition and `init(key) -> params`.
+) -> ModelDefinition:
+    """The model that `config.model` describes.
 
-    `init` may be called under `jax.eval_shape` (no memory needed) or `jax.jit` with `out_shardings` (parameters
-    are born where they belong). `logit_scale_init` is the stored value, a logarithm; `logit_bias_init` counts where
-    `config.logit_bias` asks for a bias. `platform` is where it will run, as a `jax.Device` calls it, which decides what
-    `config.attention=auto` means; empty: the one that JAX takes by default.
+    Its `init` may be called under `jax.jit` with `out_shardings` (parameters are born where they belong).
+    `logit_scale_init` is the stored value, a logarithm; `logit_bias_init` counts where `config.logit_bias` asks for a
+    bias. `platform` is where it will run, as a `jax.Device` calls it, which decides what `config.attention=auto` means;
+    empty: the one that JAX takes by default.
     """
     _check(config, image_size)
 
@@ -225,7 +233,7 @@ def make_model(
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))
 
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
-    return nnx.split(abstract)[0], init
+    return ModelDefinition(nnx.split(abstract)[0], init, nnx.to_pure_dict(nnx.state(abstract, nnx.Param)))
 
 
 def parameter_count(params: Any) -> int:

@@ -184,8 +184,7 @@ def _residuals(key: ml_collections.FrozenConfigDict, remat: str) -> tuple[float,
 def _residual_bytes(key: Any, remat: str) -> float:
     size, context = key.data.image_size, key.model.text.context_length
     model = ml_collections.ConfigDict(key.model.to_dict() | {"remat": remat, "attention": "xla"})
-    graphdef, init = make_model(model, size)
-    params = jax.eval_shape(init, jax.random.key(0))
+    graphdef, _, params = make_model(model, size)
     mask = trainable_mask(params, key.train.frozen)
     patches = (size // key.model.vision.patch_size) ** 2
     left = flops.kept_patches(patches, key.train.patch_dropout)

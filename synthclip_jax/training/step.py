@@ -75,21 +75,19 @@ def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
       ConfigError: a regular expression of `config.train` matches no parameter.
     """
     train = config.train
-    graphdef, init = make_model(
+    model = make_model(
         config.model,
         config.data.image_size,
         train.logit_scale_init,
         train.logit_bias_init,
         sharding.platform(mesh),
     )
-    params = jax.eval_shape(init, jax.random.key(0))
-    param_shardings = sharding.infer_shardings(params, mesh)
-    mask = trainable_mask(params, train.frozen)
+    param_shardings = sharding.infer_shardings(model.shapes, mesh)
+    mask = trainable_mask(model.shapes, train.frozen)
     optimizer, schedule = make_optimizer(train, length)
-    gradients = _make_gradients(config, mesh, graphdef)
+    gradients = _make_gradients(config, mesh, model.graphdef)
 
-    def init_state(key: Array) -> TrainState:
-        params = init(key)
+    def fresh(params: dict) -> TrainState:
         ema = jax.tree.map(jnp.copy, params) if train.ema else None
         zero = jnp.zeros((), jnp.int32)
         return TrainState(params, ema, optimizer.init(_select(params, mask)), zero, zero)
@@ -116,16 +114,16 @@ def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
             metrics["updates_skipped"] = new.skipped
         return new, metrics
 
-    shapes = jax.eval_shape(init_state, jax.random.key(0))
+    shapes = jax.eval_shape(fresh, model.shapes)
     placement = sharding.infer_shardings(shapes, mesh)
     rows, size = sharding.batch_sharding(mesh), config.data.image_size
     images = jax.ShapeDtypeStruct((train.batch_size, size, size, 3), jnp.uint8, sharding=rows)
     tokens = jax.ShapeDtypeStruct((train.batch_size, config.model.text.context_length), jnp.int32, sharding=rows)
     return Program(
-        graphdef,
+        model.graphdef,
         jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement),
         (images, tokens),
-        jax.jit(init_state, out_shardings=placement),
+        jax.jit(lambda key: fresh(model.init(key)), out_shardings=placement),
         jax.jit(step, donate_argnums=0, out_shardings=(placement, NamedSharding(mesh, P()))),
     )
 

@@ -196,7 +196,7 @@ def test_scores_are_those_of_the_model(workdir):
     config.model.embed_dim = 16
     config.model.vision.update(width=16, layers=1, heads=2, patch_size=16)
     config.model.text.update(width=16, layers=1, heads=2, context_length=20)
-    graphdef, init = make_model(config.model, 32)
+    graphdef, init, _ = make_model(config.model, 32)
     encoder = Encoder(config, graphdef, jax.jit(init)(jax.random.key(0)), 8)
     path, captions = next(iter(pairs(workdir / DATASET)))
     output = AgreementWorker(encoder, path.parent)({"file": path.name, "index": 0})

@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     """A workdir with checkpoints of an untrained model at steps 10 and 20, and a test set."""
     workdir = tmp_path_factory.mktemp("trained")
     config = toy_config.get_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=2)
     for step in (10, 20):
         params = jax.jit(init)(jax.random.key(step))
@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_the_model_they_say_they_are_give_an_error_and_n
 ):
     (tmp_path / "testsets").symlink_to(trained / "testsets")
     config = toy_config.get_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     params = jax.jit(init)(jax.random.key(0))
     config.model.vision.width *= 2
     checkpoints = Checkpoints(checkpoint_folder(tmp_path), keep=1)

@@ -26,7 +26,7 @@ config.data.image_size, config.data.threads, config.eval.batch_size = 64, 2, 64
 config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
 config.model.vision.update(width=16, layers=1, heads=2, patch_size=32)
 config.model.text.update(width=16, layers=1, heads=2, context_length=12)
-graphdef, init = make_model(config.model, 64)
+graphdef, init, _ = make_model(config.model, 64)
 params = jax.jit(init)(jax.random.key(0))
 
 def peak():

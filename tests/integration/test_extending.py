@@ -58,7 +58,7 @@ check(config)
 found = open_dataset(config.data, "")
 assert len(found) == len(reader), len(found)
 
-_, init = make_model(config.model, config.data.image_size)
+init = make_model(config.model, config.data.image_size).init
 params = jax.jit(init)(jax.random.key(0))
 optimizer, _ = make_optimizer(config.train, Length.of(config.train, 96))
 updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)

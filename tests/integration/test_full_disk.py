@@ -45,7 +45,7 @@ def make(place):
             fake_run.make_run(place / name)
         config = toy_config.get_config()
         config.name = "toy"
-        _, init = make_model(config.model, config.data.image_size)
+        init = make_model(config.model, config.data.image_size).init
         params = jax.jit(init)(jax.random.key(0))
         run = describe_run(config, 96, "77aa")
         checkpoints = Checkpoints(checkpoint_folder(place / name), keep=1)

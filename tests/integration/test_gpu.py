@@ -43,7 +43,7 @@ def batch(size=64):
 
 
 def embeddings(config):
-    graphdef, init = make_model(config.model, config.data.image_size)
+    graphdef, init, _ = make_model(config.model, config.data.image_size)
     images, tokens = batch()
     params = jax.jit(init)(jax.random.key(0))
     return jax.jit(lambda params: nnx.merge(graphdef, params)(images / jnp.float32(255), tokens)[:2])(params)

@@ -46,7 +46,7 @@ def workdir(tmp_path_factory):
     """A checkpoint of a random model, and datasets with and without a train split."""
     workdir = tmp_path_factory.mktemp("probes")
     config = toy_config.get_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=1)
     checkpoints.save(1, jax.jit(init)(jax.random.key(0)), {"step": jnp.int32(1)}, {"config": config_lib.plain(config)})
     checkpoints.close()

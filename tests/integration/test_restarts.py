@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import toy_config
+import toy_programs
 from toy_dataset import jpeg, picture, write_dataset
 
 from synthclip_jax import train as train_lib
@@ -39,6 +40,12 @@ def tiny_config(**train):
     config.model.text.update(width=16, heads=2)
     config.train.update({"epochs": 2.0, "save_every": 4, "log_every": 1, "keep": 3, "tensorboard": False, **train})
     return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    with toy_programs.made_once():
+        yield
 
 
 @pytest.fixture(scope="module")

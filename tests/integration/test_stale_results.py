@@ -26,7 +26,7 @@ NAMES = ("red", "green", "blue", "white")
 def save_checkpoint(workdir, seed, step=20):
     """A checkpoint of an untrained model."""
     config = toy_config.get_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=2)
     checkpoints.save(
         step, jax.jit(init)(jax.random.key(seed)), {"step": jnp.int32(step)}, {"config": config_lib.plain(config)}

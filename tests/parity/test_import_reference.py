@@ -1,6 +1,7 @@
 """Weights of stock models, brought in: their features come with them. Fresh random numbers, the sizes people use."""
 
 import argparse
+import functools
 import json
 
 import jax
@@ -40,15 +41,16 @@ def open_clip_model(size: str, quick_gelu: bool = True):
     return model, {"model_cfg": config, "preprocess_cfg": {"mean": OPENAI_MEAN, "std": OPENAI_STD}}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def encode(graphdef, params, images, tokens):
+    """Compiled once for all files that hold the same architecture."""
+    module = nnx.merge(graphdef, params)
+    return module.encode_image(images, normalised=False), module.encode_text(tokens, normalised=False)
+
+
 def our_features(workdir, images, tokens):
     model = load_model(workdir)
-
-    @jax.jit
-    def run(params):
-        module = nnx.merge(model.graphdef, params)
-        return module.encode_image(images, normalised=False), module.encode_text(tokens, normalised=False)
-
-    return model, *(np.asarray(features) for features in run(model.params))
+    return model, *(np.asarray(features) for features in encode(model.graphdef, model.params, images, tokens))
 
 
 def check(workdir, images, tokens, image_features, text_features):

@@ -239,7 +239,7 @@ def test_what_a_killed_process_left_half_written_is_not_a_checkpoint(folder):
 
 def test_a_model_is_loaded_without_its_config_file_and_runs(tmp_path, folder):
     config = tiny_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     params = jax.jit(init)(jax.random.key(0))
     checkpoints = Checkpoints(folder, 2)
     checkpoints.save(7, params, {"step": jnp.int32(7)}, {"config": config_lib.plain(config)})
@@ -293,7 +293,7 @@ def test_the_newest_the_best_and_every_so_many_steps_stay_also_after_a_restart(f
 
 def test_averaged_parameters_come_back_and_are_what_is_loaded_for_use(folder):
     config = tiny_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     params = jax.jit(init)(jax.random.key(0))
     average = jax.tree.map(lambda x: x + 1, params)
     optimizer = {"step": jnp.int32(7)}
@@ -338,7 +338,7 @@ def test_the_digest_is_that_of_the_weights_wherever_the_checkpoint_lies(folder, 
 
 def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen_before_it_is_used(folder):
     config = tiny_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     params = jax.jit(init)(jax.random.key(0))
     optimizer = {"state": optax.adam(1e-3).init(params), "step": jnp.int32(7)}
     checkpoints = Checkpoints(folder, keep=2)

@@ -29,7 +29,7 @@ def workdir(tmp_path_factory):
     """Checkpoints of an untrained model at steps 1 and 2."""
     workdir = tmp_path_factory.mktemp("embed")
     config = toy_config.get_config()
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=2)
     for step in (1, 2):
         checkpoints.save(step, jax.jit(init)(jax.random.key(step)), None, {"config": config_lib.plain(config)})

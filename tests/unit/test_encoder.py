@@ -35,7 +35,7 @@ def model():
     config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
     config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
     config.model.text.update(width=16, layers=1, heads=2, context_length=40)
-    graphdef, init = make_model(config.model, 16)
+    graphdef, init, _ = make_model(config.model, 16)
     return config, graphdef, jax.jit(init)(jax.random.key(0))
 
 

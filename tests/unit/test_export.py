@@ -1,6 +1,7 @@
 """Export and import where neither open_clip nor transformers can be imported; refusals that name what differs."""
 
 import json
+import shutil
 import sys
 import types
 
@@ -32,11 +33,13 @@ from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describ
 pytest.importorskip("safetensors")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def alone():
     """Neither library can be imported, so that our own reader is what checks."""
-    for name in ("open_clip", "transformers"):
-        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open_clip", "transformers"):
+            patch.setitem(sys.modules, name, None)
+        yield
 
 
 def toy(tower: str, **model):
@@ -50,7 +53,7 @@ def toy(tower: str, **model):
 
 
 def save(workdir, config, step=3, ema=False):
-    _, init = make_model(config.model, config.data.image_size)
+    init = make_model(config.model, config.data.image_size).init
     params = jax.jit(init)(jax.random.key(0))
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: leaf + jnp.asarray(draw.normal(size=leaf.shape) * 0.05, jnp.float32), params)
@@ -132,14 +135,17 @@ def test_features_that_differ_or_are_not_numbers_fail_the_check(openai, tmp_path
     """Stands in for open_clip, to see that the comparison can fail."""
     from synthclip_jax.formats import check as export_check
 
-    model = load_model(openai)
+    ours = export_check._by_us(load_model(openai), export_check._pictures(32), list(export_check.TEXTS))
+
+    def once(_, pictures, texts):
+        """What `_by_us` gives for these pictures and texts, computed above."""
+        assert (len(pictures), len(texts)) == (len(ours.images), len(ours.texts))
+        return ours
 
     def other(change):
-        def by_open_clip(folder, pictures, texts):
-            ours = export_check._by_us(model, pictures, texts)
-            return export_check._Features("a stand-in", *change(ours.images, ours.texts, ours.pixels))
+        return lambda *_: export_check._Features("a stand-in", *change(ours.images, ours.texts, ours.pixels))
 
-        return by_open_clip
+    monkeypatch.setattr(export_check, "_by_us", once)
 
     for change, message in (
         (lambda images, texts, pixels: (images + 2e-4, texts, pixels), "features differ by 2.00e-04"),
@@ -226,9 +232,10 @@ def test_pushing_is_a_dry_run_unless_it_is_asked_for(openai, tmp_path, monkeypat
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(calls[1][2])
 
 
-def test_imported_weights_are_what_another_training_starts_from_and_none_goes_on_in_their_workdir(openai, tmp_path):
-    export(openai, tmp_path / "out", ("open_clip",), log=quiet)
-    import_weights(tmp_path / "out", tmp_path / "run", log=quiet)
+def test_imported_weights_are_what_another_training_starts_from_and_none_goes_on_in_their_workdir(
+    openai, as_open_clip, tmp_path
+):
+    import_weights(as_open_clip, tmp_path / "run", log=quiet)
     shapes = jax.eval_shape(lambda: load_model(openai).params)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
@@ -237,13 +244,12 @@ def test_imported_weights_are_what_another_training_starts_from_and_none_goes_on
     with pytest.raises(WorkdirMismatch, match=r"imported from open_clip_model\.safetensors"):
         claim_workdir(tmp_path / "run" / "train" / "config.json", here, started=True)
     with pytest.raises(CheckpointError, match="there are checkpoints already"):
-        import_weights(tmp_path / "out", tmp_path / "run", log=quiet)
+        import_weights(as_open_clip, tmp_path / "run", log=quiet)
 
 
-def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, tmp_path):
-    export(openai, tmp_path / "out", ("open_clip",), log=quiet)
+def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, as_open_clip, tmp_path):
     said = []
-    import_weights(tmp_path / "out", tmp_path / "run", image_size=48, context_length=20, log=said.append)
+    import_weights(as_open_clip, tmp_path / "run", image_size=48, context_length=20, log=said.append)
     assert any("from a grid of 4 x 4 to 6 x 6 (pictures of 32 to 48 pixels)" in line for line in said)
     assert any("from 12 to 20 tokens" in line for line in said)
     there, back = load_model(openai), load_model(tmp_path / "run")
@@ -253,7 +259,7 @@ def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, tm
     np.testing.assert_array_equal(new[0], old[0])
     np.testing.assert_allclose(new[1:].mean(0), old[1:].mean(0), atol=0.02)
     with pytest.raises(FormatError, match="patches of 8 pixels do not divide"):
-        import_weights(tmp_path / "out", tmp_path / "other", image_size=50, log=quiet)
+        import_weights(as_open_clip, tmp_path / "other", image_size=50, log=quiet)
 
 
 def test_tensors_that_do_not_fit_are_named(openai, tmp_path):
@@ -270,6 +276,11 @@ def test_tensors_that_do_not_fit_are_named(openai, tmp_path):
     assert "missing: text_model.encoder.layers.1.mlp.fc1.bias" in text
     assert "shape: visual_projection.weight (3, 32); visual/projection/kernel wants (24, 32)" in text
     assert "left over: vision_model.extra.weight" in text
+
+
+@pytest.fixture(scope="module")
+def as_open_clip(openai, tmp_path_factory):
+    return export(openai, tmp_path_factory.mktemp("exported") / "out", ("open_clip",), log=quiet)
 
 
 @pytest.mark.parametrize(
@@ -291,8 +302,8 @@ def test_tensors_that_do_not_fit_are_named(openai, tmp_path):
         ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode: given 'squash', this model computes 'shortest'"),
     ],
 )
-def test_options_that_our_model_does_not_compute_are_named(openai, tmp_path, part, change, message):
-    folder = export(openai, tmp_path / "out", ("open_clip",), log=quiet)
+def test_options_that_our_model_does_not_compute_are_named(as_open_clip, tmp_path, part, change, message):
+    folder = shutil.copytree(as_open_clip, tmp_path / "out")
     config = json.loads((folder / open_clip.CONFIG).read_text())
     section = config if part == "preprocess_cfg" else config["model_cfg"]
     section[part].update(change)

@@ -39,8 +39,7 @@ def test_the_count_is_close_to_the_compilers():
     config.update(tower="openai", embed_dim=64, compute_dtype="float32", scan_layers=False)
     config.vision.update(width=128, layers=2, heads=2, patch_size=16)
     config.text.update(width=128, layers=1, heads=2, context_length=16)
-    graphdef, init = make_model(config, 64)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    graphdef, _, shapes = make_model(config, 64)
     inputs = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((4, 16), jnp.int32)
     lowered = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs)).lower(shapes, *inputs)
     counted = lowered.cost_analysis()["flops"] / 4

@@ -36,13 +36,13 @@ def make_inputs(batch: int = 4):
 
 @functools.cache
 def parameters(tower: str):
-    return jax.jit(make_model(small(tower=tower), IMAGE_SIZE)[1])(jax.random.key(0))
+    return jax.jit(make_model(small(tower=tower), IMAGE_SIZE).init)(jax.random.key(0))
 
 
 @functools.cache
 def outputs(tower: str = "openai", **changes):
     """Embeddings, loss and gradients of one variant, all variants with the same parameters."""
-    graphdef, _ = make_model(small(tower=tower, **changes), IMAGE_SIZE)
+    graphdef = make_model(small(tower=tower, **changes), IMAGE_SIZE).graphdef
 
     @jax.jit
     def run(params, images, tokens):
@@ -115,12 +115,11 @@ def test_full_remat_needs_less_memory():
     def temporary_bytes(remat: str) -> int:
         config = small(remat=remat)
         config.vision.update(layers=8, width=64)
-        graphdef, init = make_model(config, 64)
+        graphdef, _, shapes = make_model(config, 64)
 
         def loss(params, images):
             return nnx.merge(graphdef, params).encode_image(images).sum()
 
-        shapes = jax.eval_shape(init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
         return jax.jit(jax.grad(loss)).lower(shapes, images).compile().memory_analysis().temp_size_in_bytes
 
@@ -155,7 +154,7 @@ def test_every_parameter_gets_a_gradient():
 
 
 def test_text_after_the_end_token_is_not_seen():
-    graphdef, _ = make_model(small(), IMAGE_SIZE)
+    graphdef = make_model(small(), IMAGE_SIZE).graphdef
     encode = jax.jit(lambda params, tokens: nnx.merge(graphdef, params).encode_text(tokens))
     _, tokens = make_inputs(batch=1)
     changed = tokens.copy()
@@ -167,8 +166,7 @@ def test_text_after_the_end_token_is_not_seen():
 
 
 def test_the_papers_model_has_149_62_million_parameters():
-    _, init = make_model(default_config().model, 224)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = make_model(default_config().model, 224).shapes
     assert parameter_count(shapes) == 149_619_969
     table = parameter_table(shapes)
     assert table[-1] == ("total", 149_619_969)
@@ -176,9 +174,15 @@ def test_the_papers_model_has_149_62_million_parameters():
     assert dict(table)["visual/blocks"] == 12 * (12 * 768**2 + 13 * 768)
 
 
+@pytest.mark.parametrize("changes", [{"logit_bias": True}, {"tower": "slip"}, {"scan_layers": False}])
+def test_the_shapes_are_those_of_the_initial_parameters(changes):
+    model = make_model(small(**changes), IMAGE_SIZE)
+    assert model.shapes == jax.eval_shape(model.init, jax.random.key(0))
+
+
 def test_initial_parameters_depend_on_the_key_alone():
-    init = jax.jit(make_model(small(), IMAGE_SIZE)[1])
-    unrolled = jax.jit(make_model(small(scan_layers=False, remat="full"), IMAGE_SIZE)[1])
+    init = jax.jit(make_model(small(), IMAGE_SIZE).init)
+    unrolled = jax.jit(make_model(small(scan_layers=False, remat="full"), IMAGE_SIZE).init)
     first = init(jax.random.key(0))
     assert_trees_close(first, unrolled(jax.random.key(0)), rtol=0)
     kernels = first["visual"]["blocks"]["mlp"]["up"]["kernel"]
@@ -205,8 +209,7 @@ def test_impossible_models_are_refused_by_name(section, changes, image_size, tex
 
 
 def test_inputs_of_the_wrong_shape_are_refused():
-    graphdef, init = make_model(small(), IMAGE_SIZE)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    graphdef, _, shapes = make_model(small(), IMAGE_SIZE)
     images = jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.float32)
     with pytest.raises(ValueError, match=r"\(2, 24, 24, 3\), but this model takes \[batch, 16, 16, 3\]"):
         jax.eval_shape(lambda p, x: nnx.merge(graphdef, p).encode_image(x), shapes, images)

@@ -39,8 +39,7 @@ def test_the_paper_starts_at_1e_6_peaks_at_5e_4_and_ends_at_1e_5():
 def paper_params(tower="slip"):
     config = default_config()
     config.model.tower = tower
-    _, init = make_model(config.model, 224)
-    return jax.eval_shape(init, jax.random.key(0)), config.train
+    return make_model(config.model, 224).shapes, config.train
 
 
 @pytest.mark.parametrize("tower", ["slip", "openai"])

@@ -84,8 +84,7 @@ def test_a_program_of_one_device_sends_nothing_and_reads_and_writes_its_arrays()
 
 
 def test_parameters_and_optimizer_are_counted_to_the_byte_and_shared_out_by_fsdp(paper):
-    _, init = make_model(paper.model, paper.data.image_size)
-    count = parameter_count(jax.eval_shape(init, jax.random.key(0)))
+    count = parameter_count(make_model(paper.model, paper.data.image_size).shapes)
     need = estimate(paper, Topology.parse("h100:8"))
     assert need.parameters == 4 * count
     assert need.optimizer == pytest.approx(8 * count, rel=1e-6)

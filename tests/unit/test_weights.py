@@ -22,7 +22,7 @@ def small_parameters(tower: str) -> dict:
     config.update(tower=tower, embed_dim=20)
     config.vision.update(width=24, layers=2, heads=3, patch_size=4)
     config.text.update(width=16, layers=3, heads=2, context_length=6)
-    shapes = jax.eval_shape(make_model(config, 8)[1], jax.random.key(0))
+    shapes = make_model(config, 8).shapes
     draw = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
 

@@ -29,7 +29,7 @@ def model():
     config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
     config.model.text.update(width=16, layers=1, heads=2, context_length=12)
     config.eval.batch_size = 5
-    graphdef, init = make_model(config.model, 16)
+    graphdef, init, _ = make_model(config.model, 16)
     return config, graphdef, jax.jit(init)(jax.random.key(0))
 
 
