@@ -11,7 +11,8 @@ Z95 = 1.959963984540054
 def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, inside [0, 1] and sensible at 0 and 1 and for few trials.
 
-    `trials` may be an effective sample size, hence not whole. With no trials nothing is known: (0, 1).
+    `trials` may be an effective sample size, hence not whole, as scipy's must be. With no trials nothing is known:
+    (0, 1).
     """
     if trials <= 0:
         return 0.0, 1.0
