@@ -8,7 +8,6 @@ class is named in the captions that each run was trained on, with classes outsid
 predictions in `WORKDIR/eval` and the test sets; no model is run. Needs no JAX.
 """
 
-import argparse
 import collections
 import os
 import pathlib
@@ -27,6 +26,7 @@ from synthclip_jax.report.document import whole_page
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, thumbnail
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.wording import make_parser
 
 CLASSES, CONFUSIONS, PICTURES = 10, 8, 24  # shown of each
 
@@ -243,11 +243,7 @@ def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
 @command("compare_runs")
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.compare_runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.compare_runs", __doc__)
     parser.add_argument("workdirs", nargs=2, type=pathlib.Path, metavar="WORKDIR", help="folders of the two runs")
     parser.add_argument("--step1", type=int, help="checkpoint of the first; default: the newest evaluated")
     parser.add_argument("--step2", type=int, help="checkpoint of the second")
