@@ -64,7 +64,7 @@ def row(name: Any, *cells: Any, class_: str | None = None) -> Html:
     return tag("tr", tag("th", name, scope="row"), (tag("td", cell) for cell in cells), class_=class_)
 
 
-def thumbnail(data: bytes | None, alt: str = "", side: int = THUMBNAIL) -> Html:
+def thumbnail(data: bytes | None) -> Html:
     """A picture inside the page, made smaller if it is too large; a sign in its place if it is missing or damaged."""
     if data is None:
         return tag("span", "no picture", class_="nopicture")
@@ -73,11 +73,11 @@ def thumbnail(data: bytes | None, alt: str = "", side: int = THUMBNAIL) -> Html:
     except PictureError:
         return tag("span", "no picture", class_="nopicture", title="this picture does not decode")
     # Only pixels matter here: a file that is copied as it is could carry anything else beside them.
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)  # leaves a smaller one as it is
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # leaves a smaller one as it is
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return tag("img", src=source, alt=alt, width=image.width, height=image.height, loading="lazy")
+    return tag("img", src=source, alt="", width=image.width, height=image.height, loading="lazy")
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
