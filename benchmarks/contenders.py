@@ -12,7 +12,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +31,8 @@ class Contender(NamedTuple):
     peak_bytes: Callable[[], int | None]  # of device memory; None where the device has none of its own
 
 
-def ours(config: Config) -> Contender:
-    """`synthclip_jax.training.step`, the step that training takes."""
+def ours(config: Config, devices: Sequence[Any] | None = None) -> Contender:
+    """`synthclip_jax.training.step`, the step that training takes; on the first device unless others are given."""
     import jax
     import jax.numpy as jnp
 
@@ -42,7 +42,7 @@ def ours(config: Config) -> Contender:
     from synthclip_jax.training.step import make_program, seed_key
 
     batch = config.train.batch_size
-    mesh = make_mesh(config.train.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.train.mesh, devices or jax.devices()[:1])
     program = make_program(config, mesh, Length(1000 * batch, batch, 1000, 100))
     compiled = program.lower().compile()
     state = program.init(seed_key(config.seed))
