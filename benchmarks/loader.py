@@ -18,13 +18,9 @@ pictures per second; the line before has the same of processor time, which other
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
-import itertools
 import json
 import os
 import pathlib
-import platform
 import signal
 import statistics
 import subprocess
@@ -35,6 +31,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from benchmarks import turns
+from synthclip_jax.packages import installed
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 SIZE, CROP = 256, 224
@@ -49,7 +48,7 @@ WORDS = ("a", "the", "red", "small", "old", "dog", "castle", "river", "table", "
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
+    parser = turns.make_parser("loader", __doc__)
     parser.add_argument("--pictures", type=int, default=4096, help="in the dataset that is made for it")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--batches", type=int, default=12, help="counted in a turn")
@@ -57,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, default=240, help="of the quickstart's training, the first third not counted"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="folder for loader.json")
     parser.add_argument("--serve", choices=PIPELINES, help=argparse.SUPPRESS)
     parser.add_argument("--dataset", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -72,18 +70,16 @@ def main(argv: list[str] | None = None) -> None:
             command = [sys.executable, "-m", "benchmarks.loader", f"--dataset={folder}"]
             command += [f"--batch={arguments.batch}", f"--batches={arguments.batches}"]
             contenders = {name: stack.enter_context(Contender([*command, f"--serve={name}"])) for name in PIPELINES}
-            turns: dict[str, list[dict[str, float]]] = {"ours": [], "tf.data": [contenders["tf.data"].turn()]}
+            taken: dict[str, list[np.ndarray]] = {"ours": [], "tf.data": [contenders["tf.data"].turn()]}
             for _ in range(arguments.rounds):
-                turns["ours"].append(contenders["ours"].turn())
-                turns["tf.data"].append(contenders["tf.data"].turn())
+                taken["ours"].append(contenders["ours"].turn())
+                taken["tf.data"].append(contenders["tf.data"].turn())
     summary = {
-        **summarise(turns, arguments),
+        **summarise(taken, arguments),
         "kilobytes": round(size / arguments.pictures / 1024, 1),
         "data_wait_in_the_quickstart": wait,
     }
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "loader.json").write_text(json.dumps(summary, indent=1) + "\n")
+    turns.write(arguments.out, "loader", summary)
     if wait is not None:
         print(f"the quickstart's training waits for data: {wait:.2%} of a step, its first third not counted")
     low, high = summary["middle_half"]
@@ -92,25 +88,20 @@ def main(argv: list[str] | None = None) -> None:
     print(f"ours over tf.data, pictures per second: {summary['ratio']}")
 
 
-def summarise(turns: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> dict[str, Any]:
+def summarise(taken: dict[str, list[np.ndarray]], arguments: argparse.Namespace) -> dict[str, Any]:
     """The medians of what each turn of ours is to the two of tf.data around it."""
-    ratios = {}
-    for key in ("seconds", "processor_seconds"):
-        around = [(one[key] + other[key]) / 2 for one, other in itertools.pairwise(turns["tf.data"])]
-        ratios[key] = [theirs / ours[key] for theirs, ours in zip(around, turns["ours"], strict=True)]
+    # Of speeds, where the turns are seconds.
+    seconds, processor = 1 / np.transpose(turns.ratios(taken["ours"], taken["tf.data"]))
     return {
-        "benchmark": "loader",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: versions(packages) for name, packages in PACKAGES.items()},
+        "versions": {name: installed(packages) for name, packages in PACKAGES.items()},
         "cores": len(os.sched_getaffinity(0)),
         "batch": arguments.batch,
         "pictures_per_turn": arguments.batch * arguments.batches,
-        "ratios": [round(ratio, 3) for ratio in ratios["seconds"]],
-        "middle_half": np.quantile(ratios["seconds"], (0.25, 0.75)).round(3).tolist(),
-        "ratio_of_processor_time": round(statistics.median(ratios["processor_seconds"]), 3),
+        "ratios": seconds.round(3).tolist(),
+        "middle_half": np.quantile(seconds, (0.25, 0.75)).round(3).tolist(),
+        "ratio_of_processor_time": round(float(np.median(processor)), 3),
         "ratio_of": "ours / tf.data, pictures per second, median over turns",
-        "ratio": round(statistics.median(ratios["seconds"]), 3),
+        "ratio": round(float(np.median(seconds)), 3),
     }
 
 
@@ -133,14 +124,6 @@ def data_wait(steps: int) -> float:
     return round(statistics.mean(line["data_wait"] for line in lines if line["step"] > steps // 3), 4)
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
 class Contender:
     """One pipeline in a process of its own, which is stopped unless it is its turn."""
 
@@ -150,7 +133,7 @@ class Contender:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
         self.turn()  # reads all files, and lets AUTOTUNE find its numbers
 
-    def turn(self) -> dict[str, float]:
+    def turn(self) -> np.ndarray:
         """Seconds that a turn takes, of the clock and of the processor."""
         self._process.send_signal(signal.SIGCONT)
         print("turn", file=self._process.stdin, flush=True)
@@ -158,7 +141,7 @@ class Contender:
         if not line:
             sys.exit(self._process.stderr.read())  # type: ignore[union-attr]
         self._process.send_signal(signal.SIGSTOP)
-        return json.loads(line)
+        return np.array(json.loads(line))
 
     def __enter__(self) -> "Contender":
         return self
@@ -178,8 +161,7 @@ def serve(batches: Batches, pictures: int) -> None:
         take(batches, pictures // 4)
         started = time.perf_counter(), time.process_time()
         take(batches, pictures)
-        seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
-        print(json.dumps({"seconds": seconds, "processor_seconds": processor}), flush=True)
+        print(json.dumps([time.perf_counter() - started[0], time.process_time() - started[1]]), flush=True)
 
 
 def take(batches: Batches, pictures: int) -> None:

@@ -8,15 +8,13 @@ of the CPU: what another backend fuses differs, what grows with which power of t
 keeps the batch of a device and adds devices. The last number is dense over ring, softmax, at batch 32,768.
 """
 
-import argparse
-import datetime
-import importlib.metadata
 import importlib.util
-import json
 import os
 import pathlib
-import platform
 import types
+
+from benchmarks import turns
+from synthclip_jax.packages import versions
 
 DEVICES, EMBED_DIM, BLOCK = 8, 512, 1024
 BATCHES = tuple(2**power for power in range(11, 18))
@@ -78,12 +76,7 @@ def plot(curves: dict[str, list[int]], path: pathlib.Path) -> None:
 
 def main() -> None:
     """Prints both tables and the ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loss_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=pathlib.Path, help="folder for a JSON file with the result")
+    parser = turns.make_parser("loss_memory", __doc__)
     parser.add_argument("--plot", type=pathlib.Path, help="PNG file for the curves; needs matplotlib")
     arguments = parser.parse_args()
     if arguments.plot and not importlib.util.find_spec("matplotlib"):
@@ -103,22 +96,17 @@ def main() -> None:
     ratio = curves["softmax dense"][at] / curves["softmax ring"][at]
     if arguments.plot:
         plot(curves, arguments.plot)
-    if arguments.out:
-        result = {
-            "benchmark": "loss_memory",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
-            "embed_dim": EMBED_DIM,
-            "block": BLOCK,
-            "devices": DEVICES,
-            "batches": BATCHES,
-            "temporary_bytes_per_device": curves,
-            "fixed_batch_per_device": {"per_device": PER_DEVICE, "devices": counts, "temporary_bytes_per_device": weak},
-            "ratio_dense_to_ring": round(ratio, 2),
-        }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "loss_memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "versions": versions(("jax", "jaxlib")),
+        "embed_dim": EMBED_DIM,
+        "block": BLOCK,
+        "devices": DEVICES,
+        "batches": BATCHES,
+        "temporary_bytes_per_device": curves,
+        "fixed_batch_per_device": {"per_device": PER_DEVICE, "devices": counts, "temporary_bytes_per_device": weak},
+        "ratio_dense_to_ring": round(ratio, 2),
+    }
+    turns.write(arguments.out, "loss_memory", result)
     print(f"dense / ring, softmax, batch {HEADLINE:,} on {DEVICES} devices: {ratio:.1f}")
 
 

@@ -22,15 +22,12 @@ They need 5 GB of disk in DIR, which is a temporary folder if none is named, and
 
 import argparse
 import concurrent.futures
-import datetime
-import importlib.metadata
 import io
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import shutil
 import subprocess
 import sys
@@ -41,12 +38,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import turns
 from gen import balance, concepts
 from gen.bank.sources import DEBIAN_WORDNET
 from gen.concepts import build_bank, load_bank
 from gen.matching.matcher import Matcher, space_text
 from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config
+from synthclip_jax.packages import versions
 
 Match = Callable[[Sequence[str]], list[list[int]]]
 ROUNDS = 3
@@ -260,9 +259,7 @@ def _resident(pid: int) -> int:
 
 def main() -> None:
     """Prints a line per matcher, what the stage takes, and the ratios."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.matching", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = turns.make_parser("matching", __doc__)
     parser.add_argument("--captions", type=int, default=20_000)
     parser.add_argument("--concepts", type=int, default=0, help="in the bank; 0: what the default sources have")
     parser.add_argument("--compared", type=int, default=50_000, help="captions that the matchers alone are timed on")
@@ -270,7 +267,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the stage")
     parser.add_argument("--workdir", type=pathlib.Path, help="folder on a disk with room; what is made is deleted")
     parser.add_argument("--stage-of", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=pathlib.Path, help="folder for a JSON file with the result")
     arguments = parser.parse_args()
     if arguments.stage_of:
         run_stage(arguments.stage_of, arguments.captions, arguments.processes)
@@ -282,9 +278,7 @@ def main() -> None:
         result = measure(workdir, arguments)
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "matching.json").write_text(json.dumps(result, indent=1) + "\n")
+    turns.write(arguments.out, "matching", result)
     print(f"ours / plain: {result['ratio_to_plain']:.1f}")
     print(f"the whole stage, a core / pyahocorasick, matching alone: {result['ratio_of_stage']:.2f}")
     print(f"ours / pyahocorasick: {result['ratio']:.2f}")
@@ -312,13 +306,9 @@ def measure(workdir: pathlib.Path, arguments: argparse.Namespace) -> dict[str, A
         print(f"{name:>14}: {stage[f'{name}_seconds']:>10,.1f} s, {share}")
     print(f"{'memory':>14}: {stage['peak_bytes'] / 2**30:>10,.2f} GiB at most, {shares['memory']:.2f} of the limit")
     print(f"{'disk':>14}: {disk / 2**30:>10,.2f} GiB")
-    packages = ("ahocorasick_rs", "pyahocorasick", "numpy", "pyarrow", "wordfreq", "symspellpy")
     return {
-        "benchmark": "matching",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(("ahocorasick_rs", "pyahocorasick", "numpy", "pyarrow", "wordfreq", "symspellpy")),
         "concepts": len(texts),
         "captions": count,
         **compared,

@@ -5,20 +5,19 @@
 The last line's last number is the worst composites top-1 accuracy over chance.
 """
 
-import argparse
-import datetime
 import json
 import pathlib
 import sys
+
+from benchmarks import turns
 
 METRICS = ("acc1", "acc5", "mean_per_class_recall")
 
 
 def main() -> None:
     """Reads `eval/*-zeroshot.json` and `train/config.json` of each workdir; prints and optionally writes a summary."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__)
+    parser = turns.make_parser("quickstart", __doc__)
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, help="folder for quickstart.json")
     arguments = parser.parse_args()
     runs = [_run(workdir) for workdir in arguments.workdirs]
     names = sorted({key.split("/")[1] for run in runs for key in run["metrics"]})
@@ -27,10 +26,7 @@ def main() -> None:
         for name in names
         for metric in METRICS
     }
-    summary = {"date": datetime.date.today().isoformat(), "worst": worst, "runs": runs}
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "quickstart.json").write_text(json.dumps(summary, indent=1) + "\n")
+    turns.write(arguments.out, "quickstart", {"worst": worst, "runs": runs})
     for key, value in worst.items():
         print(f"worst of {len(runs)}  {key}  {value:.4f}")
     chance = runs[0]["metrics"]["zeroshot/composites/chance"]

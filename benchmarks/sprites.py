@@ -6,7 +6,6 @@ Plain: for each object open the PNG, resize, rotate, paste. Both read the same c
 core; the last number is the ratio.
 """
 
-import argparse
 import io
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from gen.engines.jpeg import encode_jpeg
 from gen.sprites import draw, read_caption, vocabulary
 from gen.sprites.nouns import art_folder
 from gen.sprites.scenes import paint_background
+from synthclip_jax.wording import make_parser
 
 TEMPLATES = ("A {} on a table.", "A photo of a red {}.", "A {} in the park near a tree.", "Two {} at the beach.")
 QUALITY, ROUNDS = 90, 3
@@ -43,9 +43,7 @@ def plain_picture(caption: str, concept: str, seed: int, size: int) -> bytes:
 
 def main() -> None:
     """Prints a line for each way and the ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sprites", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("benchmarks.sprites", __doc__)
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--size", type=int, default=64, help="pixels")
     arguments = parser.parse_args()

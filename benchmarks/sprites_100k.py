@@ -8,18 +8,17 @@ same. Times are given as shares of the time that drawing and writing took; memor
 had. The last number is the time of all steps after writing over that of writing.
 """
 
-import argparse
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
+
+from benchmarks import turns
+from synthclip_jax.packages import versions
 
 PER_CAPTION = 20
 SHARD = 2048
@@ -38,14 +37,9 @@ PACKAGES = ("numpy", "pillow", "pyarrow", "tensorflow-datasets", "jax")
 
 def main(argv: list[str] | None = None) -> None:
     """Runs all steps, prints a line for each and the ratio; exits with status 1 and a reason if one fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sprites_100k",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = turns.make_parser("sprites_100k", __doc__)
     parser.add_argument("--pictures", type=int, default=100_000, help=f"a multiple of {PER_CAPTION}")
     parser.add_argument("--workdir", type=pathlib.Path, help="an empty folder; a temporary one if not given")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for sprites_100k.json")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         result = measure(arguments.workdir or pathlib.Path(temporary), arguments.pictures)
@@ -58,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         f" {result['verified']:,} items verified, {result['read_by_tfds']:,} pictures read by TFDS,"
         f" audit of {result['audit_bytes'] / 1e6:.1f} MB"
     )
-    if arguments.out:
-        (arguments.out / "sprites_100k.json").write_text(json.dumps(result, indent=1) + "\n")
+    turns.write(arguments.out, "sprites_100k", result)
     print(f"all steps after writing / writing: {result['after_writing']:.2f}")
 
 
@@ -99,9 +92,8 @@ def measure(workdir: pathlib.Path, pictures: int) -> dict[str, Any]:
     for step in steps.values():
         step["share_of_writing"] = round(step.pop("seconds") / writing, 4)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": versions(PACKAGES),
         "pictures": made,
         "rejected": provenance["rejects"],
         "shards": len(provenance["shards"]),

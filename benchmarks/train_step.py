@@ -19,15 +19,15 @@ called in a loop on one batch. The last number is the speed of the loop over tha
 """
 
 import argparse
-import datetime
 import importlib.util
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
 from typing import Any
+
+from benchmarks import turns
 
 ROOT = pathlib.Path(__file__).parents[1]
 NEEDS = {
@@ -133,11 +133,7 @@ def measure(entries: dict[str, tuple[str, dict]], steps: int, rounds: int, in_tu
 
 def main() -> None:
     """Prints a line per contender and the ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = turns.make_parser("train_step", __doc__)
     parser.add_argument("--small", action="store_true", help="a small model in float32, for CPUs")
     parser.add_argument("--accumulate", action="store_true", help="exact accumulation beside its microbatch")
     parser.add_argument("--loop", action="store_true", help="the whole training loop beside its bare step")
@@ -148,7 +144,6 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a config value, may be repeated"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="folder for a JSON file with the result")
     arguments = parser.parse_args()
     if not importlib.util.find_spec("ml_collections"):
         raise SystemExit("missing here: ml_collections, which configs are made of (pip install ml_collections)")
@@ -163,14 +158,7 @@ def main() -> None:
     else:
         result = _compare_steps(arguments)
     name = "train_step" + "_accumulate" * arguments.accumulate + "_loop" * arguments.loop + "_small" * arguments.small
-    if arguments.out:
-        head = {
-            "benchmark": name,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-        }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / f"{name}.json").write_text(json.dumps(head | result, indent=1) + "\n")
+    turns.write(arguments.out, name, result)
     print(f"{result['ratio_of']}: {result['ratio']:.3f}")
 
 

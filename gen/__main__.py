@@ -11,7 +11,6 @@ Several processes with --executor=local may share a workdir: --part=0/8 is the f
 automatically in a SLURM array. `python -m gen.progress` shows how far they are.
 """
 
-import argparse
 import os
 import time
 from typing import Any
@@ -27,19 +26,15 @@ from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place
-from synthclip_jax.wording import duration, part
+from synthclip_jax.wording import duration, make_parser, part
 from synthclip_jax.workdir.versions import Version, check_inside
 
 
 @command("gen")
 def main() -> None:
     """Parses the command line and runs the stages asked for; exits with status 1 and a reason if one cannot go on."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gen",
-        description=__doc__,
-        epilog="\n".join(["stages:", *(f"  {name:<11}{BY_NAME[name].about}" for name in COMMANDS)]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("gen", __doc__)
+    parser.epilog = "\n".join(["stages:", *(f"  {name:<11}{BY_NAME[name].about}" for name in COMMANDS)])
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of this run, made if missing")
     parser.add_argument("--stages", default=",".join(COMMANDS), help="comma-separated; default: all")

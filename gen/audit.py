@@ -8,7 +8,6 @@ search in the concepts. The drawing is in `synthclip_jax.report`, whose page abo
 reads counts, commit records and a sample, so that 30 million pairs take no longer than the largest of these.
 """
 
-import argparse
 import pathlib
 
 from synthclip_jax.errors import command
@@ -17,6 +16,7 @@ from synthclip_jax.report.document import write_page
 from synthclip_jax.report.markup import percent
 from synthclip_jax.report.signatures import signatures
 from synthclip_jax.report.workdir import Run
+from synthclip_jax.wording import make_parser
 
 
 def write(workdir: pathlib.Path, version: str = "") -> tuple[pathlib.Path, list[str]]:
@@ -49,9 +49,7 @@ def write(workdir: pathlib.Path, version: str = "") -> tuple[pathlib.Path, list[
 @command("audit")
 def main() -> None:
     """Writes the page, prints where it is and what is beyond its limit; exits with status 1 if it cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gen.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("gen.audit", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--version", default="", help="of the dataset; empty: the one trained on, else the newest")
     arguments = parser.parse_args()

@@ -9,7 +9,6 @@ stage is left out and the page says so. On a GPU without the weights of Stable D
 random weights is measured: speed does not depend on them.
 """
 
-import argparse
 import collections
 import dataclasses
 import functools
@@ -31,7 +30,7 @@ from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.generation import Captions, Images
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError, command
-from synthclip_jax.wording import duration
+from synthclip_jax.wording import duration, make_parser
 
 
 class NothingToEstimate(UserError):
@@ -199,9 +198,7 @@ def _size(count: float) -> str:
 @command("estimate")
 def main() -> None:
     """Parses the command line and prints the page; with status 1 and one line where no trial caption is accepted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gen.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("gen.estimate", __doc__)
     add_config_argument(parser)
     parser.add_argument("--workers", type=int, default=1, help="workers of each stage, one GPU or one machine each")
     parser.add_argument("--download", action="store_true", help="models may be fetched from the hub")

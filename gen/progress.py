@@ -6,7 +6,6 @@ shows how far the stages of a workdir are, from its commit records alone: the sa
 from another machine.
 """
 
-import argparse
 import collections
 import contextlib
 import time
@@ -18,6 +17,7 @@ from gen.stages import STAGES, Stage
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, place
 from synthclip_jax.files.storage import StoreError, list_files
+from synthclip_jax.wording import make_parser
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_folder, find_version
 
@@ -65,9 +65,7 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
 @command("progress")
 def main() -> None:
     """Prints the lines, once or again and again."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gen.progress", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("gen.progress", __doc__)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of the run")
     parser.add_argument("--version", default="", help="version of the dataset; default: the newest")
     parser.add_argument("--watch", type=float, default=0, help="print again after so many seconds, until stopped")

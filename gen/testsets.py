@@ -13,7 +13,6 @@ The sets do not depend on the run's seed (but for the captions they have to avoi
 set with a caption that has come into the training data since, as in another version, is set aside and made again.
 """
 
-import argparse
 import functools
 import io
 import tarfile
@@ -42,6 +41,7 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, location, place
 from synthclip_jax.files.storage import StoreError
+from synthclip_jax.wording import make_parser
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import stage_folder
 
@@ -181,9 +181,7 @@ def _make_worker(name: str, nouns: Sequence[Noun], make: Maker) -> Callable[[Map
 @command("testsets")
 def main() -> None:
     """Command line of `python -m gen.testsets`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gen.testsets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("gen.testsets", __doc__)
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=place, help="folder of the run, after python -m gen")
     arguments, config = parse_args(parser)

@@ -15,7 +15,6 @@ aside in W/gen/set_aside. The configuration is the one that provenance.json hold
 run's models lie in folders of this machine, give it with --config.
 """
 
-import argparse
 import sys
 
 from gen.checks.workdir import Result, verify
@@ -23,6 +22,7 @@ from gen.repair import repair
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import place
 from synthclip_jax.left_out import printable
+from synthclip_jax.wording import make_parser
 
 SHOWN = 200  # faults printed
 
@@ -30,9 +30,7 @@ SHOWN = 200  # faults printed
 @command("verify")
 def main() -> None:
     """Verifies, repairs if asked, and verifies again; exits with status 1 if anything is wrong at the end."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gen.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("gen.verify", __doc__)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of the run")
     parser.add_argument("--version", default="", help="of the dataset; the newest if not given")
     parser.add_argument("--repair", action="store_true", help="make again what is wrong")

@@ -10,44 +10,13 @@
 # --dry-run prints the manifest and the command instead of running it.
 set -euo pipefail
 
-usage() {
-  sed -n '2,11s/^# \{0,1\}//p' "$0"
-  exit "${1:-0}"
-}
-
-fail() {
-  echo "$0: $*" >&2
-  exit 2
-}
-
 # shellcheck source=launch/words.bash
 . "$(dirname "$0")/words.bash"
 
-dry=false action="" name="" image="" accelerator="" topology="" hosts="" claim="" chips=4 restarts=100 flags=()
-while [ $# -gt 0 ]; do
-  case "$1" in
-    apply | logs | status | delete) action="$1" ;;
-    --name=*) name="${1#*=}" ;;
-    --image=*) image="${1#*=}" ;;
-    --accelerator=*) accelerator="${1#*=}" ;;
-    --topology=*) topology="${1#*=}" ;;
-    --hosts=*) hosts="${1#*=}" ;;
-    --claim=*) claim="${1#*=}" ;;
-    --chips=*) chips="${1#*=}" ;;
-    --restarts=*) restarts="${1#*=}" ;;
-    --dry-run) dry=true ;;
-    -h | --help) usage ;;
-    --)
-      shift
-      flags=("$@")
-      break
-      ;;
-    *) fail "unknown argument $1 (flags for training come after --). See $0 --help" ;;
-  esac
-  shift
-done
+name="" image="" accelerator="" topology="" hosts="" claim="" chips=4 restarts=100
+parse training "apply logs status delete" "name image accelerator topology hosts claim chips restarts" "" "$@"
 [ -n "$action" ] || usage 2
-[ -n "$name" ] || fail "--name is needed"
+needed "" name
 checked --name "$name" "$LABEL" "$LABEL_IS"
 checked --chips "$chips" "$NUMBER" "$NUMBER_IS"
 checked --restarts "$restarts" "$NUMBER" "$NUMBER_IS"
@@ -57,15 +26,6 @@ checked --restarts "$restarts" "$NUMBER" "$NUMBER_IS"
 [ -z "$hosts" ] || checked --hosts "$hosts" "$NUMBER" "$NUMBER_IS"
 [ -z "$claim" ] || checked --claim "$claim" "$CLAIM" "$CLAIM_IS"
 checked_flags ${flags[@]+"${flags[@]}"}
-
-run() {
-  if $dry; then
-    quoted "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 
 # A YAML list of strings. Kubernetes takes $(NAME) in them for a variable, and $$ for a dollar sign.
 arguments() {
@@ -125,10 +85,7 @@ YAML
 }
 
 apply() {
-  local key
-  for key in image accelerator topology hosts claim; do
-    [ -n "${!key}" ] || fail "apply: --$key is needed"
-  done
+  needed "apply: " image accelerator topology hosts claim
   [ ${#flags[@]} -gt 0 ] || fail "apply: what to train is missing: -- --config=... --workdir=/workdir/..."
   if $dry; then
     manifest

@@ -8,32 +8,13 @@
 # of them: they save at the same step and end with status 0. Exit status: the first one that is not 0.
 set -euo pipefail
 
-processes=1 dry=false flags=()
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --processes=*) processes="${1#*=}" ;;
-    --dry-run) dry=true ;;
-    -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "$0"
-      exit 0
-      ;;
-    --)
-      shift
-      flags=("$@")
-      break
-      ;;
-    *)
-      echo "$0: unknown argument $1 (flags for training come after --). See $0 --help" >&2
-      exit 2
-      ;;
-  esac
-  shift
-done
+# shellcheck source=launch/words.bash
+. "$(dirname "$0")/words.bash"
 
-if ! [[ "$processes" =~ ^[1-9][0-9]{0,3}$ ]]; then
-  echo "$0: --processes=$processes: allowed: a whole number of at least 1" >&2
-  exit 2
-fi
+processes=1
+parse training "" processes "" "$@"
+
+checked --processes "$processes" '[1-9][0-9]{0,3}' "a whole number of at least 1"
 command=("${PYTHON:-python3}" -m synthclip_jax.train ${flags[@]+"${flags[@]}"})
 # JAX takes three quarters of a GPU's memory otherwise.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"

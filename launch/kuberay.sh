@@ -12,47 +12,13 @@
 # --dry-run prints the manifest and the command instead of running it.
 set -euo pipefail
 
-usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "$0"
-  exit "${1:-0}"
-}
-
-fail() {
-  echo "$0: $*" >&2
-  exit 2
-}
-
 # shellcheck source=launch/words.bash
 . "$(dirname "$0")/words.bash"
 
-dry=false action="" name="" image="" workers="" gpus=1 cpus=8 memory=32Gi accelerator="" spot=false claim="" restarts=10
-flags=()
-while [ $# -gt 0 ]; do
-  case "$1" in
-    apply | logs | status | delete) action="$1" ;;
-    --name=*) name="${1#*=}" ;;
-    --image=*) image="${1#*=}" ;;
-    --workers=*) workers="${1#*=}" ;;
-    --gpus=*) gpus="${1#*=}" ;;
-    --cpus=*) cpus="${1#*=}" ;;
-    --memory=*) memory="${1#*=}" ;;
-    --accelerator=*) accelerator="${1#*=}" ;;
-    --spot) spot=true ;;
-    --claim=*) claim="${1#*=}" ;;
-    --restarts=*) restarts="${1#*=}" ;;
-    --dry-run) dry=true ;;
-    -h | --help) usage ;;
-    --)
-      shift
-      flags=("$@")
-      break
-      ;;
-    *) fail "unknown argument $1 (flags for generation come after --). See $0 --help" ;;
-  esac
-  shift
-done
+name="" image="" workers="" gpus=1 cpus=8 memory=32Gi accelerator="" spot=false claim="" restarts=10
+parse generation "apply logs status delete" "name image workers gpus cpus memory accelerator claim restarts" spot "$@"
 [ -n "$action" ] || usage 2
-[ -n "$name" ] || fail "--name is needed"
+needed "" name
 checked --name "$name" "$LABEL" "$LABEL_IS"
 for key in gpus cpus restarts; do
   checked "--$key" "${!key}" "$NUMBER" "$NUMBER_IS"
@@ -62,15 +28,6 @@ checked --memory "$memory" '[0-9]{1,9}(Ki|Mi|Gi|Ti)?' "bytes, such as 32Gi"
 [ -z "$accelerator" ] || checked --accelerator "$accelerator" "$WORD" "$WORD_IS"
 [ -z "$claim" ] || checked --claim "$claim" "$CLAIM" "$CLAIM_IS"
 checked_flags ${flags[@]+"${flags[@]}"}
-
-run() {
-  if $dry; then
-    quoted "$@"
-    echo
-  else
-    "$@"
-  fi
-}
 
 entrypoint() {
   yaml "$(quoted python -m gen --executor=ray "${flags[@]}")"
@@ -211,13 +168,8 @@ YAML
 }
 
 apply() {
-  local key
-  for key in image workers; do
-    [ -n "${!key}" ] || fail "apply: --$key is needed"
-  done
-  if ! [[ "$workers" =~ ^[0-9]{1,9}:[0-9]{1,9}$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
-    fail "--workers=$workers: MIN:MAX is needed, such as 0:16"
-  fi
+  needed "apply: " image workers
+  checked_workers "$workers"
   [ ${#flags[@]} -gt 0 ] || fail "apply: what to generate is missing: -- --config=... --workdir=gs://..."
   if $dry; then
     manifest | grep -v '^$'

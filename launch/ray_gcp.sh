@@ -12,53 +12,16 @@
 # --dry-run prints the cluster file and the command instead of running it.
 set -euo pipefail
 
-usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "$0"
-  exit "${1:-0}"
-}
-
-fail() {
-  echo "$0: $*" >&2
-  exit 2
-}
-
 # shellcheck source=launch/words.bash
 . "$(dirname "$0")/words.bash"
 
-dry=false action="" name="" project="" zone="" workers="" machine=g2-standard-12 gpu=nvidia-l4 gpus=1 spot=false flags=()
+name="" project="" zone="" workers="" machine=g2-standard-12 gpu=nvidia-l4 gpus=1 spot=false
 extra=gen,tfds,ray-cluster,gcs
 image=projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570
-while [ $# -gt 0 ]; do
-  case "$1" in
-    up | run | logs | status | down) action="$1" ;;
-    --name=*) name="${1#*=}" ;;
-    --project=*) project="${1#*=}" ;;
-    --zone=*) zone="${1#*=}" ;;
-    --workers=*) workers="${1#*=}" ;;
-    --machine=*) machine="${1#*=}" ;;
-    --gpu=*) gpu="${1#*=}" ;;
-    --gpus=*) gpus="${1#*=}" ;;
-    --spot) spot=true ;;
-    --extra=*) extra="${1#*=}" ;;
-    --image=*) image="${1#*=}" ;;
-    --dry-run) dry=true ;;
-    -h | --help) usage ;;
-    --)
-      shift
-      flags=("$@")
-      break
-      ;;
-    *) fail "unknown argument $1 (flags for generation come after --). See $0 --help" ;;
-  esac
-  shift
-done
+parse generation "up run logs status down" "name project zone workers machine gpu gpus extra image" spot "$@"
 [ -n "$action" ] || usage 2
-for key in name project zone workers; do
-  [ -n "${!key}" ] || fail "--$key is needed"
-done
-if ! [[ "$workers" =~ ^[0-9]{1,9}:[0-9]{1,9}$ ]] || [ "${workers%:*}" -gt "${workers#*:}" ] || [ "${workers#*:}" = 0 ]; then
-  fail "--workers=$workers: MIN:MAX is needed, such as 0:16"
-fi
+needed "" name project zone workers
+checked_workers "$workers"
 checked --name "$name" "$LABEL" "$LABEL_IS"
 checked --project "$project" "$PROJECT" "$PROJECT_IS"
 checked --zone "$zone" "$LABEL" "a zone such as us-central1-a"
@@ -168,15 +131,6 @@ YAML
 }
 
 file=""
-run() {
-  if $dry; then
-    quoted "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 # `ray` wants the cluster in a file of its own.
 with_cluster() {
   if $dry; then

@@ -13,48 +13,18 @@
 # code is the commit that is checked out here.
 set -euo pipefail
 
-usage() {
-  sed -n '2,15s/^# \{0,1\}//p' "$0"
-  exit "${1:-0}"
-}
-
-fail() {
-  echo "$0: $*" >&2
-  exit 2
-}
-
 # shellcheck source=launch/words.bash
 . "$(dirname "$0")/words.bash"
 
-dry=false action="" name="" zone="" kind="" project="" nfs="" spot=false wait=60 flags=()
-while [ $# -gt 0 ]; do
-  case "$1" in
-    create | install | start | logs | status | stop | delete | keep) action="$1" ;;
-    --name=*) name="${1#*=}" ;;
-    --zone=*) zone="${1#*=}" ;;
-    --type=*) kind="${1#*=}" ;;
-    --project=*) project="${1#*=}" ;;
-    --nfs=*) nfs="${1#*=}" ;;
-    --wait=*) wait="${1#*=}" ;;
-    --spot) spot=true ;;
-    --dry-run) dry=true ;;
-    -h | --help) usage ;;
-    --)
-      shift
-      flags=("$@")
-      break
-      ;;
-    *) fail "unknown argument $1 (flags for training come after --). See $0 --help" ;;
-  esac
-  shift
-done
+name="" zone="" type="" project="" nfs="" spot=false wait=60
+parse training "create install start logs status stop delete keep" "name zone type project nfs wait" spot "$@"
 [ -n "$action" ] || usage 2
 if [ -z "$name" ] || [ -z "$zone" ]; then fail "--name and --zone are needed"; fi
 checked --name "$name" "$LABEL" "$LABEL_IS"
 checked --zone "$zone" "$LABEL" "a zone such as us-east5-a"
 checked --wait "$wait" '[0-9]+([.][0-9]+)?' "seconds"
 [ -z "$project" ] || checked --project "$project" "$PROJECT" "$PROJECT_IS"
-[ -z "$kind" ] || checked --type "$kind" 'v(4|5litepod|5p|6e)-[0-9]+' "v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
+[ -z "$type" ] || checked --type "$type" 'v(4|5litepod|5p|6e)-[0-9]+' "v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
 [ -z "$nfs" ] || checked --nfs "$nfs" '[][A-Za-z0-9.:_-]+:/[A-Za-z0-9._/-]*' "HOST:/SHARE of letters, digits, . _ - /"
 checked_flags ${flags[@]+"${flags[@]}"}
 
@@ -62,21 +32,12 @@ gcloud=(gcloud compute tpus)
 place=(--zone="$zone" --quiet)
 [ -z "$project" ] || place+=(--project="$project")
 
-run() {
-  if $dry; then
-    quoted "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-
 on_workers() { # which workers, command
   run "${gcloud[@]}" tpu-vm ssh "$name" --worker="$1" --command="$2" "${place[@]}"
 }
 
 runtime() {
-  case "$kind" in
+  case "$type" in
     v4-*) echo tpu-ubuntu2204-base ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
@@ -95,9 +56,9 @@ trap forget_scratch EXIT
 
 create() {
   local version options=()
-  version=$(runtime) || fail "--type=$kind: allowed are v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
+  version=$(runtime) || fail "--type=$type: allowed are v4-*, v5litepod-*, v5p-*, v6e-*, such as v5litepod-64"
   ! $spot || options+=(--spot)
-  run "${gcloud[@]}" queued-resources create "$name" --node-id="$name" --accelerator-type="$kind" \
+  run "${gcloud[@]}" queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
     --runtime-version="$version" ${options[@]+"${options[@]}"} "${place[@]}"
 }
 

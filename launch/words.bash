@@ -1,4 +1,62 @@
-# Sourced by the launch scripts: words that go safely into shells on other machines and into YAML, and checks of names.
+# Sourced by the launch scripts: their arguments, words that go safely into shells on other machines and into YAML, and
+# checks of names.
+
+dry=false action="" flags=()
+
+# The comment at the top of the script.
+usage() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  exit "${1:-0}"
+}
+
+fail() {
+  echo "$0: $*" >&2
+  exit 2
+}
+
+# Runs a command, or prints it with --dry-run.
+run() {
+  if $dry; then
+    quoted "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+# parse WHAT ACTIONS KEYS SWITCHES "$@": sets the variable KEY for each --KEY=VALUE, SWITCH to true for each --SWITCH, and
+# `action`, `dry`, `flags`: what comes after --, for WHAT.
+parse() {
+  local what="$1" actions=" $2 " keys=" $3 " switches=" $4 "
+  shift 4
+  while [ $# -gt 0 ]; do
+    if [ "$1" = -- ]; then
+      flags=("${@:2}")
+      return
+    elif [ "$1" = -h ] || [ "$1" = --help ]; then
+      usage
+    elif [ "$1" = --dry-run ]; then
+      dry=true
+    elif [[ "$1" =~ ^[a-z]+$ && "$actions" == *" $1 "* ]]; then
+      action="$1"
+    elif [[ "$1" =~ ^--([a-z]+)= && "$keys" == *" ${BASH_REMATCH[1]} "* ]]; then
+      printf -v "${BASH_REMATCH[1]}" %s "${1#*=}"
+    elif [[ "$1" =~ ^--([a-z]+)$ && "$switches" == *" ${BASH_REMATCH[1]} "* ]]; then
+      printf -v "${BASH_REMATCH[1]}" true
+    else
+      fail "unknown argument $1 (flags for $what come after --). See $0 --help"
+    fi
+    shift
+  done
+}
+
+# needed WHOSE KEY...: stops with one line unless each of the variables has a value.
+needed() {
+  local key
+  for key in "${@:2}"; do
+    [ -n "${!key}" ] || fail "$1--$key is needed"
+  done
+}
 
 # Each argument as a word of any POSIX shell, in single quotes; one that needs none is left as it is.
 quoted() {
@@ -27,6 +85,13 @@ yaml() {
 checked() {
   local LC_ALL=C
   [[ "$2" =~ ^($3)$ ]] || fail "$1=$(printf '%q' "$2"): allowed: $4"
+}
+
+# How many workers there are at least and at most.
+checked_workers() {
+  if ! [[ "$1" =~ ^[0-9]{1,9}:[0-9]{1,9}$ ]] || [ "${1%:*}" -gt "${1#*:}" ] || [ "${1#*:}" = 0 ]; then
+    fail "--workers=$1: MIN:MAX is needed, such as 0:16"
+  fi
 }
 
 # Control characters other than tab and line ends have no place in a flag.

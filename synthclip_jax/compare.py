@@ -8,7 +8,6 @@ Reads `WORKDIR/eval/STEP-SUITE.json`; nothing is computed with a model. A task's
 Delta_MTL all five tasks (paper, appendix G): what is missing is named, never counted as zero. Needs no JAX.
 """
 
-import argparse
 import difflib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import catalogue, origin, paper_tables, results
 from synthclip_jax.evals.paper_tables import TASKS, TITLES
 from synthclip_jax.evals.suites import SUITES
+from synthclip_jax.wording import make_parser
 
 # (suite, metric) of our results for each of the paper's tasks; no metric: the catalogue's of each test set.
 SOURCES = {task: (name, metric) for name, suite in SUITES.items() for task, metric in suite.papers.items()}
@@ -204,11 +204,7 @@ def _number(value: float | None) -> str:
 @command("compare")
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.compare", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest with results")
     parser.add_argument("--baseline", default="clip_cc12m", help="a model of the paper, or another run's workdir")

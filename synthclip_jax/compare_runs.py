@@ -8,10 +8,7 @@ class is named in the captions that each run was trained on, with classes outsid
 predictions in `WORKDIR/eval` and the test sets; no model is run. Needs no JAX.
 """
 
-import argparse
 import collections
-import importlib.resources
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +20,13 @@ from jaxtyping import Bool, Int
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.evals import intervals, origin, results
 from synthclip_jax.files.storage import write_atomic
-from synthclip_jax.report import POLICY
+from synthclip_jax.report.accuracy import confusions, pictures_of
 from synthclip_jax.report.bars import track
+from synthclip_jax.report.document import whole_page
 from synthclip_jax.report.frequency import frequency
-from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
+from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, thumbnail
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.wording import make_parser
 
 CLASSES, CONFUSIONS, PICTURES = 10, 8, 24  # shown of each
 
@@ -79,15 +78,10 @@ def pair(name: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.nda
 def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> float:
     """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the pictures that only one of two
     equally good models gets right would be."""
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    n, few = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n)
+    from scipy import stats  # a second to import
 
-
-def confusions(labels: Int[np.ndarray, " n"], guesses: Int[np.ndarray, " n"]) -> collections.Counter[tuple[int, int]]:
-    """How often each class was taken for each other one."""
-    wrong = labels != guesses
-    return collections.Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
+    differ = int((first != second).sum())
+    return float(stats.binomtest(int((first & ~second).sum()), differ).pvalue) if differ else 1.0
 
 
 def _load(workdir: pathlib.Path, step: int | None) -> tuple[Run, dict[str, Any]]:
@@ -131,21 +125,9 @@ def build(workdirs: Sequence[str | os.PathLike], steps: Sequence[int | None] = (
         except (Missing, CompareError, *UNREADABLE) as error:
             body = tag("p", str(error), class_="absent")
         sections.append(tag("section", tag("div", tag("h2", name), class_="heading"), body, id=name))
-    title = f"{names[0]} and {names[1]}"
-    style = importlib.resources.files("synthclip_jax.report").joinpath("style.css").read_text(encoding="utf-8")
     key = tag("p", tag("span", names[0], class_="key a"), " ", tag("span", names[1], class_="key b"), class_="note")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{title}: two checkpoints"),
-        tag("style", Html(style)),
-    )
     intro = tag("header", tag("h1", "Two checkpoints, the same pictures"), key)
-    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', intro, sections)), lang='en')}\n"
+    return whole_page(f"{names[0]} and {names[1]}: two checkpoints", tag("main", intro, sections))
 
 
 def _notes(name: str, loaded: list, names: Sequence[str]) -> Iterator[Html]:
@@ -179,8 +161,7 @@ def _accuracies(joined: Pair, names: Sequence[str]) -> Html:
     n, p = len(joined.labels), mcnemar(first, second)
     rows = []
     for name, right in zip(names, joined.right, strict=True):
-        low, high = intervals.wilson(int(right.sum()), n)
-        values = {"acc1": float(right.mean()), "acc1_low": low, "acc1_high": high}
+        values = intervals.share("acc1", int(right.sum()), n)
         bar = tag("div", track("top-1", values, "acc1", 1 / len(joined.class_names)), class_="tracks")
         rows.append(tag("div", tag("div", tag("b", name), class_="who"), bar, class_="forest-row"))
     verdict = (
@@ -189,18 +170,14 @@ def _accuracies(joined: Pair, names: Sequence[str]) -> Html:
         f" {percent((~first & ~second).mean())}. "
     )
     chance = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
-    verdict += (
-        f"The difference is larger than chance explains ({chance}, McNemar)."
-        if p < 0.05
-        else f"The difference may be chance ({chance}, McNemar)."
-    )
+    difference = "is larger than chance explains" if p < 0.05 else "may be chance"
+    verdict += f"The difference {difference} ({chance}, McNemar)."
     return text([tag("div", rows, class_="forest"), tag("p", verdict, class_="note")])
 
 
 def _per_class(joined: Pair) -> tuple[list[np.ndarray], np.ndarray]:
-    classes = len(joined.class_names)
-    right = [np.bincount(joined.labels[hit], minlength=classes) for hit in joined.right]
-    return right, np.bincount(joined.labels, minlength=classes)
+    counted = [intervals.per_class(guesses, joined.labels, len(joined.class_names)) for guesses in joined.guesses]
+    return [right for right, _ in counted], counted[0][1]
 
 
 def _classes(joined: Pair, names: Sequence[str]) -> Html:
@@ -210,22 +187,9 @@ def _classes(joined: Pair, names: Sequence[str]) -> Html:
     for name, sign in zip(names, (1, -1), strict=True):
         order = [c for c in np.argsort(-sign * lead, kind="stable") if sign * lead[c] > 0][:CLASSES]
         won = int((sign * lead > 0).sum())
-        rows = (
-            tag(
-                "tr",
-                tag("th", joined.class_names[c], scope="row"),
-                *(tag("td", f"{right[c]} of {count[c]}") for right in (first, second)),
-            )
-            for c in order
-        )
-        head = tag("tr", (tag("th", word) for word in ("class", "first", "second")))
-        tables.append(
-            tag(
-                "div",
-                tag("h4", f"{name}: {plural(won, 'class', 'classes')}"),
-                tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="scroll", tabindex=0),
-            )
-        )
+        rows = (row(joined.class_names[c], f"{first[c]} of {count[c]}", f"{second[c]} of {count[c]}") for c in order)
+        title = tag("h4", f"{name}: {plural(won, 'class', 'classes')}")
+        tables.append(tag("div", title, table(("class", "first", "second"), rows)))
     return tag("div", tables, class_="side")
 
 
@@ -254,31 +218,23 @@ def _confusions(joined: Pair, names: Sequence[str]) -> Html:
 def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
     first, second = joined.right
     parts = []
-    for name, rows in zip(names, (np.flatnonzero(first & ~second), np.flatnonzero(second & ~first)), strict=True):
+    for name, places, other in zip(names, (first & ~second, second & ~first), joined.guesses[::-1], strict=True):
+        rows = np.flatnonzero(places).tolist()
         # One of each class before the second of any, so that the page shows many.
         seen: collections.Counter[int] = collections.Counter()
         order = []
-        for row in rows.tolist():
-            label = int(joined.labels[row])
-            order.append((seen[label], row))
+        for place in rows:
+            label = int(joined.labels[place])
+            order.append((seen[label], place))
             seen[label] += 1
-        chosen = [row for _, row in sorted(order)[:PICTURES]]
-        images: Mapping[str, bytes] = {}
-        note = None
-        try:
-            run, result = loaded[0]
-            images = run.test_pictures(result, joined.name, {joined.keys[row] for row in chosen})
-        except UNREADABLE as error:
-            note = tag("p", f"The pictures themselves cannot be shown: {error}", class_="absent")
+        chosen = [place for _, place in sorted(order)[:PICTURES]]
+        run, result = loaded[0]
+        images, note = pictures_of(run, result, joined.name, {joined.keys[place] for place in chosen})
         figures = []
-        for row in chosen:
-            key = joined.keys[row]
-            shown = thumbnail(images[key]) if key in images else tag("span", "no picture", class_="nopicture")
-            wrong = joined.guesses[1 if name == names[0] else 0][row]
-            caption = tag(
-                "figcaption", tag("b", joined.class_names[joined.labels[row]]), ", not ", joined.class_names[wrong]
-            )
-            figures.append(tag("figure", shown, caption))
+        for place in chosen:
+            right, wrong = joined.class_names[joined.labels[place]], joined.class_names[other[place]]
+            caption = tag("figcaption", tag("b", right), ", not ", wrong)
+            figures.append(tag("figure", thumbnail(images.get(joined.keys[place])), caption))
         title = tag("h4", f"Only {name} is right: {plural(len(rows), 'picture')}")
         parts += [title, note, tag("div", figures, class_="disagree")]
     return text(parts)
@@ -287,11 +243,7 @@ def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
 @command("compare_runs")
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.compare_runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.compare_runs", __doc__)
     parser.add_argument("workdirs", nargs=2, type=pathlib.Path, metavar="WORKDIR", help="folders of the two runs")
     parser.add_argument("--step1", type=int, help="checkpoint of the first; default: the newest evaluated")
     parser.add_argument("--step2", type=int, help="checkpoint of the second")

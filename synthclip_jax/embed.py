@@ -35,6 +35,7 @@ from synthclip_jax.files import text_files
 from synthclip_jax.files.folders import regular_files
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut
+from synthclip_jax.wording import make_parser
 
 READERS = 16  # files opened at once: on network storage that is mostly waiting
 AHEAD = 1024  # files read ahead of the decoding
@@ -306,9 +307,7 @@ def _renamed(text: str) -> None:
 @command("embed")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and embeds; exits with status 1 and a reason if it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("synthclip_jax.embed", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run, or a checkpoint's folder")
     parser.add_argument("--images", default="", metavar="DIR|GLOB", help="folder, or a pattern in quotes")
     parser.add_argument("--texts", default="", metavar="FILE", help="one text a line")

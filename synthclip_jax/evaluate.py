@@ -10,7 +10,6 @@ and writes WORKDIR/eval/STEP-SUITE.json. What is there already is printed and no
 from something else: other weights, class names, prompts, files, or another place; the reason is printed then.
 """
 
-import argparse
 import functools
 import pathlib
 import sys
@@ -27,6 +26,7 @@ from synthclip_jax.evals.assignment import announce, assign, checkpoint_digest, 
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, open_datasets
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.model import checkpoint_files
+from synthclip_jax.wording import make_parser
 
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
 
@@ -174,11 +174,7 @@ def _differences(there: Any, here: Any) -> list[str]:
 @command("evaluate")
 def main() -> None:
     """Parses the command line, evaluates, prints the tables; exits with status 1 and a reason if it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.evaluate", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--build", action="store_true", help="write all results to eval/results.csv and results.md")
     if "--build" in sys.argv:

@@ -28,6 +28,7 @@ from synthclip_jax.formats.tensors import write_safetensors
 from synthclip_jax.formats.weights import layout, to_state_dict
 from synthclip_jax.model.loading import LoadedModel, load_model
 from synthclip_jax.model.preprocess import Preprocess
+from synthclip_jax.wording import make_parser
 
 FORMATS = {"open_clip": ("open_clip",), "transformers": ("transformers",), "both": ("open_clip", "transformers")}
 
@@ -135,11 +136,7 @@ def _format(text: str) -> str:
 @command("export")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line, exports, perhaps uploads; exits with status 1 and a reason if it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.export", __doc__)
     parser.add_argument(
         "--workdir", required=True, type=pathlib.Path, help="folder of the run, or a checkpoint's folder"
     )

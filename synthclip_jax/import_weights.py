@@ -16,7 +16,6 @@ The checkpoint is W/train/checkpoints/0. Evaluate it as any other, or train from
 Positions are interpolated where the picture's side or the context length asked for is another one.
 """
 
-import argparse
 import hashlib
 import json
 import pathlib
@@ -34,6 +33,7 @@ from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_fol
 from synthclip_jax.model.towers import parameter_count
 from synthclip_jax.training.claim import claim_workdir, describe_run
 from synthclip_jax.training.lock import only_trainer
+from synthclip_jax.wording import make_parser
 
 
 def save(foreign: Foreign, workdir: str | pathlib.Path) -> pathlib.Path:
@@ -117,11 +117,7 @@ def import_weights(
 @command("import_weights")
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and imports; exits with status 1 and a reason if it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.import_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.import_weights", __doc__)
     parser.add_argument("--source", required=True, type=pathlib.Path, help="folder or file, see above")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a new workdir for the checkpoint")
     parser.add_argument("--image-size", type=int, default=0, help="side of the pictures; default: the source's")

@@ -1,4 +1,4 @@
-"""How numbers are said in lines of the log and on pages, and read from the command line."""
+"""How numbers are said in lines of the log and on pages, and what command lines have in common."""
 
 import argparse
 import re
@@ -13,6 +13,13 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit}{seconds % size // small:02d}{part}"
     return f"{seconds}s"
+
+
+def make_parser(module: str, about: str | None) -> argparse.ArgumentParser:
+    """The command line of `python -m MODULE`, explained by the module's docstring as it stands there."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def part(text: str) -> tuple[int, int]:

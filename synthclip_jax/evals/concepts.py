@@ -165,14 +165,9 @@ def trend(seen: Float[np.ndarray, " classes"], accuracy: Float[np.ndarray, " cla
     Empty where all classes were seen equally often."""
     if len(seen) < 3 or np.ptp(seen) == 0:
         return {}
+    from scipy import stats  # a second to import
+
     x = np.log10(1 + np.asarray(seen, float))
-    slope, start = np.polyfit(x, accuracy, 1)
-    first, second = _ranks(x), _ranks(np.asarray(accuracy, float))
-    correlation = float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) and np.ptp(second) else 0.0
-    return {"correlation": correlation, "slope": float(slope), "start": float(start)}
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks, of equal values their mean."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
+    line = stats.linregress(x, accuracy)
+    correlation = float(stats.spearmanr(x, accuracy).statistic) if np.ptp(accuracy) else 0.0
+    return {"correlation": correlation, "slope": float(line.slope), "start": float(line.intercept)}

@@ -8,14 +8,15 @@ from jaxtyping import Float, Int
 Z95 = 1.959963984540054
 
 
-def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, trials: float) -> tuple[float, float]:
     """Wilson's score interval of a proportion, inside [0, 1] and sensible at 0 and 1 and for few trials.
 
-    `trials` may be an effective sample size, hence not whole. With no trials nothing is known: (0, 1).
+    `trials` may be an effective sample size, hence not whole, as scipy's must be. With no trials nothing is known:
+    (0, 1).
     """
     if trials <= 0:
         return 0.0, 1.0
-    share = successes / trials
+    share, z = successes / trials, Z95
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     # The bounds at 0 and 1 are exact in algebra and off by rounding in floats.
@@ -42,7 +43,7 @@ def per_class(
 
 
 def mean_per_class(
-    correct: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"], z: float = Z95
+    correct: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"]
 ) -> tuple[float, float, float]:
     """Mean over classes of the share of each class that is right, with its interval.
 
@@ -70,13 +71,11 @@ def mean_per_class(
     if variance > 0:
         effective = min(effective, mean * (1 - mean) / variance)
     # mean (1 - mean) is 0 only where every class is wholly right or wholly wrong, and then so is the variance.
-    low, high = wilson(mean * effective, effective, z)
+    low, high = wilson(mean * effective, effective)
     return mean, low, high
 
 
-def clustered(
-    hits: Float[np.ndarray, " clusters"], count: Int[np.ndarray, " clusters"], z: float = Z95
-) -> tuple[float, float, float]:
+def clustered(hits: Float[np.ndarray, " clusters"], count: Int[np.ndarray, " clusters"]) -> tuple[float, float, float]:
     """Share of all trials that hit, with its interval, where trials come in clusters that are alike.
 
     Five captions of one picture are not five independent queries. The share is a ratio of totals, whose variance is
@@ -94,5 +93,5 @@ def clustered(
     variance = float(np.square(residuals).sum()) / max(clusters - 1, 1) * clusters / trials**2
     effective = share * (1 - share) / variance if variance > 0 else 0.0
     effective = min(max(effective, float(clusters)), trials)
-    low, high = wilson(share * effective, effective, z)
+    low, high = wilson(share * effective, effective)
     return share, low, high

@@ -163,9 +163,7 @@ class Result(NamedTuple):
     tried: dict[float, float]
 
 
-def probe(
-    splits: Splits, by_class: bool = False, penalty: str = "norm", max_iter: int = 1000, log: Callable = lambda _: None
-) -> Result:
+def probe(splits: Splits, by_class: bool = False, penalty: str = "norm", max_iter: int = 1000) -> Result:
     """Searches the cost, fits, and predicts the test split.
 
     Args:
@@ -176,9 +174,7 @@ def probe(
 
     def accuracy(cost: float) -> float:
         weights = _fit(*train, classes, cost, len(splits.train), penalty, max_iter)
-        value = accuracy_of(weights.predict(splits.validation.vectors), splits.validation.labels, classes, by_class)
-        log(f"C = {cost:.3g}: {100 * value:.1f}% of the validation split")
-        return value
+        return accuracy_of(weights.predict(splits.validation.vectors), splits.validation.labels, classes, by_class)
 
     best, tried = search(accuracy)
     both = splits.train_and_validation

@@ -8,7 +8,6 @@ training pairs each picture with one caption: another number.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -101,12 +100,8 @@ def metrics(ranks: Ranks) -> dict[str, float]:
 
 def _chance(own: Int[np.ndarray, " pictures"], captions: int, k: int) -> float:
     """Mean over pictures of the chance that k captions drawn at random hold one of its own."""
-    sizes, counts = np.unique(own, return_counts=True)
-    total = math.comb(captions, k)
-    missed = sum(
-        int(count) * math.comb(captions - int(size), k) / total for size, count in zip(sizes, counts, strict=True)
-    )
-    return 1 - missed / len(own)
+    missed = np.prod([(captions - own - drawn) / (captions - drawn) for drawn in range(k)], axis=0)
+    return float(1 - missed.mean())
 
 
 class Retrieval(Suite):

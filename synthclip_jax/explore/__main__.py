@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from synthclip_jax.errors import UserError, command
 from synthclip_jax.explore.guard import UPLOAD, Guard, own_names, private_files
+from synthclip_jax.wording import make_parser
 
 CLASSES = 100  # concepts that the field of class names starts with
 
@@ -26,11 +27,7 @@ class ExploreError(UserError, ValueError):
 @command("explore")
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, embeds a sample of the dataset once, and serves until interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.explore",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.explore", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--data", type=pathlib.Path, help="dataset folder; default: what the run was trained on")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import gradio as gr
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
+from scipy.special import softmax
 
 from synthclip_jax.evals.prompts import template_sets
 from synthclip_jax.evals.zeroshot import text_classifier
@@ -61,7 +61,7 @@ class Explorer:
         if batch.skipped:
             raise gr.Error("This picture does not decode.", print_exception=False)
         logits = np.exp(np.asarray(self.encoder.params["logit_scale"])) * (classifier @ batch.embeddings[0])
-        return dict(zip(names, map(float, _softmax(logits)), strict=True))
+        return dict(zip(names, map(float, softmax(logits)), strict=True))
 
     def walk(self, concept: str | None, page: int) -> tuple[list[tuple[Image.Image, str]], str, int]:
         """One screen of a concept's pictures, what is shown in words, and the page that it is."""
@@ -79,11 +79,6 @@ class Explorer:
             return Image.new("RGB", (64, 64)), f"(does not decode) {caption}"
         image.thumbnail((SIDE, SIDE))
         return image, caption
-
-
-def _softmax(logits: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
 
 
 def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -> gr.Blocks:

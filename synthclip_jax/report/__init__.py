@@ -10,7 +10,6 @@ import os
 import pathlib
 
 from synthclip_jax.report import accuracy, audit, generation, provenance, training
-from synthclip_jax.report.document import POLICY as POLICY
 from synthclip_jax.report.document import Section, page, write_page
 from synthclip_jax.report.masthead import masthead, run_name
 from synthclip_jax.report.workdir import Run

@@ -1,20 +1,16 @@
 """The command line of `python -m synthclip_jax.report`."""
 
-import argparse
 import pathlib
 
 from synthclip_jax import report
 from synthclip_jax.errors import command
+from synthclip_jax.wording import make_parser
 
 
 @command("report")
 def main() -> None:
     """Writes the page and prints where it is; exits with status 1 and a reason if it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m synthclip_jax.report",
-        description=report.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("synthclip_jax.report", report.__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument(
         "--allow-outside",

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
+from synthclip_jax.evals import intervals
 from synthclip_jax.evals.results import group
 from synthclip_jax.report.bars import track
 from synthclip_jax.report.frequency import frequency
-from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
+from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, thumbnail, with_interval
 from synthclip_jax.report.tasks import tasks
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
 
@@ -46,11 +48,6 @@ def zeroshot(run: Run) -> Html:
             )
         )
     columns = ("test set", "classes", "pictures", "top-1", "top-5", "mean per class", "chance")
-    table = tag(
-        "table",
-        tag("thead", tag("tr", (tag("th", column) for column in columns))),
-        tag("tbody", (_table_row(name, values) for name, values in grouped.items())),
-    )
     return Html(
         text([tag("p", note, class_="absent") for note in run.result_notes("zeroshot")])
         + tag(
@@ -60,26 +57,19 @@ def zeroshot(run: Run) -> Html:
             class_="note",
         )
         + tag("div", rows, class_="forest")
-        + tag("div", table, class_="scroll", tabindex=0)
+        + table(columns, (_table_row(name, values) for name, values in grouped.items()))
         + tasks(run, result["step"])
     )
 
 
 def _table_row(name: str, values: Mapping[str, float]) -> Html:
-    def cell(metric: str) -> Any:
+    def cell(metric: str) -> str:
         if metric not in values:
             return "–"
-        low, high = values[f"{metric}_low"], values[f"{metric}_high"]
-        return percent(values[metric]), tag("small", f"{100 * low:.1f} to {100 * high:.1f}")
+        return with_interval(values[metric], values[f"{metric}_low"], values[f"{metric}_high"])
 
-    return tag(
-        "tr",
-        tag("th", name, scope="row"),
-        tag("td", f"{values['classes']:,.0f}"),
-        tag("td", f"{values['n']:,.0f}"),
-        *(tag("td", cell(metric)) for metric in ("acc1", "acc5", "mean_per_class_recall")),
-        tag("td", percent(values["chance"], 2)),
-    )
+    shares = map(cell, ("acc1", "acc5", "mean_per_class_recall"))
+    return row(name, f"{values['classes']:,.0f}", f"{values['n']:,.0f}", *shares, percent(values["chance"], 2))
 
 
 def classes(run: Run) -> Html:
@@ -100,8 +90,8 @@ def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
     names, labels, top = detail["class_names"].tolist(), detail["labels"], detail["top"]
     first = top[:, 0] == labels
     near = (top == labels[:, None]).any(axis=1)
-    count = np.bincount(labels, minlength=len(names))
-    right, close = (np.bincount(labels[hit], minlength=len(names)) for hit in (first, near))
+    right, count = intervals.per_class(top[:, 0], labels, len(names))
+    close = np.bincount(labels[near], minlength=len(names))
     present = [index for index in range(len(names)) if count[index]]
     shown = min(CLASSES, len(present) // 2)
     # How far ahead the guess was settles ties: the surest first, be they right or wrong.
@@ -110,21 +100,15 @@ def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
     best = sorted(named, key=lambda c: (-right[c] / count[c], -close[c] / count[c], -ahead[c]))[:shown]
     worst = sorted(present, key=lambda c: (right[c] / count[c], close[c] / count[c], -ahead[c]))[:shown]
     picked = {c: _pick(labels, first, c, right_first=c in best) for c in (*best, *worst)}
-    keys = {str(detail["keys"][row]) for rows in picked.values() for row in rows}
-    images: Mapping[str, bytes] = {}
-    note = None
-    try:
-        images = run.test_pictures(result, name, keys)
-    except (Missing, *UNREADABLE) as error:
-        note = tag("p", f"The pictures themselves cannot be shown: {error}", class_="absent")
+    keys = {str(detail["keys"][place]) for places in picked.values() for place in places}
+    images, note = pictures_of(run, result, name, keys)
 
     def card(c: int) -> Html:
         cells = []
-        for row in picked[c]:
-            key, guess = str(detail["keys"][row]), names[top[row, 0]]
-            picture = thumbnail(images[key]) if key in images else tag("span", "no picture", class_="nopicture")
-            verdict = "right" if first[row] else "wrong"
-            cells.append(tag("figure", picture, tag("figcaption", "✓" if first[row] else guess), class_=verdict))
+        for place in picked[c]:
+            verdict, label = ("right", "✓") if first[place] else ("wrong", names[top[place, 0]])
+            picture = thumbnail(images.get(str(detail["keys"][place])))
+            cells.append(tag("figure", picture, tag("figcaption", label), class_=verdict))
         share = right[c] / count[c]
         return tag(
             "div",
@@ -134,10 +118,9 @@ def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
             class_="class-card",
         )
 
-    pairs = collections.Counter(zip(labels[~first].tolist(), top[~first, 0].tolist(), strict=True))
-    confusions = (
+    confused = (
         tag("li", tag("b", names[a]), " taken for ", tag("b", names[b]), tag("span", f"{n} of {count[a]}"))
-        for (a, b), n in pairs.most_common(CONFUSIONS)
+        for (a, b), n in confusions(labels, top[:, 0]).most_common(CONFUSIONS)
         if n > 1
     )
     return text(
@@ -150,11 +133,27 @@ def _class_panel(run: Run, result: Mapping[str, Any], name: str) -> Html:
             tag("h4", "Named worst, and what they were taken for"),
             tag("div", (card(c) for c in worst), class_="cards"),
             tag("h4", "Most frequent confusions"),
-            tag("ul", confusions, class_="confusions"),
+            tag("ul", confused, class_="confusions"),
             tag("h4", "By how often it was seen"),
             frequency(names, [right], count, [run.folder], [f"step {result['step']:,}"]),
         ]
     )
+
+
+def confusions(labels: Int[np.ndarray, " n"], guesses: Int[np.ndarray, " n"]) -> collections.Counter[tuple[int, int]]:
+    """How often each class was taken for each other one."""
+    wrong = labels != guesses
+    return collections.Counter(zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True))
+
+
+def pictures_of(
+    run: Run, result: Mapping[str, Any], name: str, keys: set[str]
+) -> tuple[Mapping[str, bytes], Html | None]:
+    """Pictures of a test set by their keys, or why they cannot be shown."""
+    try:
+        return run.test_pictures(result, name, keys), None
+    except (Missing, *UNREADABLE) as error:
+        return {}, tag("p", f"The pictures themselves cannot be shown: {error}", class_="absent")
 
 
 def _pick(labels: np.ndarray, first: np.ndarray, label: int, right_first: bool) -> list[int]:

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 
 from synthclip_jax.report import measures, plots
-from synthclip_jax.report.generation import highlighted
-from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
+from synthclip_jax.report.generation import figure
+from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text
 from synthclip_jax.report.plots import Axis, Line, Mark
 from synthclip_jax.report.signatures import Signature, signatures
 from synthclip_jax.report.workdir import Missing, Run, optional
@@ -86,25 +86,19 @@ def coverage(run: Run) -> Html:
     ]
     paper = [_coverage_row(*row, PAPER_BANK) for row in PAPER_COVERAGE]
     head = ("data", *(f"≥ {hits}" for hits in HITS))
-    table = tag(
-        "table",
-        tag("thead", tag("tr", (tag("th", column) for column in head))),
-        tag("tbody", mine, paper),
-    )
     note = (
         f"How many of {total:,} concepts are in at least 1, 25 and 50 captions. Below, the paper's table 5: its bank"
         " has 500,000 concepts, so compare shares, and only with sets of about this size."
     )
     return Html(
         tag("p", note, class_="note")
-        + tag("div", tag("div", table, class_="scroll flush", tabindex=0), _share_plot(run, known), class_="grid")
+        + tag("div", table(head, (mine, paper), "flush"), _share_plot(run, known), class_="grid")
     )
 
 
 def _coverage_row(name: str, *counts: int, class_: str | None = None) -> Html:
     *found, total = counts
-    cells = (tag("td", percent(count / total, 1), tag("small", plots.short(count))) for count in found)
-    return tag("tr", tag("th", name, scope="row"), cells, class_=class_)
+    return row(name, *((percent(count / total), tag("small", plots.short(count))) for count in found), class_=class_)
 
 
 def _share_plot(run: Run, known: measures.Concepts) -> Html:
@@ -215,18 +209,12 @@ def sheets(run: Run) -> Html:
         tag(
             "details",
             tag("summary", name),
-            tag("div", (_figure(record) for record in records), class_="sheet"),
+            tag("div", map(figure, records), class_="sheet"),
             open=index < 4,
             class_="panel",
         )
         for index, (name, records) in enumerate(sample.sheets.items())
     )
-
-
-def _figure(record, note: str = "") -> Html:
-    caption = highlighted(record.caption, record.concept)
-    label = tag("b", f"{note} ") if note else None
-    return tag("figure", thumbnail(record.image), tag("figcaption", label, caption), title=record.id)
 
 
 def agreement(run: Run) -> Html:
@@ -250,7 +238,7 @@ def agreement(run: Run) -> Html:
         f" {percent(found.no_better)} of the pictures agree no better with their own caption than with another one;"
         " chance is a half."
     )
-    worst = (_figure(record, f"{score:.2f}") for score, record in found.worst)
+    worst = (figure(record, f"{score:.2f}") for score, record in found.worst)
     return Html(
         tag("p", note, class_="note")
         + tag("div", plot, class_="narrow")

@@ -7,7 +7,7 @@ import json
 
 from synthclip_jax.report import audit, generation, measures
 from synthclip_jax.report.document import page
-from synthclip_jax.report.markup import Html, plural, tag
+from synthclip_jax.report.markup import Html, plural, table, tag
 from synthclip_jax.report.masthead import run_name
 from synthclip_jax.report.workdir import Run
 
@@ -15,12 +15,7 @@ SEARCHED = 20_000  # concepts of each kind that the page holds: some 2 MB at mos
 
 SECTIONS = (
     ("findings", "Findings", "What to look at first.", audit.findings),
-    (
-        "counts",
-        "Balance",
-        "Captions per concept, before and after balancing.",
-        generation.concepts,
-    ),
+    ("counts", "Balance", "Captions per concept, before and after balancing.", generation.concepts),
     ("coverage", "Coverage", "", audit.coverage),
     ("categories", "Categories", "", audit.categories),
     ("extremes", "Most and never", "", audit.extremes),
@@ -38,11 +33,7 @@ def build(run: Run) -> str:
     """The page as text."""
     script = importlib.resources.files(__package__).joinpath("audit.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    header = tag(
-        "header",
-        tag("p", "Audit of the data", class_="eyebrow"),
-        tag("h1", run_name(run)),
-    )
+    header = tag("header", tag("p", "Audit of the data", class_="eyebrow"), tag("h1", run_name(run)))
     return page(
         run,
         f"{run_name(run)}: audit",
@@ -72,15 +63,6 @@ def search(run: Run) -> Html:
         tag("p", note, class_="note")
         + tag("input", type="search", id="query", placeholder="part of a concept or category", aria_label="Search")
         + tag("p", "Searching needs JavaScript.", id="count", class_="note")
-        + tag(
-            "div",
-            tag(
-                "table",
-                tag("thead", tag("tr", (tag("th", name) for name in ("concept", "category", "before", "after")))),
-                tag("tbody", id="found"),
-            ),
-            class_="scroll flush",
-            tabindex=0,
-        )
+        + table(("concept", "category", "before", "after"), (), "flush", id="found")
         + tag("script", Html(data), type="application/json", id="concepts")
     )

@@ -35,19 +35,20 @@ def page(
       policy: what is allowed beside `POLICY`.
       script: the page's own; the policy must allow it.
     """
-    style = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    body = tag(
-        "body",
-        tag(
-            "main",
-            tag("nav", (tag("a", word, href=f"#{name}") for name, word in navigation.items()), aria_label="Sections"),
-            header,
-            (_section(run, *section) for section in sections),
-        ),
-        tag("footer", tag("p", f"synthclip_jax {__version__}, {now}")),
-        tag("script", script) if script else None,
+    main = tag(
+        "main",
+        tag("nav", (tag("a", word, href=f"#{name}") for name, word in navigation.items()), aria_label="Sections"),
+        header,
+        (_section(run, *section) for section in sections),
     )
+    footer = tag("footer", tag("p", f"synthclip_jax {__version__}, {now}"))
+    return whole_page(title, main, footer, tag("script", script) if script else None, policy=policy)
+
+
+def whole_page(title: str, *body: Html | None, policy: str = "") -> str:
+    """The page around its body, with the style sheet inside; `policy` as in `page`."""
+    style = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -58,7 +59,7 @@ def page(
         tag("title", title),
         tag("style", Html(style)),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
 
 
 def _section(run: Run, name: str, title: str, about: str, content: Callable[[Run], Html]) -> Html:

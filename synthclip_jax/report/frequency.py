@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from synthclip_jax.evals import concepts
-from synthclip_jax.report.markup import Html, percent, tag, text
+from synthclip_jax.report.markup import Html, row, table, tag, text, with_interval
 from synthclip_jax.report.plots import Axis, Line, line_plot, span
 
 
@@ -63,19 +63,17 @@ def frequency(
         title = "Each class: how often seen, how often right"
         parts.append(tag("div", _dots_only(title, x, y, plain), class_="one"))
     if rows:
-        head = tag("tr", (tag("th", word) for word in ("checkpoint", "classes", "how many", "pictures", "top-1")))
         body = (
-            tag(
-                "tr",
-                tag("th", name, scope="row"),
-                tag("td", group.name if group.name in concepts.KINDS else f"named in {group.name} captions"),
-                tag("td", f"{group.classes:,}"),
-                tag("td", f"{group.pictures:,}"),
-                tag("td", percent(group.accuracy), tag("small", f"{100 * group.low:.1f} to {100 * group.high:.1f}")),
+            row(
+                name,
+                group.name if group.name in concepts.KINDS else f"named in {group.name} captions",
+                f"{group.classes:,}",
+                f"{group.pictures:,}",
+                with_interval(group.accuracy, group.low, group.high),
             )
             for name, group in rows
         )
-        parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="scroll", tabindex=0))
+        parts.append(table(("checkpoint", "classes", "how many", "pictures", "top-1"), body))
     return text(parts)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from synthclip_jax.report import measures, plots
-from synthclip_jax.report.examples import read_columns
+from synthclip_jax.report.examples import Record, read_columns
 from synthclip_jax.report.markup import Html, plural, tag, text, thumbnail
 from synthclip_jax.report.plots import Axis, Line, Mark
 from synthclip_jax.report.workdir import Missing, Run, Stage, optional
@@ -278,19 +278,14 @@ def pictures(run: Run) -> Html:
     records, _ = run.sample
     if not records:
         raise Missing("The dataset holds no pictures.")
-    return tag(
-        "div",
-        (
-            tag(
-                "figure",
-                thumbnail(record.image),
-                tag("figcaption", highlighted(record.caption, record.concept)),
-                title=record.id,
-            )
-            for record in records
-        ),
-        class_="sheet",
-    )
+    return tag("div", map(figure, records), class_="sheet")
+
+
+def figure(record: Record, note: str = "") -> Html:
+    """One picture with its caption, and perhaps a note before that."""
+    caption = highlighted(record.caption, record.concept)
+    label = tag("b", f"{note} ") if note else None
+    return tag("figure", thumbnail(record.image), tag("figcaption", label, caption), title=record.id)
 
 
 def highlighted(caption: str, concept: str) -> Html:

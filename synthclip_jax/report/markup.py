@@ -46,18 +46,38 @@ def tag(element: str, /, *children: Any, **attributes: Any) -> Html:
     return Html("".join(parts) + ("" if element in VOID else f"{text(children)}</{element}>"))
 
 
-def thumbnail(data: bytes, alt: str = "", side: int = THUMBNAIL) -> Html:
-    """A picture inside the page, made smaller if it is too large; a sign in its place if it does not decode."""
+def table(head: Iterable[Any], rows: Any, style: str = "", **body: Any) -> Html:
+    """A table, which scrolls where it is too wide for the page.
+
+    Args:
+      head: what the columns are called.
+      rows: see `row`.
+      style: a class beside `scroll`.
+      body: attributes of the table's body.
+    """
+    columns = tag("thead", tag("tr", (tag("th", word) for word in head)))
+    return tag("div", tag("table", columns, tag("tbody", rows, **body)), class_=f"scroll {style}".strip(), tabindex=0)
+
+
+def row(name: Any, *cells: Any, class_: str | None = None) -> Html:
+    """A row of a table: what it is about, and its cells."""
+    return tag("tr", tag("th", name, scope="row"), (tag("td", cell) for cell in cells), class_=class_)
+
+
+def thumbnail(data: bytes | None) -> Html:
+    """A picture inside the page, made smaller if it is too large; a sign in its place if it is missing or damaged."""
+    if data is None:
+        return tag("span", "no picture", class_="nopicture")
     try:
         image = open_picture(data).convert("RGB")
     except PictureError:
         return tag("span", "no picture", class_="nopicture", title="this picture does not decode")
     # Only pixels matter here: a file that is copied as it is could carry anything else beside them.
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)  # leaves a smaller one as it is
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # leaves a smaller one as it is
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return tag("img", src=source, alt=alt, width=image.width, height=image.height, loading="lazy")
+    return tag("img", src=source, alt="", width=image.width, height=image.height, loading="lazy")
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -68,3 +88,8 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """A share as percent."""
     return f"{100 * share:.{digits}f}%"
+
+
+def with_interval(share: float, low: float, high: float) -> Html:
+    """A share as percent, with its bounds."""
+    return text((percent(share), tag("small", f"{100 * low:.1f} to {100 * high:.1f}")))

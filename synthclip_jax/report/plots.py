@@ -152,7 +152,7 @@ def line_plot(title: str, x: Axis, y: Axis, lines: Sequence[Line], marks: Sequen
     return _figure(title, y.label, body, named if len(named) > 1 else {})
 
 
-def bar_plot(title: str, x: Axis, y: Axis, bars: Sequence[tuple[float, float, float]], marks: Sequence[Mark] = ()):
+def bar_plot(title: str, x: Axis, y: Axis, bars: Sequence[tuple[float, float, float]]) -> Html:
     """A histogram. Bars: (from, to, height)."""
     body = [_frame(x, y)]
     for left, right, height in bars:
@@ -168,7 +168,6 @@ def bar_plot(title: str, x: Axis, y: Axis, bars: Sequence[tuple[float, float, fl
                 class_="bar a",
             )
         )
-    body += [_mark(mark, x, y) for mark in marks]
     return _figure(title, y.label, body, {})
 
 

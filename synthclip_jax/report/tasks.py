@@ -8,7 +8,7 @@ from synthclip_jax.evals import paper_tables, results
 from synthclip_jax.evals.suite import Suite
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.report.bars import track
-from synthclip_jax.report.markup import Html, percent, plural, tag, text
+from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, with_interval
 from synthclip_jax.report.workdir import Run
 
 PAPERS = "clip_cc12m"  # whose numbers stand beside ours
@@ -16,7 +16,8 @@ PAPERS = "clip_cc12m"  # whose numbers stand beside ours
 
 def tasks(run: Run, step: int) -> Html:
     """Rows of bars for each suite that was evaluated at this step, and one table of all; nothing where none was."""
-    parts, lines = [], []
+    parts: list[Any] = []
+    lines: list[tuple[str, str, dict[str, float], str, str, float | None]] = []
     for suite, shown in SUITES.items():
         if not shown.measures:
             continue
@@ -31,7 +32,7 @@ def tasks(run: Run, step: int) -> Html:
             who = tag("div", tag("b", name), tag("small", _about(values) + cut), class_="who")
             rows.append(tag("div", who, tag("div", tracks, class_="tracks wide"), class_="forest-row"))
             for metric, chance, _, what in measures:
-                lines.append(_line(name, what, values, metric, chance, _papers(shown, metric, name)))
+                lines.append((name, what, values, metric, chance, _papers(shown, metric, name)))
         if rows or notes:
             parts += [
                 tag("h4", shown.title),
@@ -41,14 +42,14 @@ def tasks(run: Run, step: int) -> Html:
             ]
     if not parts:
         return Html("")
-    beside = any(papers is not None for _, papers in lines)
+    beside = any(papers is not None for *_, papers in lines)
     head = ["test set", "task", "accuracy", "chance", *(["paper, CLIP on CC12M"] if beside else [])]
-    body = (
-        tag("tr", cells, tag("td", "–" if papers is None else f"{papers:.1f}%") if beside else None)
-        for cells, papers in lines
-    )
-    table = tag("table", tag("thead", tag("tr", (tag("th", word) for word in head))), tag("tbody", body))
-    return text([*parts, tag("div", table, class_="scroll", tabindex=0), _embedding(run, step)])
+    body = []
+    for name, what, values, metric, chance, papers in lines:
+        share = with_interval(values[metric], values[f"{metric}_low"], values[f"{metric}_high"])
+        cells = [what, share, percent(values[chance], 2) if chance in values else "–"]
+        body.append(row(name, *cells, *(["–" if papers is None else f"{papers:.1f}%"] if beside else [])))
+    return text([*parts, table(head, body), _embedding(run, step)])
 
 
 def _about(values: Mapping[str, float]) -> str:
@@ -64,19 +65,6 @@ def _about(values: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _line(
-    name: str, what: str, values: Mapping[str, float], metric: str, chance: str, papers: float | None
-) -> tuple[Html, float | None]:
-    low, high = values[f"{metric}_low"], values[f"{metric}_high"]
-    cells: list[Any] = [
-        tag("th", name, scope="row"),
-        tag("td", what),
-        tag("td", percent(values[metric]), tag("small", f"{100 * low:.1f} to {100 * high:.1f}")),
-        tag("td", percent(values[chance], 2)) if chance in values else tag("td", "–"),
-    ]
-    return text(cells), papers
-
-
 def _papers(suite: type[Suite], metric: str, name: str) -> float | None:
     """The paper's number for the same dataset and protocol."""
     tasks_of = {reported or suite.main: task for task, reported in suite.papers.items()}
@@ -86,15 +74,9 @@ def _papers(suite: type[Suite], metric: str, name: str) -> float | None:
 def _embedding(run: Run, step: int) -> Html:
     found = [result for result in results.read_results(run.folder, "embedding", []) if result["step"] == step]
     notes = [tag("p", note, class_="absent") for note in run.result_notes("embedding", step)]
+    shown = ("modality_gap", "alignment", "image_uniformity", "text_uniformity")
     rows = [
-        tag(
-            "tr",
-            tag("th", name, scope="row"),
-            *(
-                tag("td", f"{values[key]:.3f}")
-                for key in ("modality_gap", "alignment", "image_uniformity", "text_uniformity")
-            ),
-        )
+        row(name, *(f"{values[key]:.3f}" for key in shown))
         for name, values in (results.group(found[-1]["metrics"], "embedding").items() if found else ())
     ]
     if not rows:
@@ -104,6 +86,4 @@ def _embedding(run: Run, step: int) -> Html:
         "Pictures and captions on the unit sphere. Gap: between their means. Alignment: mean squared distance of a"
         " caption from its picture, 0 is best. Uniformity: lower is more evenly spread."
     )
-    table = tag("table", tag("thead", tag("tr", (tag("th", word) for word in head))), tag("tbody", rows))
-    heading = [tag("h4", "The shared space"), tag("p", about, class_="note"), *notes]
-    return text([*heading, tag("div", table, class_="scroll", tabindex=0)])
+    return text([tag("h4", "The shared space"), tag("p", about, class_="note"), *notes, table(head, rows)])

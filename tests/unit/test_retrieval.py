@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import stats
 from toy_testset import write_wds
 
 from synthclip_jax.config import default_config
@@ -79,6 +80,15 @@ def test_recall_equals_a_brute_force_count_with_every_caption_of_a_picture():
 def test_chance_of_a_gallery_as_large_as_cocos_is_a_number():
     own = np.full(5000, 5)
     assert _chance(own, 25_000, 10) == pytest.approx(1 - (1 - 5 / 25_000) ** 10, rel=1e-3)
+
+
+def test_chance_is_the_hypergeometric_distributions():
+    for own in (np.array([1, 1, 1]), np.array([9, 2]), np.random.default_rng(0).integers(1, 9, 300)):
+        for k in (1, 5, 10):
+            captions = int(own.sum())
+            if k < captions:
+                missed = stats.hypergeom.pmf(0, captions, own, k).mean()
+                assert _chance(own, captions, k) == pytest.approx(1 - missed, abs=1e-9)
 
 
 def test_chance_is_what_random_vectors_reach():

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 from toy_testset import CLASSES, coloured, picture, write_wds
 
 from synthclip_jax.config import default_config
@@ -77,6 +78,9 @@ def test_wilson_equals_its_published_values_and_stays_inside_0_and_1():
     # Newcombe (1998), Statistics in Medicine 17, table I, method 3.
     for successes, trials, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
         assert intervals.wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    for successes, trials in ((0, 7), (1, 1), (29, 29), (400, 50_000)):
+        interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+        assert intervals.wilson(successes, trials) == pytest.approx(tuple(interval), abs=1e-9)
     assert intervals.wilson(29, 29)[1] == 1.0
     assert intervals.wilson(0, 0) == (0.0, 1.0)
 

@@ -127,11 +127,6 @@ class ImageFolder:
         allow = " Links that lead out of it are followed with --config.eval.allow_outside=true" if outside else ""
         return f" ({lines}).{allow}" if lines else ""
 
-    @property
-    def class_folders(self) -> list[pathlib.Path]:
-        """The folders of the classes."""
-        return [self.folder / path for path in self.class_ids]
-
     def __len__(self) -> int:
         return sum(self.class_counts)
 
