@@ -91,7 +91,7 @@ def test_parts_of_embeddings_whose_plan_lost_its_checksum_are_not_joined(parts, 
 def test_parts_of_embeddings_whose_plan_lacks_both_are_not_taken_for_these(parts, gone):
     path = parts.folder / "plan.json"
     path.write_text(json.dumps({key: value for key, value in parts.plan.items() if key not in gone}))
-    with pytest.raises(EmbeddingError, match="holds something else|its checksum is gone"):
+    with pytest.raises(EmbeddingError, match=r"holds something else|its checksum is gone"):
         parts.claim()
 
 
