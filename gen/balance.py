@@ -219,9 +219,8 @@ def match(config: Config, workdir: Location, executor: Executor = run_local) -> 
     """
     settings = config.gen.balance
     store, shards, language = _planned(config, workdir)
-    # Elsewhere the executor itself starts as many workers as there is room for.
-    local = getattr(executor, "func", executor) is run_local
-    processes = _processes(settings.processes, sum(shard["items"] for shard in shards)) if local else 1
+    items = sum(shard["items"] for shard in shards)
+    processes = _processes(settings.processes, items) if executor.is_local else 1
     records = executor(
         store,
         shards,

@@ -19,7 +19,7 @@ import ml_collections
 from gen.checks import evidence
 from gen.engines.registry import caption_engine, image_engine
 from gen.images import dataset_features
-from gen.shards.finished_pictures import SPLIT, data_file
+from gen.shards.finished_pictures import SPLIT, data_file, picture_records
 from gen.shards.local import Executor, run_local
 from gen.shards.store import StageStore
 from gen.stages import BY_NAME, FOLDERS
@@ -53,18 +53,7 @@ def run(
       StoreError: a shard is not there yet.
     """
     version = find_version(workdir, config.gen.version)
-    folder = version.dataset_folder(config.name)
-    store = StageStore(version.stage_folder("images"), folder)
-    if not store.plan_path.exists():
-        raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
-    plan = store.ensure_plan(store.read_plan())
-    records = store.committed()
-    missing = sorted(set(range(plan["shards"])) - set(records))
-    if missing:
-        raise StoreError(
-            f"{folder}: {len(missing)} of {plan['shards']} shards are not there yet (the first is {missing[0]})."
-            " Run --stages=images: it makes only what is missing"
-        )
+    plan, records = picture_records(version, version.dataset_folder(config.name))
     agreement, name = _agreement(version), dataset_name(config)
     about: dict[str, Any] = {"agreement": agreement} | ({"filtered": name} if name != config.name else {})
     summary = write_dataset(config, version, config.name, plan, records, about, renewed=renewed)

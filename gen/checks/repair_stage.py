@@ -11,7 +11,7 @@ from gen.checks.evidence import measured
 from gen.checks.planned import file_faults, named_files
 from gen.checks.set_aside import SetAside
 from gen.checks.shards import Fault
-from gen.shards.local import run_local
+from gen.shards.local import Executor, LocalExecutor, run_local
 from gen.shards.store import ShardOutput, StageStore, sha256
 from gen.stages import BY_NAME
 from synthclip_jax.config.schema import Config
@@ -58,6 +58,19 @@ class _Guard(StageStore):
                     raise RepairError(f"{self.folder}: shard {shard} {OTHERWISE}")
                 return {**known, "host": "", "plan": self.plan_digest}
         return super().commit(shard, output, seconds)
+
+
+class _Guarded(LocalExecutor):
+    """Commits to a guard, and makes these shards alone; None: all."""
+
+    def __init__(self, guard: _Guard, wanted: Sequence[int] | None):
+        super().__init__()
+        self._guard, self._wanted = guard, wanted
+
+    def __call__(self, store: StageStore, shards: Sequence[Mapping[str, Any]], *arguments: Any, **keywords: Any) -> Any:
+        """See `Executor`."""
+        shards = [shard for shard in shards if self._wanted is None or shard["index"] in self._wanted]
+        return super().__call__(self._guard, shards, *arguments, **keywords)
 
 
 class StageRepair:
@@ -113,13 +126,10 @@ class StageRepair:
         exact = self._stage == "captions" and "balance" in self._found.stages
         guard = _Guard(store, {shard: one for shard, one in there.items() if one["files"]} | self._expected, exact)
 
-        def executor(_: StageStore, shards: Sequence[Any], *arguments: Any, **keywords: Any) -> dict[int, Any]:
-            if self._stage != "balance":  # which selects from all of them; else what is not made yet is left alone
-                shards = [shard for shard in shards if shard["index"] in self._shards]
-            return run_local(guard, shards, *arguments, **keywords)
-
+        # Balance selects from all shards; elsewhere what is not made yet is left alone.
+        wanted = None if self._stage == "balance" else self._shards
         try:
-            self._run(config, executor)
+            self._run(config, _Guarded(guard, wanted))
         except BaseException:
             aside.put_back(*taken, *self._files)
             raise
@@ -137,7 +147,7 @@ class StageRepair:
         files |= (self._this.evidence or {}).get("files", {})
         return {self._this.folder / name: meta["sha256"] for name, meta in files.items()}
 
-    def _run(self, config: Config, executor: Any) -> None:
+    def _run(self, config: Config, executor: Executor) -> None:
         stage = BY_NAME[self._stage]
         if stage.shards_alone and not self._files:
             pkgutil.resolve_name(stage.shards_alone)(config, self._workdir, executor)

@@ -1,8 +1,6 @@
 """Executors run the shards of a stage that are not committed yet: in this process, or on a Ray cluster."""
 
-import functools
-
-from gen.shards.local import Executor, run_local
+from gen.shards.local import Executor, LocalExecutor
 from synthclip_jax.config.generation import Gen
 
 EXECUTORS = ("local", "ray")
@@ -14,10 +12,10 @@ def make_executor(name: str, gen: Gen, part: tuple[int, int] = (0, 1)) -> Execut
     Args:
       name: one of `EXECUTORS`.
       gen: `config.gen`.
-      part: see `run_local`.
+      part: see `LocalExecutor`.
     """
     if name == "ray":
         from gen.shards.ray import RayExecutor
 
         return RayExecutor(gen)
-    return functools.partial(run_local, part=part) if part[1] > 1 else run_local
+    return LocalExecutor(part)

@@ -39,20 +39,35 @@ def finished_pictures(config: Config, workdir: Location) -> Pictures:
     """
     version = find_version(workdir, config.gen.version)
     data = version.dataset_folder(config.name)
-    pictures = StageStore(version.stage_folder("images"), data)
-    if not pictures.plan_path.exists():
-        raise StoreError(f"{pictures.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
-    plan = pictures.ensure_plan(pictures.read_plan())
-    made = pictures.committed()
-    if len(made) < plan["shards"]:
-        raise StoreError(
-            f"{data}: {plan['shards'] - len(made)} of {plan['shards']} shards are not there yet. Run --stages=images"
-        )
+    plan, made = picture_records(version, data)
     shards = [
         {"index": index, "of": plan["shards"], "items": record["count"], **data_file(record)}
         for index, record in made.items()
     ]
     return Pictures(version, data, shards, pictures_digest(made.values()))
+
+
+def picture_records(version: Version, data: Location) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The plan of a version's pictures, and the commit records of all its shards.
+
+    Args:
+      data: the folder of the dataset.
+
+    Raises:
+      StoreError: they are not planned yet, or some are missing.
+    """
+    store = StageStore(version.stage_folder("images"), data)
+    if not store.plan_path.exists():
+        raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
+    plan = store.ensure_plan(store.read_plan())
+    records = store.committed()
+    missing = sorted(set(range(plan["shards"])) - set(records))
+    if missing:
+        raise StoreError(
+            f"{data}: {len(missing)} of {plan['shards']} shards are not there yet (the first is {missing[0]})."
+            " Run --stages=images: it makes only what is missing"
+        )
+    return plan, records
 
 
 def pictures_digest(records: Iterable[Mapping[str, Any]]) -> str:

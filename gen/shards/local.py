@@ -3,11 +3,12 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import itertools
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from gen.shards.progress import Progress
 from gen.shards.store import ShardOutput, StageStore
@@ -53,8 +54,35 @@ def made_worker(make_worker: MakeWorker) -> Worker:
     return made if isinstance(made, Worker) else _FunctionWorker(made)
 
 
-class Executor(Protocol):
-    """Runs every shard that has no commit record, and commits it."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A stage that has shards left to do. See `Executor.__call__`.
+
+    Attributes:
+      todo: the shards without a commit record.
+      records: of the others, by index.
+    """
+
+    store: StageStore
+    shards: Sequence[Mapping[str, Any]]
+    todo: Sequence[Mapping[str, Any]]
+    records: dict[int, dict[str, Any]]
+    make_worker: MakeWorker
+    label: str
+    unit: str
+    gpus: int
+    at_once: int
+
+
+class Executor:
+    """Runs every shard that has no commit record, and commits it.
+
+    Attributes:
+      is_local: its one worker is in this process and may use the cores of this machine; else there are as many workers
+        as there is room for.
+    """
+
+    is_local = True
 
     def __call__(
         self,
@@ -66,57 +94,66 @@ class Executor(Protocol):
         unit: str,
         gpus: int = 0,
         at_once: int = 1,
-    ) -> dict[int, dict[str, Any]]: ...
+    ) -> dict[int, dict[str, Any]]:
+        """Runs the shards of a stage.
+
+        Args:
+          store: where plan and records live; `store.ensure_plan` has been called.
+          shards: one mapping per planned shard with at least `index` and `items` (how many items it plans to make).
+          make_worker: builds the worker, which may load a model; called only if a shard is left to do.
+          label: the stage's name in the progress line.
+          unit: what an item is, in the plural.
+          gpus, at_once: what a worker can use, and shards that fill it, for executors that find it a place.
+
+        Returns:
+          The commit records of all shards, by index.
+        """
+        records = store.committed()
+        todo = [shard for shard in shards if shard["index"] not in records]
+        if todo:
+            self.run(Job(store, shards, todo, records, make_worker, label, unit, gpus, at_once))
+        return dict(sorted(records.items()))
+
+    def run(self, job: Job) -> None:
+        """Makes and commits what is left to do, and adds its commit records to the job's."""
+        raise NotImplementedError
 
 
-def run_local(
-    store: StageStore,
-    shards: Sequence[Mapping[str, Any]],
-    make_worker: MakeWorker,
-    *,
-    label: str,
-    unit: str,
-    gpus: int = 0,
-    at_once: int = 1,
-    part: tuple[int, int] = (0, 1),
-) -> dict[int, dict[str, Any]]:
+class LocalExecutor(Executor):
     """Runs the shards one after another in this process.
 
     Args:
-      store: where plan and records live; `store.ensure_plan` has been called.
-      shards: one mapping per planned shard with at least `index` and `items` (how many items it plans to make).
-      make_worker: builds the worker, which may load a model; called only if a shard is left to do.
-      label: the stage's name in the progress line.
-      unit: what an item is, in the plural.
-      gpus, at_once: what a worker can use, and shards that fill it, for executors that find it a place.
       part: number of this process and how many work on the same workdir: each begins with shards of its own and helps
         with what is left when they are done.
-
-    Returns:
-      The commit records of all shards, by index.
     """
-    records = store.committed()
-    todo = [shard for shard in shards if shard["index"] not in records]
-    if not todo:
-        return records
-    done = sum(shard["items"] for shard in shards) - sum(shard["items"] for shard in todo)
-    rejects: dict[str, int] = {}
-    for record in records.values():
-        for reason, count in record["rejects"].items():
-            rejects[reason] = rejects.get(reason, 0) + count
-    progress = Progress(sum(shard["items"] for shard in shards), unit, label, done, rejects)
-    worker = made_worker(make_worker)
-    worker.progress = progress
-    try:
-        with contextlib.closing(work_ahead(worker, _left(store, in_turn(todo, *part), records, progress))) as work:
-            for shard, output, seconds in work:
-                records[shard["index"]] = store.commit(shard["index"], output, seconds)
-                if not worker.reports_items:
-                    progress.update(shard["items"], output.rejects)
-        progress.close()
-    finally:
-        worker.close()
-    return dict(sorted(records.items()))
+
+    def __init__(self, part: tuple[int, int] = (0, 1)):
+        self._part = part
+
+    def run(self, job: Job) -> None:
+        """See `Executor`."""
+        store, records = job.store, job.records
+        items = sum(shard["items"] for shard in job.shards)
+        done = items - sum(shard["items"] for shard in job.todo)
+        rejects: collections.Counter[str] = collections.Counter()
+        for record in records.values():
+            rejects.update(record["rejects"])
+        progress = Progress(items, job.unit, job.label, done, dict(rejects))
+        worker = made_worker(job.make_worker)
+        worker.progress = progress
+        left = _left(store, in_turn(job.todo, *self._part), records, progress)
+        try:
+            with contextlib.closing(work_ahead(worker, left)) as work:
+                for shard, output, seconds in work:
+                    records[shard["index"]] = store.commit(shard["index"], output, seconds)
+                    if not worker.reports_items:
+                        progress.update(shard["items"], output.rejects)
+            progress.close()
+        finally:
+            worker.close()
+
+
+run_local = LocalExecutor()
 
 
 def _left(

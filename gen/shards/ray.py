@@ -9,7 +9,6 @@ its process, since the next shard would fail in the same process, too; errors th
 """
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
@@ -23,7 +22,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from gen.engines.isolation import is_explained
-from gen.shards.local import MakeWorker, Worker, made_worker
+from gen.shards.local import Executor, Job, MakeWorker, Worker, made_worker
 from gen.shards.progress import Committed
 from gen.shards.store import StageStore
 from synthclip_jax.config.generation import Gen, Workers
@@ -41,48 +40,37 @@ class WorkersFailed(StoreError):
     """Shards ended their worker again and again; the text says which, and of what."""
 
 
-@dataclasses.dataclass
-class RayExecutor:
+class RayExecutor(Executor):
     """Runs shards on the cluster that RAY_ADDRESS names, or on one that is started on this machine.
 
     Args:
       gen: `config.gen`; its section `ray` says what each worker of a stage takes.
     """
 
-    gen: Gen
+    is_local = False
 
-    def __call__(
-        self,
-        store: StageStore,
-        shards: Sequence[Mapping[str, Any]],
-        make_worker: MakeWorker,
-        *,
-        label: str,
-        unit: str,
-        gpus: int = 0,
-        at_once: int = 1,
-    ) -> dict[int, dict[str, Any]]:
-        """Runs every shard that has no commit record. See `gen.shards.local.run_local`; `make_worker` is pickled.
+    def __init__(self, gen: Gen):
+        self.gen = gen
+
+    def run(self, job: Job) -> None:
+        """See `Executor`; the job's `make_worker` is pickled.
 
         Raises:
           StoreError: Ray is not installed or the cluster is gone; the storage fails; shards end their workers.
           Exception: what a worker raises that says what to change.
         """
-        records = store.committed()
-        todo = [shard for shard in shards if shard["index"] not in records]
-        if not todo:
-            return records
+        store, records, label = job.store, job.records, job.label
         _connect()
         settings = getattr(self.gen.ray, label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
-        resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings, gpus)}
-        progress = Committed(sum(shard["items"] for shard in shards), unit, label)
+        resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings, job.gpus)}
+        progress = Committed(sum(shard["items"] for shard in job.shards), job.unit, label)
         failures = store.folder / "failures"
         _clear(failures)
         failed: dict[int, str] = {}
         made = 0
-        print(f"{label}: {_demand(todo, resources, settings)}", file=sys.stderr, flush=True)
-        actor = (store, make_worker, self.gen.ray.tries, os.getcwd())
-        rows = _rows(store, todo, actor, resources, settings, max(AT_ONCE, at_once))
+        print(f"{label}: {_demand(job.todo, resources, settings)}", file=sys.stderr, flush=True)
+        actor = (store, job.make_worker, self.gen.ray.tries, os.getcwd())
+        rows = _rows(store, job.todo, actor, resources, settings, max(AT_ONCE, job.at_once))
         with contextlib.closing(rows), progress.shown(records):
             for row in rows:
                 if row["error"]:
@@ -97,12 +85,11 @@ class RayExecutor:
         if failed:
             lines = "\n  ".join(f"shard {index}: {text}" for index, text in sorted(failed.items())[:10])
             raise WorkersFailed(
-                f"{store.folder}: {len(failed)} of {len(shards)} shards ended their worker {self.gen.ray.tries} times:"
-                f"\n  {lines}\nAll others are kept. {failures} has the whole texts. Remove the cause (a smaller"
+                f"{store.folder}: {len(failed)} of {len(job.shards)} shards ended their worker {self.gen.ray.tries}"
+                f" times:\n  {lines}\nAll others are kept. {failures} has the whole texts. Remove the cause (a smaller"
                 " batch_size needs less memory), and run the same command again"
             )
         _clear(failures)
-        return dict(sorted(records.items()))
 
     def _gpus(self, label: str, settings: Workers, wanted: int) -> float:
         """GPUs of one worker; -1 in the configuration: what it can use, if the cluster can have any."""

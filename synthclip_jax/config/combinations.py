@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from synthclip_jax.config.fields import Field, Section, Tree
 from synthclip_jax.config.generation import IMAGE_SCHEDULERS, Captions, Gen, Recaption
 from synthclip_jax.config.plain_values import plain
+from synthclip_jax.config.registry import SIZE_STEP, WITHOUT_MODEL
 from synthclip_jax.config.schema import SCHEMA, Config
 from synthclip_jax.config.sources import parse_sources
 from synthclip_jax.config.testsets import DatasetError, DatasetSpec
@@ -85,7 +86,7 @@ def _check_generation(gen: Gen) -> Iterator[str]:
             f" ({gen.recaption.max_words})"
         )
     several = captions.concepts_per_caption > 1
-    if several != ("{others}" in captions.prompt) and captions.engine != "templates":
+    if several != ("{others}" in captions.prompt) and captions.engine not in WITHOUT_MODEL:
         yield (
             f"gen.captions.prompt: given {show(captions.prompt)}, allowed: a text "
             + (
@@ -126,8 +127,12 @@ def _check_generation(gen: Gen) -> Iterator[str]:
                 f"gen.ray.{stage}.workers_min: given {workers.workers_min}, allowed: at most"
                 f" gen.ray.{stage}.workers_max ({workers.workers_max})"
             )
-    if gen.images.engine == "diffusers" and gen.images.generate_size % 8:
-        yield f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of 8 (the VAE's stride)"
+    step = SIZE_STEP.get(gen.images.engine, 1)
+    if gen.images.generate_size % step:
+        yield (
+            f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of {step} (the VAE's"
+            " stride)"
+        )
 
 
 # Arguments of transformers' apply_chat_template that are not the template's own.

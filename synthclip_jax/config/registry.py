@@ -19,6 +19,12 @@ VISION_ENGINES = {
     "vllm": "gen.engines.vllm:VLLMVisionEngine",
     "transformers": "gen.engines.vision:TransformersVisionEngine",
 }
+# Traits of engines, for checks and cards, which load none. One without a line here runs a model, and draws at any size.
+WITHOUT_MODEL = {  # and what a card says in the model's place
+    "templates": "sentence templates; no language model",
+    "sprites": "`sprites`, a procedural renderer of Twemoji art, CC-BY 4.0",
+}
+SIZE_STEP = {"diffusers": 8}  # of which gen.images.generate_size is a multiple: the VAE's stride
 # config.eval.suites; see `synthclip_jax.evals.suite`
 SUITES = {
     "zeroshot": "synthclip_jax.evals.zeroshot:ZeroShot",

@@ -25,6 +25,8 @@ from synthclip_jax.files import array_files, state_files
 from synthclip_jax.files.storage import write_stream
 
 FORMAT = 2  # of a plan: 1 did not note when the files were last changed
+# All that a plan held when it had no checksum yet.
+_OLDER_PLAN = frozenset(("counts", "part_size", "step", "checkpoint", "images", "texts"))
 _PART: Mapping[str, array_files.Form] = {"index": ("iu", 1), "vectors": ("f", 2), "skipped": ("iu", 1)}
 SUFFIXES = (".npz", ".parquet")
 
@@ -97,10 +99,12 @@ class Parts:
 
     def _parts_plan(self, path: pathlib.Path) -> dict[str, Any] | None:
         try:
-            plan = state_files.read(path, "Delete the folder it is in: its parts are made again.", error=EmbeddingError)
+            remedy = "Delete the folder it is in: its parts are made again."
+            return state_files.unsealed(
+                state_files.read(path, remedy, error=EmbeddingError, older=_OLDER_PLAN.issuperset)
+            )
         except FileNotFoundError:
             return None
-        return _checked(plan)
 
     def check_keys(self, names: Mapping[str, Sequence[str]]) -> None:
         """Looks, before any work, whether the file can hold these keys.
@@ -260,17 +264,11 @@ def read_plan(path: pathlib.Path) -> dict[str, Any]:
             if not path.is_file():
                 raise ValueError("not a regular file")
             text = (parquet.read_schema(path).metadata or {})[b"plan"].decode()
-        return _checked(state_files.parse(text.encode(), "its plan", "", error=EmbeddingError))
+        plan = state_files.parse(text.encode(), "its plan", "", error=EmbeddingError, older=_OLDER_PLAN.issuperset)
+        return state_files.unsealed(plan)
     except Exception as error:  # pyarrow raises many kinds
         why = str(error).removeprefix(f"{path}: ").strip()
         raise EmbeddingError(f"{path}: exists and is no file of embeddings ({why}). Give another --out") from error
-
-
-def _checked(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan without its seal, which those of older versions lack."""
-    if "format" in plan and state_files.CHECK not in plan:
-        raise EmbeddingError("the plan of what is embedded has lost its checksum. Use --redo, or another --out")
-    return {key: value for key, value in plan.items() if key != state_files.CHECK}
 
 
 def _pyarrow() -> tuple[Any, Any]:

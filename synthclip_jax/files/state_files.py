@@ -10,7 +10,7 @@ import json
 import math
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from synthclip_jax.errors import UserError
@@ -62,6 +62,7 @@ def read(
     shape: Shape = dict,
     sealed: bool | None = None,
     error: type[UserError] = StateError,
+    older: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Any:
     """Reads a state file.
 
@@ -71,6 +72,8 @@ def read(
       sealed: True: it must have a `check`; None: one that is there must be right (older files have none); False: a
         `check` is not looked at.
       error: the class to raise.
+      older: whether a record has the shape of those from before they had a `check`. Any other without one has lost it,
+        and its format's mark may be lost with it, so that no single key says so.
 
     Raises:
       StateError (or `error`): it is damaged, too large, or of another shape.
@@ -80,7 +83,7 @@ def read(
         data = text_files.read_bytes(path, LIMIT)
     except text_files.TextFileError as problem:
         raise error(str(problem)) from None
-    return parse(data, path, remedy, shape, sealed, error)
+    return parse(data, path, remedy, shape, sealed, error, older)
 
 
 def parse(
@@ -90,6 +93,7 @@ def parse(
     shape: Shape = dict,
     sealed: bool | None = None,
     error: type[UserError] = StateError,
+    older: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Any:
     """As `read`, of bytes that are at hand."""
     try:
@@ -99,6 +103,8 @@ def parse(
         checked = isinstance(value, dict) and sealed is not False and (sealed or CHECK in value)
         if checked and value.get(CHECK) != checksum(value):
             raise ValueError("it is not as it was written: its checksum does not fit")
+        if older and CHECK not in value and not older(value):
+            raise ValueError("its checksum is gone")
     except (ValueError, RecursionError) as problem:  # the latter: lists or objects that nest without end
         raise error(f"{name}: damaged ({problem}). {remedy}") from None
     return value

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthclip_jax import config as config_lib
+from synthclip_jax.config.registry import WITHOUT_MODEL
 from synthclip_jax.config.schema import Config
 from synthclip_jax.config.sources import parse_sources
 from synthclip_jax.evals import origin, results
@@ -26,7 +27,6 @@ LICENCES = {
     "mistralai/Mistral-7B-Instruct-v0.2": "Mistral-7B-Instruct-v0.2, Apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5, CreativeML OpenRAIL-M (it restricts uses)",
 }
-SPRITES = "`sprites`, a procedural renderer of Twemoji art, CC-BY 4.0"
 
 
 def model_card(
@@ -156,12 +156,12 @@ def _data(model: LoadedModel, provenance: Mapping[str, Any] | None, imported: Ma
     sources = ", ".join(provenance["config"]["concepts"]["sources"])
     plans = provenance["plans"]
     bank = plans.get("captions", {}).get("bank")
-    artist = SPRITES
-    if images["engine"] != "sprites":
+    artist = WITHOUT_MODEL.get(images["engine"])
+    if not artist:
         artist = f"{_licensed(images['model'])}, {_sampler(images, plans.get('images', {}).get('source', {}))}"
     author = f"{_licensed(captions['model'])} (engine {captions['engine']})"
-    if captions["engine"] == "templates":
-        author = f"{len(captions['templates'])} sentence templates; no language model"
+    if words := WITHOUT_MODEL.get(captions["engine"]):
+        author = f"{len(captions['templates'])} {words}"
     lines += [
         f"- dataset {provenance['name']} {provenance['version']}, {provenance['records']:,} pairs, made"
         f" {provenance['created']}, seed {provenance['seed']}",

@@ -59,102 +59,110 @@ def signatures(run: Run, sample: measures.Sample | None, agreement: measures.Agr
     Args:
       sample, agreement: what was measured of pictures and of scores; None: there are none.
     """
+    return [*_of_concepts(run), *_of_captions(run), *_of_pictures(run, sample, agreement)]
 
-    def measured(value: Callable[[], float | None]) -> float | None:
-        try:
-            return value()
-        except (Missing, ZeroDivisionError, *UNREADABLE):
-            return None
 
-    def rejected(stage: str) -> float:
-        found = run.stage(stage)
-        refused = sum(found.rejects.values())
-        return refused / (found.count + refused)
+def _measured(value: Callable[[], float | None]) -> float | None:
+    try:
+        return value()
+    except (Missing, ZeroDivisionError, *UNREADABLE):
+        return None
 
-    def hit_rate() -> float | None:
-        texts = measures.texts(run)
-        return None if texts.hits is None else texts.hits / texts.captions
 
-    def bad() -> float:
-        unreadable = sample.undecodable / sample.looked_at if sample and sample.looked_at else 0.0
-        return rejected("images") + unreadable
+def _rejected(run: Run, stage: str) -> float:
+    found = run.stage(stage)
+    refused = sum(found.rejects.values())
+    return refused / (found.count + refused)
 
+
+def _of_concepts(run: Run) -> Iterator[Signature]:
     def coverage() -> float:
         known = measures.concepts(run)
         return known.coverage(1)[1] / len(known.texts)
 
-    def found() -> Iterator[Signature]:
-        yield Signature(
-            "coverage",
-            "concepts of the bank that a kept caption contains",
-            measured(coverage),
-            COVERAGE,
-            True,
-            "more captions per concept, or fold_case: case and inflection hide concepts from matching",
-        )
-        yield Signature(
-            "imbalance",
-            "matches held by the most frequent 1% of the concepts, after balancing",
-            measured(lambda: measures.head_share(measures.concepts(run).after)),
-            IMBALANCE,
-            False,
-            "a lower gen.balance.t, and a larger pool of captions to choose from",
-        )
-        yield Signature(
-            "concept hit rate",
-            "captions that name the concept they were asked for",
-            measured(hit_rate),
-            HIT_RATE,
-            True,
-            "another prompt or model, or gen.balance.fold_case",
-        )
-        yield Signature(
-            "captions given up",
-            "captions rejected after all attempts",
-            measured(lambda: rejected("captions")),
-            GIVEN_UP,
-            False,
-            "look at the reasons below: the prompt, the examples, the limits of length",
-        )
-        yield Signature(
-            "repeated captions",
-            "captions that repeat another one word for word",
-            measured(lambda: 1 - run.balance["unique"] / run.balance["pool"]),
-            REPEATED,
-            False,
-            "a higher temperature, or several concepts in a caption",
-        )
-        yield Signature(
-            "one way to begin",
-            "captions that begin with the same three words",
-            measured(lambda: measures.texts(run).openings[0][1] / measures.texts(run).captions),
-            OPENING,
-            False,
-            "more varied examples in the prompt, a higher temperature",
-        )
-        yield Signature(
-            "bad pictures",
-            "pictures rejected, or that do not decode",
-            measured(bad),
-            BAD_PICTURES,
-            False,
-            "look at the reasons below; unsafe and blank ones may come from guidance or precision",
-        )
-        yield Signature(
-            "pictures alike",
-            "pictures that look like one of another caption",
-            sample.alike / sample.looked_at if sample and sample.looked_at else None,
-            ALIKE,
-            False,
-            "the sampler's seeds, guidance, or captions that say the same in other words",
-        )
-        yield Signature(
-            "disagreement",
-            "pictures that fit their caption no better than another one",
-            agreement.no_better if agreement else None,
-            DISAGREEMENT,
-            False,
-            "data.min_agreement or gen.agreement.min_score leaves such pairs out",
-        )
+    yield Signature(
+        "coverage",
+        "concepts of the bank that a kept caption contains",
+        _measured(coverage),
+        COVERAGE,
+        True,
+        "more captions per concept, or fold_case: case and inflection hide concepts from matching",
+    )
+    yield Signature(
+        "imbalance",
+        "matches held by the most frequent 1% of the concepts, after balancing",
+        _measured(lambda: measures.head_share(measures.concepts(run).after)),
+        IMBALANCE,
+        False,
+        "a lower gen.balance.t, and a larger pool of captions to choose from",
+    )
 
-    return list(found())
+
+def _of_captions(run: Run) -> Iterator[Signature]:
+    def hit_rate() -> float | None:
+        texts = measures.texts(run)
+        return None if texts.hits is None else texts.hits / texts.captions
+
+    yield Signature(
+        "concept hit rate",
+        "captions that name the concept they were asked for",
+        _measured(hit_rate),
+        HIT_RATE,
+        True,
+        "another prompt or model, or gen.balance.fold_case",
+    )
+    yield Signature(
+        "captions given up",
+        "captions rejected after all attempts",
+        _measured(lambda: _rejected(run, "captions")),
+        GIVEN_UP,
+        False,
+        "look at the reasons below: the prompt, the examples, the limits of length",
+    )
+    yield Signature(
+        "repeated captions",
+        "captions that repeat another one word for word",
+        _measured(lambda: 1 - run.balance["unique"] / run.balance["pool"]),
+        REPEATED,
+        False,
+        "a higher temperature, or several concepts in a caption",
+    )
+    yield Signature(
+        "one way to begin",
+        "captions that begin with the same three words",
+        _measured(lambda: measures.texts(run).openings[0][1] / measures.texts(run).captions),
+        OPENING,
+        False,
+        "more varied examples in the prompt, a higher temperature",
+    )
+
+
+def _of_pictures(run: Run, sample: measures.Sample | None, agreement: measures.Agreement | None) -> Iterator[Signature]:
+    def bad() -> float:
+        unreadable = sample.undecodable / sample.looked_at if sample and sample.looked_at else 0.0
+        return _rejected(run, "images") + unreadable
+
+    yield Signature(
+        "bad pictures",
+        "pictures rejected, or that do not decode",
+        _measured(bad),
+        BAD_PICTURES,
+        False,
+        "look at the reasons below; unsafe and blank ones may come from guidance or precision",
+    )
+    yield Signature(
+        "pictures alike",
+        "pictures that look like one of another caption",
+        sample.alike / sample.looked_at if sample and sample.looked_at else None,
+        ALIKE,
+        False,
+        "the sampler's seeds, guidance, or captions that say the same in other words",
+    )
+    yield Signature(
+        "disagreement",
+        "pictures that fit their caption no better than another one",
+        agreement.no_better if agreement else None,
+        DISAGREEMENT,
+        False,
+        "data.min_agreement or gen.agreement.min_score leaves such pairs out",
+    )

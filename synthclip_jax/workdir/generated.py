@@ -47,9 +47,18 @@ _PROVENANCE = {
     "records": int,
     "shards": list,
 }
-_SINCE_2 = {"format": int, "generation": {"number": int, "recorded": bool, "stages": dict}, "files": dict, "check": str}
+_SINCE_2 = {"format": int, "generation": {"number": int, "recorded": bool, "stages": dict}, "files": dict}
 _STAGE = {"folder": str, "plan": str, "records": list, "files": dict}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# All that these records held when they had no checksum yet.
+_OLDER_BANK = frozenset(("digest", "count", "sources", "unmatchable", "files", "versions", BANK))
+_OLDER_BALANCE = frozenset(
+    (
+        *("t", "pool", "unique", "unmatched", "kept", "matches", "rejects", "keep_curve", "parameters", "fold_case"),
+        *("bank_digest", "counts_before", "counts_after", "files"),
+    )
+)
+_OLDER_PROVENANCE = frozenset((*_PROVENANCE, "rejects", "worker_seconds", "versions", "agreement"))
 
 
 def table_name(kind: str, index: int, of: int) -> str:
@@ -77,7 +86,8 @@ def read_bank_record(
       StateError (or `error`): it is damaged.
     """
     remedy = f"Delete {path.parent} and run the concepts stage again: the same settings give the same bank"
-    return _read_sealed(path, remedy, {"digest": str, BANK: {"sha256": str}, **more}, _OLDER_BANK, error)
+    shape = {"digest": str, BANK: {"sha256": str}, **more}
+    return state_files.read(path, remedy, shape, error=error, older=_OLDER_BANK.issuperset)
 
 
 def read_bank(path: Location, error: type[UserError] = StateError) -> Iterator[dict[str, Any]]:
@@ -102,7 +112,8 @@ def read_balance(path: Location, error: type[UserError] = StateError) -> dict[st
     """
     numbers = {"pool": int, "unique": int, "unmatched": int, "kept": int, "t": int | float}
     remedy = "Delete it and run the same command again: the selection is made again from the matches that are there"
-    result = _read_sealed(path, remedy, {"parameters": dict, "files": dict, **numbers}, _OLDER_BALANCE, error)
+    shape = {"parameters": dict, "files": dict, **numbers}
+    result = state_files.read(path, remedy, shape, error=error, older=_OLDER_BALANCE.issuperset)
     for name, meta in result["files"].items():
         if problem := state_files.mismatch(meta, {"bytes": int, "sha256": str}, f"files.{name}"):
             raise error(f"{path}: damaged ({problem}). {remedy}")
@@ -189,7 +200,7 @@ def read_provenance(path: Location, error: type[UserError] = StateError) -> dict
     Raises:
       StateError (or `error`): it is damaged.
     """
-    provenance = state_files.read(path, REMEDY, _PROVENANCE, error=error)
+    provenance = state_files.read(path, REMEDY, _PROVENANCE, error=error, older=_OLDER_PROVENANCE.issuperset)
     problem = state_files.mismatch(provenance, _SINCE_2) if "format" in provenance else ""
     for name, stage in {} if problem else stages_of(provenance).items():
         problem = problem or state_files.mismatch(stage, _STAGE, f"generation.stages.{name}")
@@ -209,23 +220,3 @@ def read_credits(path: Location) -> list[tuple[str, str]]:
     """(what, whose) of a dataset's card: who wrote the captions and who drew the pictures."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text_files.read_lines(path)]
     return [(row[0], row[1].replace("`", "")) for row in rows if len(row) == 2 and row[0] in (CAPTIONS_BY, PICTURES_BY)]
-
-
-# All that these records held when they had no checksum yet.
-_OLDER_BANK = frozenset(("digest", "count", "sources", "unmatchable", "files", "versions", BANK))
-_OLDER_BALANCE = frozenset(
-    (
-        *("t", "pool", "unique", "unmatched", "kept", "matches", "rejects", "keep_curve", "parameters", "fold_case"),
-        *("bank_digest", "counts_before", "counts_after", "files"),
-    )
-)
-
-
-def _read_sealed(
-    path: Location, remedy: str, shape: state_files.Shape, older: frozenset[str], error: type[UserError]
-) -> dict[str, Any]:
-    """A record whose checksum may be gone only if an older release has written it, which knew the keys `older`."""
-    record = state_files.read(path, remedy, shape, error=error)
-    if state_files.CHECK not in record and record.keys() - older:
-        raise error(f"{path}: damaged (its checksum is gone). {remedy}")
-    return record

@@ -7,8 +7,8 @@ import pytest
 
 from gen.engines.interface import CaptionEngine, ImageEngine, VisionEngine
 from gen.engines.registry import caption_engine, image_engine, make_caption_engine, vision_engine
-from synthclip_jax.config import default_config
-from synthclip_jax.config.registry import CAPTION_ENGINES, IMAGE_ENGINES, VISION_ENGINES
+from synthclip_jax.config import ConfigError, check, default_config
+from synthclip_jax.config.registry import CAPTION_ENGINES, IMAGE_ENGINES, SIZE_STEP, VISION_ENGINES, WITHOUT_MODEL
 
 KINDS = [
     ("captions", caption_engine, CAPTION_ENGINES, CaptionEngine),
@@ -39,6 +39,26 @@ def test_asking_what_engines_there_are_loads_no_library_of_models():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_traits_are_of_engines_that_there_are():
+    assert WITHOUT_MODEL.keys() <= CAPTION_ENGINES.keys() | IMAGE_ENGINES.keys()
+    assert SIZE_STEP.keys() <= IMAGE_ENGINES.keys()
+
+
+def test_traits_say_what_is_checked(monkeypatch):
+    monkeypatch.setitem(IMAGE_ENGINES, "strides", f"{__name__}:Parrot")
+    monkeypatch.setitem(CAPTION_ENGINES, "parrot", f"{__name__}:Parrot")
+    config = default_config()
+    config.gen.images.update(engine="strides", generate_size=12)
+    config.gen.captions.update(engine="parrot", prompt="{concept} {others}")
+    with pytest.raises(ConfigError, match=r"gen.captions.prompt: .* without \{others\}"):
+        check(config)
+    monkeypatch.setitem(WITHOUT_MODEL, "parrot", "a parrot")
+    check(config)
+    monkeypatch.setitem(SIZE_STEP, "strides", 8)
+    with pytest.raises(ConfigError, match=r"generate_size: given 12, allowed: a multiple of 8"):
+        check(config)
 
 
 class Parrot(CaptionEngine):
