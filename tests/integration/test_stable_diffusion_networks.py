@@ -170,6 +170,17 @@ def test_attention_in_blocks_is_attention(monkeypatch):
     assert "scan" in str(jax.make_jaxpr(lambda *x: attention.attention(*x, heads=2))(query, key, value))
 
 
+def test_a_tpu_gets_the_fused_kernel_where_there_are_many_tokens_and_a_cpu_does_not(monkeypatch):
+    monkeypatch.setattr(attention, "KERNEL_TOKENS", 512)
+    query, key, value = np.random.default_rng(5).normal(size=(3, 1, 512, 80)).astype(np.float32)
+    traced = jax.jit(lambda *x: attention.attention(*x, heads=2)).trace(query, key, value)
+    programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cpu")}
+    assert ["tpu_custom_call" in programs[name] for name in ("tpu", "cpu")] == [True, False]
+    mixed = attention.attention(query, key, value, heads=2)
+    monkeypatch.undo()
+    assert np.abs(mixed - attention.attention(query, key, value, heads=2)).max() < 1e-6
+
+
 def test_shards_variants_and_older_names_are_read(folders, tmp_path):
     folder = shutil.copytree(folders["sd1"], tmp_path / "model")
     unet, vae = folder / "unet" / "diffusion_pytorch_model", folder / "vae" / "diffusion_pytorch_model"
