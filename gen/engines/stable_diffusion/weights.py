@@ -72,7 +72,7 @@ def read_weights(folder: pathlib.Path, shapes: Mapping[str, Any], unused: tuple[
     wanted = {_name(path): (path, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     found: dict[str, np.ndarray] = {}
     extra, wrong, seen = [], [], set()
-    for given, array in _tensors(find_files(folder)):
+    for given, read in _tensors(find_files(folder)):
         name = _OLD.sub(lambda old: OLD_ATTENTION[old[0]], _WRAPPERS.sub("", given))
         if name.startswith(unused) or name.endswith("position_ids"):
             continue
@@ -81,7 +81,7 @@ def read_weights(folder: pathlib.Path, shapes: Mapping[str, Any], unused: tuple[
             continue
         seen.add(name)
         path, leaf = wanted[name]
-        array = _turned(array(), path, leaf)
+        array = _turned(read(), path, leaf)
         if array.shape != leaf.shape:
             wrong.append(f"{given} is {array.shape}, its configuration says {leaf.shape}")
         else:
