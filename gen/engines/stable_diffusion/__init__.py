@@ -1,0 +1,1 @@
+"""Stable Diffusion in JAX: one code for TPUs, GPUs and CPUs, without torch."""
