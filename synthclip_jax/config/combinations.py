@@ -126,7 +126,7 @@ def _check_generation(gen: Gen) -> Iterator[str]:
                 f"gen.ray.{stage}.workers_min: given {workers.workers_min}, allowed: at most"
                 f" gen.ray.{stage}.workers_max ({workers.workers_max})"
             )
-    if gen.images.engine == "diffusers" and gen.images.generate_size % 8:
+    if gen.images.engine in ("diffusers", "flax") and gen.images.generate_size % 8:
         yield f"gen.images.generate_size: given {gen.images.generate_size}, allowed: a multiple of 8 (the VAE's stride)"
 
 

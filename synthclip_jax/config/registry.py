@@ -12,6 +12,7 @@ CAPTION_ENGINES = {
 # gen.images.engine
 IMAGE_ENGINES = {
     "diffusers": "gen.engines.diffusion:DiffusersEngine",
+    "flax": "gen.engines.stable_diffusion.engine:FlaxEngine",
     "sprites": "gen.engines.sprites:SpritesEngine",
 }
 # gen.recaption.engine: they describe images

@@ -27,7 +27,7 @@ def network(x, time):
 def ours(steps, noise):
     """The latents after each step."""
     x, last, after = noise * np.float32(steps.initial), np.zeros_like(noise), []
-    for row in map(Row._make, steps.rows[: steps.count]):
+    for row in map(Row._make, steps.rows[: steps.length]):
         out = network(x * row.scale, float(row.timestep))
         clean = np.clip(row.predict_x * x + row.predict_out * out, -steps.clip, steps.clip)
         x = row.from_x * x + row.from_out * out + row.from_clean * clean + row.from_last * last
@@ -149,4 +149,4 @@ def test_what_is_not_understood_is_refused_by_name(name, config, text):
 def test_more_steps_than_the_model_was_trained_with_are_refused():
     with pytest.raises(ScheduleError, match=r"1000.*1 to 999"):
         make_steps("ddim", 1000, FILES["sd1"], "sd1")
-    assert make_steps("ddim", 999, FILES["sd1"], "sd1").count == 999
+    assert make_steps("ddim", 999, FILES["sd1"], "sd1").length == 999

@@ -86,13 +86,13 @@ class Steps(NamedTuple):
 
     Attributes:
       rows: one row a step, then zeros.
-      count: steps.
+      length: steps.
       initial: what the noise is multiplied by to begin with.
       clip: largest absolute value of predicted clean latents; infinity: any.
     """
 
     rows: Float32[np.ndarray, "1000 8"]
-    count: int
+    length: int
     initial: float
     clip: float
 
@@ -161,10 +161,10 @@ def _settings(scheduler: str, config: Mapping[str, Any], family: str) -> tuple[s
 def _betas(settings: Mapping[str, Any]) -> Float[np.ndarray, " times"]:
     if settings["trained_betas"] is not None:
         return np.asarray(settings["trained_betas"], np.float64)
-    ends = np.array([settings["beta_start"], settings["beta_end"]], np.float64)
+    start, end, times = settings["beta_start"], settings["beta_end"], settings["num_train_timesteps"]
     if settings["beta_schedule"] == "linear":
-        return np.linspace(*ends, settings["num_train_timesteps"])
-    return np.linspace(*np.sqrt(ends), settings["num_train_timesteps"]) ** 2
+        return np.linspace(start, end, times)
+    return np.linspace(math.sqrt(start), math.sqrt(end), times) ** 2
 
 
 def _timesteps(kind: str, steps: int, times: int, settings: Mapping[str, Any]) -> Float[np.ndarray, " steps"]:
@@ -175,8 +175,8 @@ def _timesteps(kind: str, steps: int, times: int, settings: Mapping[str, Any]) -
         spaced = np.linspace(0, times - 1, steps + one_more)[::-1][:steps]
         return spaced.astype(np.float32).astype(np.float64) if kind == "euler" else spaced.round()
     if spacing == "leading":
-        spaced = np.arange(steps + one_more) * (times // (steps + one_more))
-        return spaced[::-1][:steps] + float(settings["steps_offset"])
+        whole = np.arange(steps + one_more) * (times // (steps + one_more))
+        return whole[::-1][:steps] + float(settings["steps_offset"])
     return np.arange(times, 0, -times / steps).round() - 1
 
 
