@@ -86,13 +86,13 @@ class FlaxEngine(TextToImageEngine):
         self._sampler, self._cut = sampler, 0
         self._set_steps(sampler.steps)
         self._smallest = len(devices)
-        self.on_cpu = devices[0].platform == "cpu"
-        self.device_name = f"{len(devices)}x {devices[0].device_kind}" if len(devices) > 1 else devices[0].device_kind
+        on_cpu, kind = devices[0].platform == "cpu", devices[0].device_kind
+        self.device_name = "" if on_cpu else f"{len(devices)}x {kind}" if len(devices) > 1 else kind
         guided = "guided" if sampler.guided else "unguided"
-        self._remember_as = "" if batch_size else f"flax {self.device_name} {model} {size}px {dtype} {guided}"
+        self._remember_as = "" if batch_size else f"flax {len(devices)}x {kind} {model} {size}px {dtype} {guided}"
         self.batch_size = (
             -(-(batch_size or batch_sizes.recall(self._remember_as)) // self._smallest) * self._smallest
-        ) or self._find_batch_size(1 if self.on_cpu else FIRST_TRIED)
+        ) or self._find_batch_size(1 if on_cpu else FIRST_TRIED)
 
     @classmethod
     def load(cls, settings: Images) -> "FlaxEngine":
