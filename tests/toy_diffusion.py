@@ -9,6 +9,8 @@ class ToyPipeline:
 
     family = "sd1"
     latent_scale, latent_channels, native_size = 8, 4, 32
+    size_step = 64
+    zeros_without_text = False
     has_safety = True
 
     def __init__(self):

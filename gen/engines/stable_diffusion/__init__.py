@@ -1,1 +1,1 @@
-"""Stable Diffusion in JAX: one code for TPUs, GPUs and CPUs, without torch."""
+"""Stable Diffusion in JAX: 1.x, 2.x and XL, from a folder of diffusers, without torch."""

@@ -64,17 +64,17 @@ class FlaxEngine(TextToImageEngine):
 
         if dtype == "float16":
             raise ImageModelError("--config.gen.images.dtype=float16: the flax engine draws in bfloat16 or float32")
-        if size % 8:
-            raise ImageModelError(
-                f"--config.gen.images.generate_size={size}: give a multiple of 8, better one of 64, or --config.gen."
-                "images.engine=diffusers"
-            )
         try:
             devices = jax.local_devices(backend=None if device == "auto" else device)
         except RuntimeError as error:
             raise ImageModelError(f"--config.gen.images.device={device}: JAX finds none here ({error})") from error
         use_compile_cache()
         pipeline = read_pipeline(model, revision=revision, dtype=dtype, safety=safety)
+        if size % pipeline.size_step:
+            raise ImageModelError(
+                f"--config.gen.images.generate_size={size}: with this model the flax engine draws multiples of"
+                f" {pipeline.size_step}. It was trained for {pipeline.native_size}"
+            )
         self.program = Program(
             pipeline,
             devices,

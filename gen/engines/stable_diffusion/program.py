@@ -78,6 +78,7 @@ class Program:
         self._by_image = NamedSharding(self.mesh, P("data"))
         self.params = jax.device_put(pipeline.params, everywhere)
         self._negative = jax.device_put(pipeline.tokens([negative])[0], everywhere)
+        self._zeros = pipeline.zeros_without_text and not negative  # in the place of the empty text
         self._compiled: dict[tuple[bool, bool], Any] = {}
 
     def __call__(self, sampling: Sampling, inputs: dict[str, PyTree]) -> Drawn:
@@ -114,6 +115,8 @@ class Program:
                 noise = noise_of(inputs["keys"], (side, side, pipeline.latent_channels))
             conditional = pipeline.encode(params, inputs["tokens"])
             unconditional = pipeline.encode(params, negative) if loops[0] else None
+            if self._zeros:
+                unconditional = jax.tree.map(jnp.zeros_like, unconditional)
             latents = self.denoised(loops, params, noise, conditional, unconditional, sampling)
             decoded = pipeline.decode(params, latents)
             unsafe = pipeline.unsafe(params, decoded) if pipeline.has_safety else jnp.zeros(len(decoded), bool)
