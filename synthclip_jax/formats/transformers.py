@@ -133,9 +133,9 @@ def read(folder: pathlib.Path) -> Description:
         "vision": sizes,
         "text": {**_sizes(text), "context_length": text.whole("max_position_embeddings", None, bounds.TOKENS)},
     }
-    text.finish(_HARMLESS)
-    vision.finish(_HARMLESS)
-    config.finish(_HARMLESS)
+    text.finish(HARMLESS)
+    vision.finish(HARMLESS)
+    config.finish(HARMLESS)
     _check_tokenizer(folder)
     return Description(described, *_preprocess(folder, tower, size))
 
@@ -175,7 +175,7 @@ VISION_DEFAULTS = {
     "layer_norm_eps": 1e-5,
 }
 # Of training, of text generation, of bookkeeping: what changes no embedding. Old files hold every model's defaults.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     """
     _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attention_dropout auto_map
     bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
