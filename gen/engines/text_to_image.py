@@ -22,8 +22,8 @@ from synthclip_jax.errors import UserError
 PROBE_STEPS = 4  # of a trial that looks for the batch size; memory is the same at any number of steps
 TURBO_NOTE = (
     "preset=turbo is for models distilled to one step: in arXiv 2602.19946 classifiers trained on the images of such"
-    " models were the worst of their families on real images (SDXL-Turbo 0.10 top-1, SDXL 0.33, Stable Diffusion 1.5"
-    " 0.46), so compare a small run with preset=fast first"
+    " models were the worst of their families on real ones (top-1 with class names as prompts, read off its figures:"
+    " SDXL-Turbo 0.10, SDXL 0.33, Stable Diffusion 1.5 0.46), so compare a small run with preset=fast first"
 )
 
 

@@ -25,7 +25,12 @@ def toy(tmp_path, monkeypatch):
     """The toy in the place of what would be read; batch sizes that are found stay out of the user's cache."""
     monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path / "cache"))
     made = ToyPipeline()
-    monkeypatch.setattr(pipelines, "read_pipeline", lambda place, **options: made)
+
+    def read(place, **options):
+        made.params = ToyPipeline().params
+        return made
+
+    monkeypatch.setattr(pipelines, "read_pipeline", read)
     return made
 
 

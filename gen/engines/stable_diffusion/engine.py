@@ -83,6 +83,7 @@ class FlaxEngine(TextToImageEngine):
             negative=negative_prompt,
             exact=dtype == "float32",
         )
+        pipeline.params = {}  # they are on the devices now
         self._sampler, self._cut = sampler, 0
         self._set_steps(sampler.steps)
         self._smallest = len(devices)
