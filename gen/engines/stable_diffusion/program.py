@@ -141,11 +141,6 @@ class Program:
             return self.pipeline.denoise(params, x, time, conditional).astype(jnp.float32)
 
         def guided(x: Array, time: Array) -> Array:
-            both = jax.tree.map(
-                lambda text, none: jnp.concatenate([jnp.broadcast_to(none, text.shape), text]),
-                conditional,
-                unconditional,
-            )
             out = self.pipeline.denoise(params, jnp.concatenate([x, x]), time, both).astype(jnp.float32)
             without, given = jnp.split(out, 2)
             return without + sampling.guidance * (given - without)
@@ -160,6 +155,11 @@ class Program:
 
         carry = (noise * steps.initial, jnp.zeros_like(noise))
         if loops[0]:
+            both = jax.tree.map(
+                lambda text, none: jnp.concatenate([jnp.broadcast_to(none, text.shape), text]),
+                conditional,
+                unconditional,
+            )
             carry = jax.lax.fori_loop(0, sampling.guided, lambda *state: update(guided, *state), carry)
         if loops[1]:
             carry = jax.lax.fori_loop(sampling.guided, steps.length, lambda *state: update(plain, *state), carry)
