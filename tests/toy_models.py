@@ -3,41 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from gen.engines.random_weights import NOISE, TINY_SIDE, clip_text, mirrored, saved, vae_of, write_tokenizer
-
-
-def stable_diffusion_xl(folder: pathlib.Path, dtype: str = "float32") -> str:
-    """Writes a tiny pipeline of SDXL's classes: two text encoders, size and crop as conditions."""
-    import diffusers
-    import torch
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    tokenizer = write_tokenizer(folder / "bpe")
-    text = clip_text(tokenizer, "tiny")
-    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
-    pipeline = diffusers.StableDiffusionXLPipeline(
-        vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            sample_size=TINY_SIDE // 2,
-            down_block_types=tuple(kinds),
-            up_block_types=mirrored(kinds),
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            transformer_layers_per_block=(1, 2),
-            projection_class_embeddings_input_dim=8 * 6 + 32,  # six sizes, and the second text encoder's projection
-            cross_attention_dim=64,  # both text encoders side by side
-        ),
-        scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
-    )
-    return saved(pipeline, folder, getattr(torch, dtype))
+from gen.engines.random_weights import TINY_SIDE, saved, vae_of
 
 
 def pixart(folder: pathlib.Path, dtype: str = "float32") -> str:

@@ -15,17 +15,24 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 TINY_SIDE = 32  # side of the pictures that tiny pipelines are made for
 
 
-def write_tokenizer(folder: pathlib.Path) -> Any:
+def write_tokenizer(folder: pathlib.Path, padding: str = "<|endoftext|>") -> Any:
     """CLIP's tokenizer as transformers reads it, from the packaged BPE merges."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_files.write(folder)
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return CLIPTokenizer(*files, model_max_length=77, pad_token=padding)
 
 
-def stable_diffusion(folder: pathlib.Path, size: str = "tiny", dtype: str = "float32") -> str:
+def stable_diffusion(
+    folder: pathlib.Path, size: str = "tiny", dtype: str = "float32", safety: bool = False, **unet_options: Any
+) -> str:
     """Writes a Stable Diffusion 1.5 pipeline to the folder: `full` has its 859.5M U-Net weights, `tiny` few channels.
+
+    Args:
+      safety: with a tiny safety checker.
+      unet_options: options of the U-Net's class in place of these.
 
     Returns:
       The folder, as `gen.images.model` takes it.
@@ -54,14 +61,110 @@ def stable_diffusion(folder: pathlib.Path, size: str = "tiny", dtype: str = "flo
         text_encoder=CLIPTextModel(clip_text(tokenizer, size)),
         tokenizer=tokenizer,
         unet=diffusers.UNet2DConditionModel(
-            in_channels=4, out_channels=4, down_block_types=tuple(kinds), up_block_types=mirrored(kinds), **unet
+            in_channels=4,
+            out_channels=4,
+            down_block_types=tuple(kinds),
+            up_block_types=mirrored(kinds),
+            **{**unet, **unet_options},
         ),
         scheduler=diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False),
+        safety_checker=safety_checker() if safety else None,
+        feature_extractor=image_processor() if safety else None,
+        requires_safety_checker=safety,
+    )
+    return saved(pipeline, folder, getattr(torch, dtype))
+
+
+def stable_diffusion_2(folder: pathlib.Path, dtype: str = "float32") -> str:
+    """Writes a tiny pipeline of Stable Diffusion 2.x: linear projections, heads per level, velocity as prediction."""
+    import diffusers
+    import torch
+    from transformers import CLIPTextModel
+
+    tokenizer = write_tokenizer(folder / "bpe", padding="!")
+    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
+        text_encoder=CLIPTextModel(clip_text(tokenizer, "tiny", hidden_act="gelu")),
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            sample_size=TINY_SIDE // 2,
+            down_block_types=tuple(kinds),
+            up_block_types=mirrored(kinds),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            upcast_attention=True,
+            cross_attention_dim=32,
+        ),
+        scheduler=diffusers.DDIMScheduler(
+            **NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     return saved(pipeline, folder, getattr(torch, dtype))
+
+
+def stable_diffusion_xl(folder: pathlib.Path, dtype: str = "float32") -> str:
+    """Writes a tiny pipeline of SDXL's classes: two text encoders, size and crop as conditions."""
+    import diffusers
+    import torch
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = write_tokenizer(folder / "bpe")
+    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
+        text_encoder=CLIPTextModel(clip_text(tokenizer, "tiny")),
+        text_encoder_2=CLIPTextModelWithProjection(clip_text(tokenizer, "tiny", hidden_act="gelu")),
+        tokenizer=tokenizer,
+        tokenizer_2=write_tokenizer(folder / "bpe", padding="!"),
+        unet=diffusers.UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            sample_size=TINY_SIDE // 2,
+            down_block_types=tuple(kinds),
+            up_block_types=mirrored(kinds),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 2),
+            projection_class_embeddings_input_dim=8 * 6 + 32,  # six sizes, and the second text encoder's projection
+            cross_attention_dim=64,  # both text encoders side by side
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
+    )
+    return saved(pipeline, folder, getattr(torch, dtype))
+
+
+def safety_checker() -> Any:
+    """A tiny safety checker; its concepts are random directions, so that it flags some images and not all."""
+    import torch
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    tower = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=tower, projection_dim=16))
+    with torch.no_grad():
+        for weights in (checker.concept_embeds, checker.special_care_embeds):
+            weights.copy_(torch.randn(weights.shape))
+        checker.concept_embeds_weights.fill_(0.4)
+        checker.special_care_embeds_weights.fill_(0.3)
+    return checker
+
+
+def image_processor() -> Any:
+    """What prepares images for `safety_checker`."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
 
 
 def mirrored(kinds: list[str]) -> tuple[str, ...]:
@@ -82,7 +185,7 @@ def vae_of(options: dict[str, Any]) -> Any:
     )
 
 
-def clip_text(tokenizer: Any, size: str) -> Any:
+def clip_text(tokenizer: Any, size: str, **options: Any) -> Any:
     """The shape of CLIP's text encoder, `full` or `tiny`."""
     from transformers import CLIPTextConfig
 
@@ -97,6 +200,7 @@ def clip_text(tokenizer: Any, size: str) -> Any:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **(shape if size == "full" else tiny),
+        **options,
     )
 
 

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from toy_models import pixart, stable_diffusion_xl
+from toy_models import pixart
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines import random_weights
@@ -252,7 +252,7 @@ def test_what_is_compiled_is_compiled_once(tiny_model, pictures, monkeypatch):
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, plain, strict=True)) <= 1
 
 
-@pytest.mark.parametrize("write", [stable_diffusion_xl, pixart])
+@pytest.mark.parametrize("write", [random_weights.stable_diffusion_xl, pixart])
 def test_other_pipelines_draw_at_the_size_asked_for_with_seeds_of_their_own(write, tmp_path):
     torch.manual_seed(0)
     engine = engine_of(write(tmp_path), scheduler="dpmsolver++")

@@ -77,8 +77,8 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
     """
     if not (folder / "model_index.json").is_file():
         raise EngineError(
-            f"{folder}: no model_index.json, so no folder of a diffusers pipeline. Give one with safetensors weights, or"
-            " a hub id"
+            f"{folder}: no model_index.json, so no folder of a diffusers pipeline. Give one with safetensors weights,"
+            " or a hub id"
         )
     index = read_config(folder / "model_index.json")
     name = index.get("_class_name")

@@ -195,8 +195,8 @@ def _downloaded(place: str, revision: str, safety: bool) -> pathlib.Path:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EngineError(
-            f"--config.gen.images.model={place}: neither a folder nor a hub model that this machine can reach ({reason})."
-            " Give a folder of a diffusers pipeline with safetensors weights"
+            f"--config.gen.images.model={place}: neither a folder nor a hub model that this machine can reach"
+            f" ({reason}). Give a folder of a diffusers pipeline with safetensors weights"
         ) from error
 
 

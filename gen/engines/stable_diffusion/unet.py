@@ -61,7 +61,7 @@ def levels(config: dict[str, Any], dtype: str) -> list[Level]:
     # What the configuration calls the size of heads is their number: diffusers keeps the name that it once mistook.
     each = [value if isinstance(value := config[key], list) else [value] * len(widths) for key in keys]
     shared = (4 * widths[0], config["norm_num_groups"], config["norm_eps"], dtype)
-    return [Level(*own, *shared) for own in zip(widths, *each, strict=True)]
+    return [Level._make((*own, *shared)) for own in zip(widths, *each, strict=True)]
 
 
 class UNet(nnx.Module):

@@ -72,7 +72,7 @@ def read_weights(folder: pathlib.Path, shapes: Mapping[str, Any], unused: tuple[
     wanted = {_name(path): (path, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     found: dict[str, np.ndarray] = {}
     extra, wrong, seen = [], [], set()
-    for given, array in _tensors(find_files(folder)):
+    for given, read in _tensors(find_files(folder)):
         name = _OLD.sub(lambda old: OLD_ATTENTION[old[0]], _WRAPPERS.sub("", given))
         if name.startswith(unused) or name.endswith("position_ids"):
             continue
@@ -81,7 +81,7 @@ def read_weights(folder: pathlib.Path, shapes: Mapping[str, Any], unused: tuple[
             continue
         seen.add(name)
         path, leaf = wanted[name]
-        array = _turned(array(), path, leaf)
+        array = _turned(read(), path, leaf)
         if array.shape != leaf.shape:
             wrong.append(f"{given} is {array.shape}, its configuration says {leaf.shape}")
         else:
@@ -97,7 +97,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _turned(array: np.ndarray, path: tuple[Any, ...], leaf: Any) -> np.ndarray:
-    """From torch's order of axes to ours: OIHW to HWIO, (out, in) to (in, out); a convolution of one pixel is linear."""
+    """From torch's order of axes to ours: OIHW to HWIO, (out, in) to (in, out); a 1x1 convolution is linear."""
     if path[-1].key != "kernel":
         return array
     if array.ndim == 4 and len(leaf.shape) == 2 and array.shape[2:] == (1, 1):
@@ -127,7 +127,7 @@ def _tensors(files: list[pathlib.Path]) -> Iterator[tuple[str, Callable[[], np.n
 
 
 def _complain(folder: pathlib.Path, missing: list[str], extra: list[str], wrong: list[str]) -> None:
-    """Raises where tensors are not those of the network; each is named, a missing one with the nearest that is there."""
+    """Raises where tensors are not those of the network: each is named, a missing one with the nearest there."""
     problems = []
     if wrong:
         problems.append(f"of another shape: {_some(wrong)}")
