@@ -113,7 +113,7 @@ def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, pictures):
     assert not np.array_equal(engine_of(tiny_model, negative_prompt="blurry").generate(REQUESTS[:1])[0], pictures[0])
 
 
-@pytest.mark.parametrize("write", [random_weights.stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("write", [random_weights.stable_diffusion, random_weights.stable_diffusion_xl])
 @pytest.mark.parametrize(
     ("until", "halves"), [(1.0, [8, 8, 8, 8]), (0.5, [8, 8, 4, 4]), (0.1, [8, 4, 4, 4]), (0.0, [4, 4, 4, 4])]
 )

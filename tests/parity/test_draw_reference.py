@@ -7,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from toy_models import stable_diffusion_xl
 
 from gen.engines import random_weights
 from gen.engines.interface import Request
@@ -40,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def xl_folder(tmp_path_factory):
     torch.manual_seed(0)
-    return stable_diffusion_xl(tmp_path_factory.mktemp("tiny_xl"))
+    return random_weights.stable_diffusion_xl(tmp_path_factory.mktemp("tiny_xl"))
 
 
 ENGINES = {}  # the program is the same for all samplers
@@ -107,6 +106,11 @@ def test_images_whose_guidance_ends_early_are_those_of_diffusers(folder, sampler
 
 def test_images_with_a_negative_prompt_are_those_of_diffusers(folder):
     check(folder, Sampler("ddim", 6, 4.0), negative_prompt="blurry, grey")
+
+
+def test_images_of_a_model_that_predicts_velocity_are_those_of_diffusers(tmp_path):
+    torch.manual_seed(0)
+    check(random_weights.stable_diffusion_2(tmp_path), Sampler("dpmsolver++", 8, 2.0))
 
 
 @pytest.mark.parametrize("negative", ["", "blurry"])
