@@ -141,6 +141,14 @@ def test_the_safety_checker_flags_the_same_images(folders):
     mine = np.asarray(prepared(images, 28))
     # Two 8-bit roundings by other arithmetic: one grey level at most, in units of the deviation.
     assert np.abs(mine - pixels.permute(0, 2, 3, 1).numpy()).max() < 1.01 / 255 / 0.26
+    # Thresholds that a few of these images pass, for each concept: random weights know no likely ones.
+    embeds = theirs.safety_checker.visual_projection(theirs.safety_checker.vision_model(tensor(mine))[1])
+    for name in ("concept_embeds", "special_care_embeds"):
+        concepts = getattr(theirs.safety_checker, name)
+        cosines = torch.nn.functional.cosine_similarity(embeds[:, None], concepts[None], dim=-1)
+        thresholds = torch.quantile(cosines, 0.97, dim=0)
+        getattr(theirs.safety_checker, f"{name}_weights").copy_(thresholds)
+        ours.params["safety"][f"{name}_weights"] = thresholds.numpy()
     _, flagged = theirs.safety_checker(images=images.copy(), clip_input=tensor(mine))
     assert 0 < sum(flagged) < len(images)
     assert jax.jit(ours.unsafe)(ours.params, images).tolist() == flagged

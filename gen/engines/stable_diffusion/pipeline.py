@@ -146,9 +146,11 @@ def prepared(images: Float[Array, "batch side side 3"], size: int) -> Float[Arra
     height, width = images.shape[1:3]
     rows, columns = (size * side // min(height, width) for side in (height, width))
     images = jnp.round(images.astype(jnp.float32) * 255)
-    images = jax.image.resize(images, (len(images), rows, columns, 3), "bicubic", antialias=True)
+    for sides in ((height, columns), (rows, columns)):  # PIL keeps 8 bits between the two directions
+        images = jax.image.resize(images, (len(images), *sides, 3), "bicubic", antialias=True)
+        images = jnp.clip(jnp.round(images), 0, 255)
     top, left = (rows - size) // 2, (columns - size) // 2
-    images = jnp.clip(jnp.round(images), 0, 255)[:, top : top + size, left : left + size] / 255
+    images = images[:, top : top + size, left : left + size] / 255
     mean, deviation = (jnp.array(three)[None, None, None] for three in (OPENAI_MEAN, OPENAI_STD))
     return (images - mean) / deviation
 
