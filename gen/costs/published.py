@@ -40,5 +40,4 @@ def published_images(images: Images) -> Rate | None:
 
 
 def _tflop(sampler: Sampler, side: int) -> float:
-    passes = sampler.steps * (2 if sampler.guidance > 1 else 1)
-    return passes * UNET_TFLOP[side] + DECODER_TFLOP_PER_PIXEL * side**2
+    return sampler.passes * UNET_TFLOP[side] + DECODER_TFLOP_PER_PIXEL * side**2

@@ -15,14 +15,15 @@ WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures p
 LARGEST = 256
 
 
-def find_batch_size(seconds: Callable[[int], float | None], largest: int = LARGEST) -> int:
+def find_batch_size(seconds: Callable[[int], float | None], largest: int = LARGEST, first: int = 1) -> int:
     """The batch size after which doubling no longer pays, or no longer fits.
 
     Args:
       seconds: what a batch of a size takes; None: it does not fit into memory.
       largest: none above it is tried.
+      first: the one to begin with; it is the answer if not even that fits.
     """
-    size, speed = 1, 0.0
+    size, speed = first, 0.0
     best = size
     while size <= largest:
         took = seconds(size)

@@ -1,30 +1,24 @@
 """The `diffusers` engine: a text-to-image pipeline with a seed of its own for every picture.
 
 Safetensors only and no remote code. The noise comes from a CPU generator per picture, so a picture does not depend on
-its batch, nor on the device that makes it (up to rounding). Batches are padded to one shape: a compiled model is
-compiled once, and a picture sees the same kernels whatever batch it is in. Pictures become bytes on the device, and
-leave it while the next batch runs.
+its batch, nor on the device that makes it (up to rounding). Pictures become bytes on the device, and leave it while the
+next batch runs.
 """
 
 import dataclasses
 import difflib
 import gc
 import inspect
-import itertools
 import platform
-import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen.engines import batch_size as batch_sizes
-from gen.engines.interface import ImageEngine, Picture, Rejected, Request
-from gen.engines.models import folder_digest
-from gen.engines.samplers import sampler_of
+from gen.engines.interface import Picture, Rejected, Request
+from gen.engines.samplers import Sampler, sampler_of
+from gen.engines.text_to_image import ImageModelError, TextToImageEngine
 from synthclip_jax.config.generation import Images
-from synthclip_jax.errors import UserError
 
-PROBE_STEPS = 4  # of a trial that looks for the batch size; memory is the same at any number of steps
 # Short names for diffusers' classes; `model` keeps the pipeline's own.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -34,11 +28,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class ImageModelError(UserError, ValueError):
-    """The text-to-image model cannot be loaded or run as configured; the text says what to change."""
-
-
-class DiffusersEngine(ImageEngine):
+class DiffusersEngine(TextToImageEngine):
     """A text-to-image pipeline from a folder or the hub.
 
     Args:
@@ -47,6 +37,7 @@ class DiffusersEngine(ImageEngine):
       scheduler: a key of `SCHEDULERS`, a class of diffusers, or `model`: the one that the pipeline comes with.
       steps: denoising steps.
       guidance: classifier-free guidance scale.
+      guidance_until: share of the steps that are guided, from the first on.
       negative_prompt: text to steer away from; empty: none.
       dtype: `float16`, `bfloat16` or `float32`.
       device: a torch device, or `auto`.
@@ -60,8 +51,6 @@ class DiffusersEngine(ImageEngine):
       ImageModelError: see its text.
     """
 
-    has_presets = True
-
     def __init__(
         self,
         model: str,
@@ -70,6 +59,7 @@ class DiffusersEngine(ImageEngine):
         scheduler: str = "ddim",
         steps: int = 50,
         guidance: float = 2.0,
+        guidance_until: float = 1.0,
         negative_prompt: str = "",
         dtype: str = "bfloat16",
         device: str = "auto",
@@ -118,6 +108,9 @@ class DiffusersEngine(ImageEngine):
         known = inspect.signature(type(self.pipeline).__call__).parameters
         self._arguments |= {key: False for key in ("use_resolution_binning", "clean_caption") if key in known}
         self._negative_prompt = negative_prompt
+        self._sampler = Sampler(scheduler, steps, guidance, guidance_until)
+        if self._sampler.guided < (steps if guidance > 1 else 0):
+            self._set_end_of_guidance()
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
         guided = "guided" if guidance > 1 else "unguided"
         self._remember_as = "" if batch_size else f"{name} {model} {size}px {dtype} {guided}"
@@ -141,31 +134,6 @@ class DiffusersEngine(ImageEngine):
             batch_size=settings.batch_size,
             safety=settings.safety,
             compile=settings.compile,
-        )
-
-    @classmethod
-    def identity(cls, settings: Images) -> dict[str, Any]:
-        """See `Engine`."""
-        keys = ("engine", "model", "revision", "negative_prompt", "dtype", "generate_size", "safety")
-        identity = {key: settings[key] for key in keys} | dataclasses.asdict(sampler_of(settings))
-        files = folder_digest(settings.model)
-        return identity | ({"files": files} if files else {})
-
-    @classmethod
-    def credit(cls, settings: Images) -> str:
-        """See `Engine`."""
-        sampler = sampler_of(settings)
-        drawn = f"{sampler.scheduler}, {sampler.steps} steps, guidance {sampler.guidance:g}"
-        return f"{super().credit(settings)}, {drawn}"
-
-    @classmethod
-    def note(cls, images: Images) -> str:
-        """See `ImageEngine`."""
-        if images.size <= images.generate_size:
-            return ""
-        return (
-            f"pictures of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
-            " gen.images.size is larger than gen.images.generate_size"
         )
 
     def warm_up(self, requests: Sequence[Request]) -> None:
@@ -193,6 +161,35 @@ class DiffusersEngine(ImageEngine):
             )
         self.pipeline.scheduler = kind.from_config(self.pipeline.scheduler.config, **options)
 
+    def _set_end_of_guidance(self) -> None:
+        """Lets the last steps go without guidance, with half of the passes."""
+        kind = type(self.pipeline)
+        if getattr(self.pipeline, "unet", None) is None or not hasattr(kind, "do_classifier_free_guidance"):
+            raise ImageModelError(
+                f"--config.gen.images.guidance_until={self._sampler.guidance_until:g}: guidance ends early with Stable"
+                f" Diffusion 1, 2 and XL, and this is a {kind.__name__}. Set it to 1"
+            )
+        if not self._sampler.guided:
+            self._arguments["guidance_scale"] = 1.0
+            return
+        # What the loop passes to the denoiser: the unconditional half, then the conditional one.
+        doubled = [
+            name
+            for name in ("prompt_embeds", "add_text_embeds", "add_time_ids")
+            if name in self.pipeline._callback_tensor_inputs
+        ]
+
+        def end_guidance(pipeline: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step + 1 != dataclasses.replace(self._sampler, steps=pipeline.num_timesteps).guided:
+                return {}
+            pipeline._guidance_scale = 0.0
+            return {name: tensor.chunk(2)[1] for name, tensor in tensors.items()}
+
+        self._arguments |= {
+            "callback_on_step_end": end_guidance,
+            "callback_on_step_end_tensor_inputs": doubled,
+        }
+
     def _denoiser(self) -> Any:
         return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
 
@@ -213,64 +210,10 @@ class DiffusersEngine(ImageEngine):
         if getattr(self.pipeline, "vae", None) is not None:
             self.pipeline.vae.decoder.compile(**options)
 
-    def _find_batch_size(self) -> int:
-        """Tries batches of 1, 2, 4 ..., with few steps and before anything is compiled; remembers the best."""
-        steps = self._arguments["num_inference_steps"]
-
-        def seconds(size: int) -> float | None:
-            self.batch_size = size
-            self._arguments["num_inference_steps"] = min(steps, PROBE_STEPS)
-            requests = [Request("a photo of a dog on a beach", "dog", seed) for seed in range(size)]
-            times = []
-            for _ in range(2):  # the first one also chooses kernels
-                start = time.perf_counter()
-                made = self._attempt(requests)
-                if made is None:
-                    return None
-                made()
-                times.append(time.perf_counter() - start)
-            return times[-1]
-
-        try:
-            found = batch_sizes.find_batch_size(seconds)
-        finally:
-            self._arguments["num_inference_steps"] = steps
-            self._free_memory()
-        batch_sizes.remember(self._remember_as, found)
-        print(f"images: batches of {found} on this machine", file=sys.stderr, flush=True)
-        return found
-
-    def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
-        """See `ImageEngine`. Reasons: `nan`, `unsafe`."""
-        outcomes: list[Picture | Rejected] = []
-        while len(outcomes) < len(requests):
-            outcomes += self.launch(requests[len(outcomes) : len(outcomes) + self.batch_size])()
-        return outcomes
-
-    def launch(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
-        """Starts a batch, and does not wait for the device to end it; what is returned does, and gives its outcomes."""
-        parts: list[Callable[[], list[Picture | Rejected]]] = []
-        started = 0
-        while started < len(requests):
-            part = requests[started : started + self.batch_size]
-            outcomes = self._attempt(part, last=self.batch_size == 1)
-            if outcomes is None:
-                self._halve()
-            else:
-                parts.append(outcomes)
-                started += len(part)
-        return lambda: list(itertools.chain.from_iterable(part() for part in parts))
-
-    def _attempt(
-        self, requests: Sequence[Request], last: bool = False
-    ) -> Callable[[], list[Picture | Rejected]] | None:
-        """Starts one padded batch; None where it does not fit into memory, unless `last`: then that is raised."""
-        try:
-            return self._start(requests)
-        except (RuntimeError, MemoryError) as error:
-            if last or not _out_of_memory(error):
-                raise
-        return None  # outside the handler, where the error no longer holds the tensors of the failed batch
+    def _set_steps(self, steps: int) -> int:
+        before = self._arguments["num_inference_steps"]
+        self._arguments["num_inference_steps"] = steps
+        return before
 
     def _start(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
         import torch
@@ -312,13 +255,6 @@ class DiffusersEngine(ImageEngine):
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
-    def _halve(self) -> None:
-        self.batch_size //= 2
-        self._free_memory()
-        if self._remember_as:
-            batch_sizes.remember(self._remember_as, self.batch_size)
-        print(f"images: out of memory, going on with batches of {self.batch_size}", file=sys.stderr, flush=True)
-
     def _free_memory(self) -> None:
         import torch
 
@@ -326,15 +262,17 @@ class DiffusersEngine(ImageEngine):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @staticmethod
+    def _out_of_memory(error: BaseException) -> bool:
+        import torch
+
+        text = str(error).lower()
+        return (
+            isinstance(error, torch.OutOfMemoryError | MemoryError)
+            or "out of memory" in text
+            or "allocate memory" in text
+        )
+
 
 def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}".strip()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    text = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "allocate memory" in text
-    )

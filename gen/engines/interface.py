@@ -178,10 +178,12 @@ class ImageEngine(Engine[Images]):
 
     Attributes:
       batch_size: pictures at once, which may change while it works; 0: as configured.
+      device_name: the accelerators that it draws on, where torch does not know them; empty: it has none of its own.
     """
 
     has_presets = False  # it draws as `gen.images.preset` says
     batch_size = 0
+    device_name = ""
 
     @classmethod
     def note(cls, images: Images) -> str:

@@ -132,8 +132,12 @@ class Balance(Section):
 class Images(Section):
     """The engine that draws the images, its sampler, and which images are kept."""
 
-    engine: str = value("diffusers", "what draws the pictures", choices=IMAGE_ENGINES)
-    model: str = value("stable-diffusion-v1-5/stable-diffusion-v1-5", "diffusers engine: folder or hub id")
+    engine: str = value(
+        "diffusers",
+        "what draws the pictures; flax: Stable Diffusion 1, 2 and XL in JAX, on TPUs too; sprites: no model",
+        choices=IMAGE_ENGINES,
+    )
+    model: str = value("stable-diffusion-v1-5/stable-diffusion-v1-5", "engines diffusers and flax: folder or hub id")
     revision: str = value("", "revision of a hub model; empty: its main branch")
     preset: str = value(
         "paper",
@@ -145,6 +149,13 @@ class Images(Section):
     )
     steps: int = value(0, "denoising steps; 0: the preset's", low=0)
     guidance: float = value(-1.0, "classifier-free guidance scale; -1: the preset's", low=-1.0)
+    guidance_until: float = value(
+        1.0,
+        "share of the steps, from the first on, that are guided (1: all, as in the paper; 0.5 saves a quarter of the"
+        " passes through the denoiser)",
+        low=0.0,
+        high=1.0,
+    )
     negative_prompt: str = value("", "text to steer away from")
     dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
     device: str = value("auto", "auto takes a GPU if there is one")

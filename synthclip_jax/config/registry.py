@@ -12,6 +12,7 @@ CAPTION_ENGINES = {
 # gen.images.engine
 IMAGE_ENGINES = {
     "diffusers": "gen.engines.diffusion:DiffusersEngine",
+    "flax": "gen.engines.stable_diffusion.engine:FlaxEngine",
     "sprites": "gen.engines.sprites:SpritesEngine",
 }
 # gen.recaption.engine: they describe images
@@ -24,7 +25,7 @@ WITHOUT_MODEL = {  # and what a card says in the model's place
     "templates": "sentence templates; no language model",
     "sprites": "`sprites`, a procedural renderer of Twemoji art, CC-BY 4.0",
 }
-SIZE_STEP = {"diffusers": 8}  # of which gen.images.generate_size is a multiple: the VAE's stride
+SIZE_STEP = {"diffusers": 8, "flax": 8}  # of which gen.images.generate_size is a multiple: the VAE's stride
 # config.eval.suites; see `synthclip_jax.evals.suite`
 SUITES = {
     "zeroshot": "synthclip_jax.evals.zeroshot:ZeroShot",

@@ -177,7 +177,9 @@ def _data(model: LoadedModel, provenance: Mapping[str, Any] | None, imported: Ma
 def _sampler(images: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     """How a diffusion model drew, by the plan; a configuration may name a preset alone."""
     if {"scheduler", "steps", "guidance"} <= source.keys():
-        return f"{source['scheduler']}, {source['steps']} steps, guidance {source['guidance']:g}"
+        share = source.get("guidance_until", 1.0)
+        until = f" in the first {share:.0%} of the steps" if share < 1 else ""
+        return f"{source['scheduler']}, {source['steps']} steps, guidance {source['guidance']:g}{until}"
     return f"preset `{images.get('preset', 'unknown')}`"
 
 

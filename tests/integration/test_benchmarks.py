@@ -135,3 +135,15 @@ def test_evaluate_times_our_evaluation_beside_clip_benchmarks_of_the_same_checkp
     theirs_took, ours_took = map(float, re.search(r"clip-benchmark ([\d.]+) s, ours ([\d.]+) s", printed).groups())
     assert result["ratios"] == [pytest.approx(theirs_took / ours_took, rel=0.05)]
     assert float(printed.split()[-1]) == result["ratio"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
+def test_draw_takes_turns_with_diffusers_and_shares_our_time_out(tmp_path):
+    flags = ["--model=tiny", "--steps=4", "--batch-size=2", "--batches=1", "--rounds=1", "--dtype=float32"]
+    printed, result = run("draw", tmp_path, *flags)
+    assert result["sampler"] == "ddim, 4 steps, 4 of them guided"
+    assert {one["rejected"] for one in result["contenders"].values()} == {0}
+    assert all(speed > 0 for speed in result["images_per_second"].values())
+    assert set(result["parts"]["share"]) == {"text", "unet", "vae", "rest"}
+    assert sum(result["parts"]["share"].values()) == pytest.approx(1, abs=1e-3)
+    assert float(printed.split()[-1]) == result["ratio"]

@@ -113,6 +113,48 @@ def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, pictures):
     assert not np.array_equal(engine_of(tiny_model, negative_prompt="blurry").generate(REQUESTS[:1])[0], pictures[0])
 
 
+@pytest.mark.parametrize("write", [random_weights.stable_diffusion, random_weights.stable_diffusion_xl])
+@pytest.mark.parametrize(
+    ("until", "halves"), [(1.0, [8, 8, 8, 8]), (0.5, [8, 8, 4, 4]), (0.1, [8, 4, 4, 4]), (0.0, [4, 4, 4, 4])]
+)
+def test_guidance_ends_after_its_share_of_the_steps(write, until, halves, tmp_path):
+    torch.manual_seed(0)
+    engine = engine_of(write(tmp_path), steps=4, guidance=3.0, guidance_until=until)
+    passes = []
+    engine.pipeline.unet.register_forward_pre_hook(lambda unet, inputs: passes.append(len(inputs[0])))
+    made = engine.generate(REQUESTS[:4])
+    assert passes == halves
+    assert not any(isinstance(picture, Rejected) for picture in made)
+    assert all(np.array_equal(*both) for both in zip(made, engine.generate(REQUESTS[:4]), strict=True))
+
+
+def test_the_steps_after_the_end_of_guidance_are_the_conditional_ones(tiny_model, pictures):
+    unguided, none = engine_of(tiny_model, guidance=1.0), engine_of(tiny_model, guidance=5.0, guidance_until=0.0)
+    same = zip(unguided.generate(REQUESTS[:1]), none.generate(REQUESTS[:1]), strict=True)
+    assert all(np.array_equal(*both) for both in same)
+    assert not np.array_equal(engine_of(tiny_model, guidance_until=0.5).generate(REQUESTS[:1])[0], pictures[0])
+
+
+def test_pipelines_whose_guidance_cannot_end_early_say_so(tmp_path):
+    from gen.engines.diffusion import ImageModelError
+
+    with pytest.raises(ImageModelError, match=r"guidance_until=0\.5.*PixArtAlphaPipeline. Set it to 1"):
+        engine_of(pixart(tmp_path), scheduler="dpmsolver++", guidance_until=0.5)
+
+
+def test_the_share_of_guided_steps_is_in_identity_and_credit_unless_it_is_all():
+    from gen.engines.diffusion import DiffusersEngine
+
+    all_steps = load_config("configs/synthci_3m.py").gen.images
+    half = load_config("configs/synthci_3m.py", ["gen.images.guidance_until=0.5"]).gen.images
+    assert "guidance_until" not in DiffusersEngine.identity(all_steps)  # plans of older releases go on
+    assert DiffusersEngine.identity(half)["guidance_until"] == 0.5
+    assert "guidance 2 in the first 50% of the steps" in DiffusersEngine.credit(half)
+    assert (sampler_of(half).passes, sampler_of(all_steps).passes) == (75, 100)
+    turbo = load_config("configs/synthci_3m.py", ["gen.images.preset=turbo"]).gen.images
+    assert "2602.19946" in DiffusersEngine.note(turbo)
+
+
 def test_running_out_of_memory_halves_the_batch_for_good(tiny_model, pictures, monkeypatch):
     engine = engine_of(tiny_model)
     sizes, run = [], type(engine.pipeline).__call__
@@ -158,7 +200,7 @@ def test_batches_are_doubled_while_that_pays_and_fits(monkeypatch):
 def test_the_batch_size_is_found_once_and_remembered(tiny_model, pictures, monkeypatch):
     tried = []
 
-    def find(seconds):
+    def find(seconds, *bounds):
         tried.append(seconds(2))
         return 2
 

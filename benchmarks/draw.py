@@ -1,0 +1,289 @@
+"""The flax engine beside the diffusers engine: same folder, sampler, size, precision and batch, taking turns.
+
+    python -m benchmarks.draw [--model=full] [--steps=20] [--batch-size=16] [--out=benchmarks/results]
+
+`full` is Stable Diffusion 1.5 with random weights, `tiny` the same classes with few channels (for a CPU), else a folder
+or hub id. Each engine runs in a process of its own, as `gen` runs it: torch with channels last and `torch.compile` on a
+GPU, JAX with its program compiled. Both start the next batch before they fetch the last. Where one card is shared, JAX
+takes memory as it needs it and not three quarters of it at once.
+
+The share of the U-Net in our time is the slope over the number of steps; text encoder and decoder are timed alone; JPEG
+is what the stage encodes on the host meanwhile, per batch and core.
+
+The last line's last number is the median ratio of a turn of ours to diffusers' turns before and after it, images per
+second.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gen.costs.published import DECODER_TFLOP_PER_PIXEL, UNET_TFLOP
+from gen.engines.interface import ImageEngine, Rejected, Request
+from gen.engines.jpeg import encode_jpeg
+from gen.engines.registry import make_image_engine
+from gen.engines.samplers import sampler_of
+from synthclip_jax import config as config_lib
+from synthclip_jax.config import load_config
+from synthclip_jax.config.schema import Config
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthci_3m.py"
+CAPTION = "A {} dog sits beside an old wooden boat on a quiet beach at sunset."
+COLOURS = ("brown", "white", "black", "spotted", "golden", "grey", "wet")
+ENGINES = ("diffusers", "flax")
+
+
+def main() -> None:
+    """Prints a line per turn, the shares and the ratio."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="full, tiny, or a folder or hub id")
+    parser.add_argument("--scheduler", default="ddim", help="ddim, dpmsolver++ or euler")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-until", type=float, default=1.0)
+    parser.add_argument("--size", type=int, default=0, help="pixels drawn; 0: 512, tiny 32")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=3, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of diffusers")
+    parser.add_argument("--dtype", default="bfloat16", help="on a CPU float32 is quicker in torch")
+    parser.add_argument("--compile", default="auto", help="torch.compile's mode, none, or auto")
+    parser.add_argument("--only", default="", help="flax or diffusers alone: no ratio")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for draw.json")
+    parser.add_argument("--contender", choices=ENGINES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        contend(arguments.contender, arguments.batches)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measure(arguments, pathlib.Path(folder))
+
+
+def measure(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
+    """The side of the parent: turns of both."""
+    place = arguments.model
+    if place in ("full", "tiny"):
+        place = written(place, folder, arguments.dtype)
+    size = arguments.size or (32 if arguments.model == "tiny" else 512)
+    config = load_config(
+        CONFIG,
+        [
+            f"gen.images.model={place}", f"gen.images.scheduler={arguments.scheduler}",
+            f"gen.images.steps={arguments.steps}", f"gen.images.guidance_until={arguments.guidance_until}",
+            f"gen.images.generate_size={size}", f"gen.images.size={size // 2}",
+            f"gen.images.batch_size={arguments.batch_size}", f"gen.images.dtype={arguments.dtype}",
+            f"gen.images.compile={arguments.compile}", *arguments.set,
+        ],
+    )  # fmt: skip
+    names = [arguments.only] if arguments.only else list(ENGINES)
+    contenders = {name: Contender(name, config, arguments.batches) for name in names}
+    platforms = {name: one.about["device"] for name, one in contenders.items()}
+    if len({device.startswith("cpu") for device in platforms.values()}) > 1:
+        raise SystemExit(f"not on the same device: {platforms}")
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    turns = [*names[:-1], *[name for _ in range(arguments.rounds) for name in reversed(names)]]
+    for name in turns:
+        speeds[name].append(contenders[name].turn())
+        print(f"{name:>9}: {speeds[name][-1]:,.3f} images/s", flush=True)
+    sampler = sampler_of(config.gen.images)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    result: dict[str, Any] = {
+        "benchmark": "draw",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "device": platforms[names[-1]],
+        "model": arguments.model if arguments.model not in ("full", "tiny") else f"{arguments.model}, random weights",
+        "sampler": f"{sampler.scheduler}, {sampler.steps} steps, {sampler.guided} of them guided",
+        "size": size,
+        "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
+        "images_per_second": {name: round(value, 4) for name, value in medians.items()},
+        "contenders": {name: one.about for name, one in contenders.items()},
+    }
+    if arguments.model == "full" and size in UNET_TFLOP:
+        work = sampler.passes * UNET_TFLOP[size] + DECODER_TFLOP_PER_PIXEL * size**2
+        result["tflop_per_second"] = {name: round(value * work, 2) for name, value in medians.items()}
+    if "flax" in contenders:
+        result["parts"] = contenders["flax"].parts()
+        print(
+            "our time by part: " + ", ".join(f"{name} {share:.1%}" for name, share in result["parts"]["share"].items())
+        )
+    for one in contenders.values():
+        one.end()
+    if len(names) == 2:
+        pairs = zip(speeds["flax"], speeds["diffusers"], speeds["diffusers"][1:], strict=False)
+        result["ratios"] = [round(ours / statistics.mean(theirs), 4) for ours, *theirs in pairs]
+        result["ratio"] = round(statistics.median(result["ratios"]), 4)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "draw.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    if len(names) == 2:
+        print(f"flax / diffusers, images per second: {result['ratio']}")
+
+
+def written(size: str, folder: pathlib.Path, dtype: str) -> str:
+    """A pipeline with random weights, written by a process of its own: torch's memory goes with it."""
+    program = (
+        "import pathlib, sys, torch\nfrom gen.engines import random_weights\ntorch.manual_seed(0)\n"
+        "print(random_weights.stable_diffusion(pathlib.Path(sys.argv[1]), *sys.argv[2:]))"
+    )
+    command = [sys.executable, "-c", program, str(folder), size, dtype]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+class Contender:
+    """An engine in a process of its own, warm."""
+
+    def __init__(self, name: str, config: Config, batches: int):
+        command = [sys.executable, "-m", "benchmarks.draw", f"--contender={name}", f"--batches={batches}"]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false"},
+        )
+        changed = config_lib.plain(config)
+        changed["gen"]["images"]["engine"] = name
+        self.about = self._ask(json.dumps(changed))
+
+    def _ask(self, line: str) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"a contender ended with status {self._process.wait()}")
+        return json.loads(answer)
+
+    def turn(self) -> float:
+        """Images per second of one turn."""
+        return self._ask("turn")
+
+    def parts(self) -> dict[str, Any]:
+        """Seconds and shares of the parts; ours alone."""
+        return self._ask("parts")
+
+    def end(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def contend(name: str, batches: int) -> None:
+    """The side of a contender: reads the config, then commands, a line each; answers with a line of JSON each."""
+    config = config_lib.from_plain(json.loads(sys.stdin.readline()))
+    start = time.perf_counter()
+    engine = make_image_engine(config.gen.images)
+    loaded = time.perf_counter()
+    requests = [
+        Request(CAPTION.format(COLOURS[number % len(COLOURS)]), "dog", number) for number in range(engine.batch_size)
+    ]
+    outcomes = engine.generate(requests)
+    about = {
+        "load_seconds": round(loaded - start, 1),
+        "first_batch_seconds": round(time.perf_counter() - loaded, 1),
+        "batch_size": engine.batch_size,
+        "rejected": sum(isinstance(outcome, Rejected) for outcome in outcomes),
+    }
+    print(json.dumps(about | (_jax_device() if name == "flax" else _torch_device())), flush=True)
+    for line in sys.stdin:
+        answer = parts(engine, requests, config) if line.strip() == "parts" else turn(engine, requests, batches)
+        print(json.dumps(answer), flush=True)
+
+
+def _jax_device() -> dict[str, Any]:
+    import jax
+
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    kind = device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores"
+    return {"device": kind, "peak_bytes": memory, "versions": {"jax": jax.__version__}}
+
+
+def _torch_device() -> dict[str, Any]:
+    import diffusers
+    import torch
+
+    cuda = torch.cuda.is_available()
+    kind = torch.cuda.get_device_name() if cuda else f"cpu, {os.cpu_count()} cores"
+    memory = torch.cuda.max_memory_allocated() if cuda else None
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    return {"device": kind, "peak_bytes": memory, "versions": versions}
+
+
+def turn(engine: ImageEngine, requests: Sequence[Request], batches: int) -> float:
+    """Images per second; a batch is started before the one before it is fetched."""
+    start = time.perf_counter()
+    running = engine.launch(requests)
+    for _ in range(batches - 1):
+        started = engine.launch(requests)
+        running()
+        running = started
+    running()
+    return batches * len(requests) / (time.perf_counter() - start)
+
+
+def parts(engine: Any, requests: Sequence[Request], config: Config) -> dict[str, Any]:
+    """Where the time of one of our batches goes."""
+    import jax
+    import jax.numpy as jnp
+
+    program, images = engine.program, config.gen.images
+    pipeline, params = program.pipeline, program.params
+    outcomes = engine.generate(requests)
+    steps = sampler_of(images).steps
+    few = max(1, steps // 4)
+    whole = seconds(lambda: engine.generate(requests))
+    engine._set_steps(few)
+    short = seconds(lambda: engine.generate(requests))
+    engine._set_steps(steps)
+    unet = (whole - short) * steps / (steps - few) if steps > few else 0.0
+    side = images.generate_size // pipeline.latent_scale
+    tokens = pipeline.tokens([request.caption for request in requests])[0]
+    latents = jnp.zeros((len(requests), side, side, pipeline.latent_channels), jnp.float32)
+    encode, decode = jax.jit(pipeline.encode), jax.jit(pipeline.decode)
+    times = {
+        "text": seconds(lambda: jax.block_until_ready(encode(params, tokens))),
+        "unet": unet,
+        "vae": seconds(lambda: jax.block_until_ready(decode(params, latents))),
+    }
+    times["rest"] = max(0.0, whole - sum(times.values()))
+    drawn = [outcome for outcome in outcomes if not isinstance(outcome, Rejected)]
+    jpeg = seconds(lambda: [encode_jpeg(image, images.size, images.jpeg_quality) for image in drawn])
+    total = sum(times.values())
+    return {
+        "seconds": {name: round(value, 5) for name, value in times.items()} | {"whole": round(whole, 5)},
+        "share": {name: round(value / total, 4) for name, value in times.items()},
+        "jpeg_seconds_on_one_core": round(jpeg, 5),
+    }
+
+
+def seconds(run: Any, times: int = 3) -> float:
+    """The median of some runs, after one that warms up."""
+    run()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+if __name__ == "__main__":
+    main()
