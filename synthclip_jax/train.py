@@ -47,7 +47,7 @@ from synthclip_jax.training.metrics import Clock, Metrics
 from synthclip_jax.training.optim import Length
 from synthclip_jax.training.profiler import Profiler
 from synthclip_jax.training.sheet import compile_sheet, start_sheet
-from synthclip_jax.training.step import TrainState, make_program, seed_key
+from synthclip_jax.training.step import Program, TrainState, make_program, seed_key
 from synthclip_jax.training.step_log import StepLog
 from synthclip_jax.wording import duration
 from synthclip_jax.workdir.versions import dataset_name, find_version
@@ -115,29 +115,11 @@ def _train_alone(
         return
 
     with Closing() as closing:
-        # ---- State: from the newest checkpoint, from another run's parameters, or from scratch ----------------------
         closing.later(checkpoints.close)
-        shapes = program.state
-        counters = {"step": shapes.step, "skipped": shapes.skipped}
-        restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
-        if restored:
-            optimizer = restored.optimizer
-            state = TrainState(
-                restored.params, restored.ema, optimizer["state"], optimizer["step"], optimizer["skipped"]
-            )
-            first_step, progress = restored.step, restored.info["progress"]
-            origin = f"continuing at step {first_step}"
-        else:
-            state = program.init(seed_key(config.seed))
-            first_step, progress = 0, {"examples_seen": 0, "seconds": 0.0, "skipped": 0}
-            origin = "starting from scratch"
-            if config.train.init_from:
-                params = load_parameters(config.train.init_from, shapes.params)
-                state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else None)
-                origin = f"starting from the parameters of {config.train.init_from}"
+        state, first_step, progress, origin = _first_state(config, program, checkpoints)
 
         # ---- Compile, while the loader fills its buffer, and say what will happen ---------------------------------
-        start_sheet(config, mesh, length, shapes.params, pairs)
+        start_sheet(config, mesh, length, program.state.params, pairs)
         metrics_file: Metrics | None = None
         if distributed.is_main():
             metrics_file = Metrics(config, workdir / "train", first_step)
@@ -216,6 +198,30 @@ def _train_alone(
             what = "checkpoint saved" if distributed.of_first(checkpoints.steps) else "nothing is trained yet"
             what += "; its evaluation is still to be done" if due else ""
             say(f"Stopped as asked at step {step} of {total_steps}; {what}. The same command continues.")
+
+
+def _first_state(
+    config: Config, program: Program, checkpoints: Checkpoints
+) -> tuple[TrainState, int, Mapping[str, Any], str]:
+    """From the newest checkpoint, from another run's parameters, or from scratch.
+
+    Returns:
+      The state, its step, its progress (`examples_seen`, `seconds`, `skipped`), and what to say of where it is from.
+    """
+    shapes = program.state
+    counters = {"step": shapes.step, "skipped": shapes.skipped}
+    restored = checkpoints.restore_newest(shapes.params, {"state": shapes.opt_state, **counters}, shapes.ema)
+    if restored:
+        optimizer = restored.optimizer
+        state = TrainState(restored.params, restored.ema, optimizer["state"], optimizer["step"], optimizer["skipped"])
+        return state, restored.step, restored.info["progress"], f"continuing at step {restored.step}"
+    state = program.init(seed_key(config.seed))
+    origin = "starting from scratch"
+    if config.train.init_from:
+        params = load_parameters(config.train.init_from, shapes.params)
+        state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else None)
+        origin = f"starting from the parameters of {config.train.init_from}"
+    return state, 0, {"examples_seen": 0, "seconds": 0.0, "skipped": 0}, origin
 
 
 class Evaluation:
