@@ -315,7 +315,7 @@ def _check_parameters(there: Mapping[str, Any], now: Mapping[str, Any], path: Lo
         shown = "\n  ".join(lines)
         raise PlanMismatch(
             f"{path}: this workdir was balanced with other parameters (there -> now):\n  {shown}\nUse those, or"
-            " start another version beside it with --new-version. While no pictures are made yet, delete"
+            " start another version beside it with --new-version. While no images are made yet, delete"
             f" {path} and only the selection is made again"
         )
 

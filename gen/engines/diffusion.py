@@ -1,8 +1,8 @@
-"""The `diffusers` engine: a text-to-image pipeline with a seed of its own for every picture.
+"""The `diffusers` engine: a text-to-image pipeline with a seed of its own for every image.
 
-Safetensors only and no remote code. The noise comes from a CPU generator per picture, so a picture does not depend on
+Safetensors only and no remote code. The noise comes from a CPU generator per image, so an image does not depend on
 its batch, nor on the device that makes it (up to rounding). Batches are padded to one shape: a compiled model is
-compiled once, and a picture sees the same kernels whatever batch it is in. Pictures become bytes on the device, and
+compiled once, and an image sees the same kernels whatever batch it is in. Images become bytes on the device, and
 leave it while the next batch runs.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen.engines import batch_size as batch_sizes
-from gen.engines.interface import ImageEngine, Picture, Rejected, Request
+from gen.engines.interface import ImageEngine, Pixels, Rejected, Request
 from gen.engines.models import folder_digest
 from gen.engines.samplers import sampler_of
 from synthclip_jax.config.generation import Images
@@ -50,8 +50,8 @@ class DiffusersEngine(ImageEngine):
       negative_prompt: text to steer away from; empty: none.
       dtype: `float16`, `bfloat16` or `float32`.
       device: a torch device, or `auto`.
-      size: side of the pictures made, pixels.
-      batch_size: pictures at once; 0: what was found on this device before, else found now. Halved, for good, when
+      size: side of the images made, pixels.
+      batch_size: images at once; 0: what was found on this device before, else found now. Halved, for good, when
         the device runs out of memory.
       safety: keep the pipeline's safety checker if it has one.
       compile: torch.compile's mode for denoiser and decoder, `none`, or `auto`: `default` on a GPU and else `none`.
@@ -106,7 +106,7 @@ class DiffusersEngine(ImageEngine):
         if not safety and getattr(self.pipeline, "safety_checker", None) is not None:
             self.pipeline.safety_checker = None
         if getattr(self.pipeline, "watermark", None) is not None:
-            self.pipeline.watermark = None  # SDXL's, written into pictures where a package happens to be installed
+            self.pipeline.watermark = None  # SDXL's, written into images where a package happens to be installed
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device = torch.device(device)
@@ -164,7 +164,7 @@ class DiffusersEngine(ImageEngine):
         if images.size <= images.generate_size:
             return ""
         return (
-            f"pictures of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
+            f"images of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
             " gen.images.size is larger than gen.images.generate_size"
         )
 
@@ -240,16 +240,16 @@ class DiffusersEngine(ImageEngine):
         print(f"images: batches of {found} on this machine", file=sys.stderr, flush=True)
         return found
 
-    def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
+    def generate(self, requests: Sequence[Request]) -> list[Pixels | Rejected]:
         """See `ImageEngine`. Reasons: `nan`, `unsafe`."""
-        outcomes: list[Picture | Rejected] = []
+        outcomes: list[Pixels | Rejected] = []
         while len(outcomes) < len(requests):
             outcomes += self.launch(requests[len(outcomes) : len(outcomes) + self.batch_size])()
         return outcomes
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
+    def launch(self, requests: Sequence[Request]) -> Callable[[], list[Pixels | Rejected]]:
         """Starts a batch, and does not wait for the device to end it; what is returned does, and gives its outcomes."""
-        parts: list[Callable[[], list[Picture | Rejected]]] = []
+        parts: list[Callable[[], list[Pixels | Rejected]]] = []
         started = 0
         while started < len(requests):
             part = requests[started : started + self.batch_size]
@@ -261,9 +261,7 @@ class DiffusersEngine(ImageEngine):
                 started += len(part)
         return lambda: list(itertools.chain.from_iterable(part() for part in parts))
 
-    def _attempt(
-        self, requests: Sequence[Request], last: bool = False
-    ) -> Callable[[], list[Picture | Rejected]] | None:
+    def _attempt(self, requests: Sequence[Request], last: bool = False) -> Callable[[], list[Pixels | Rejected]] | None:
         """Starts one padded batch; None where it does not fit into memory, unless `last`: then that is raised."""
         try:
             return self._start(requests)
@@ -272,7 +270,7 @@ class DiffusersEngine(ImageEngine):
                 raise
         return None  # outside the handler, where the error no longer holds the tensors of the failed batch
 
-    def _start(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
+    def _start(self, requests: Sequence[Request]) -> Callable[[], list[Pixels | Rejected]]:
         import torch
 
         padded = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
@@ -293,12 +291,12 @@ class DiffusersEngine(ImageEngine):
             done.record()
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(padded)
 
-        def outcomes() -> list[Picture | Rejected]:
+        def outcomes() -> list[Pixels | Rejected]:
             if done:
                 done.synchronize()
             return [
-                Rejected("unsafe", retry=True) if unsafe else picture if good else Rejected("nan", retry=True)
-                for picture, good, unsafe in zip(pixels.numpy(), finite.tolist(), flagged, strict=False)
+                Rejected("unsafe", retry=True) if unsafe else image if good else Rejected("nan", retry=True)
+                for image, good, unsafe in zip(pixels.numpy(), finite.tolist(), flagged, strict=False)
             ]
 
         return outcomes

@@ -197,7 +197,7 @@ class VLLMVisionEngine(_VLLM[Recaption], VisionEngine):
         """See `TextEngine`: shards of images are large."""
         return 2
 
-    def question(self, picture: Any, prompt: str) -> Conversation:
+    def question(self, image: Any, prompt: str) -> Conversation:
         """See `VisionEngine`."""
-        content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": prompt}]
+        content = [{"type": "image_pil", "image_pil": image}, {"type": "text", "text": prompt}]
         return [{"role": "user", "content": content}]

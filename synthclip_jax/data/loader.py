@@ -161,7 +161,7 @@ class Loader:
         """The next batch.
 
         Raises:
-          RecordError, PictureError: an example of it cannot be read.
+          RecordError, ImageError: an example of it cannot be read.
         """
         if not self._pending:
             self.start_prefetch()

@@ -70,7 +70,7 @@ def frequency(
                 tag("th", name, scope="row"),
                 tag("td", group.name if group.name in concepts.KINDS else f"named in {group.name} captions"),
                 tag("td", f"{group.classes:,}"),
-                tag("td", f"{group.pictures:,}"),
+                tag("td", f"{group.images:,}"),
                 tag("td", percent(group.accuracy), tag("small", f"{100 * group.low:.1f} to {100 * group.high:.1f}")),
             )
             for name, group in rows

@@ -111,7 +111,7 @@ def test_averaged_parameters_are_exported_and_the_logit_bias_where_there_is_a_pl
 
 
 def test_slip_sizes_that_open_clip_cannot_hold_are_refused_with_those_it_can(slip, tmp_path):
-    words = r"\(width 32, layers 2, heads 2, patches of 8, pictures of 32\).*It can hold .*vit_base_patch16_224"
+    words = r"\(width 32, layers 2, heads 2, patches of 8, images of 32\).*It can hold .*vit_base_patch16_224"
     with pytest.raises(FormatError, match=words):
         export(slip, tmp_path / "out", log=quiet)
     assert not list(tmp_path.iterdir())
@@ -135,8 +135,8 @@ def test_features_that_differ_or_are_not_numbers_fail_the_check(openai, tmp_path
     model = load_model(openai)
 
     def other(change):
-        def by_open_clip(folder, pictures, texts):
-            ours = export_check._by_us(model, pictures, texts)
+        def by_open_clip(folder, images, texts):
+            ours = export_check._by_us(model, images, texts)
             return export_check._Features("a stand-in", *change(ours.images, ours.texts, ours.pixels))
 
         return by_open_clip
@@ -244,7 +244,7 @@ def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, tm
     export(openai, tmp_path / "out", ("open_clip",), log=quiet)
     said = []
     import_weights(tmp_path / "out", tmp_path / "run", image_size=48, context_length=20, log=said.append)
-    assert any("from a grid of 4 x 4 to 6 x 6 (pictures of 32 to 48 pixels)" in line for line in said)
+    assert any("from a grid of 4 x 4 to 6 x 6 (images of 32 to 48 pixels)" in line for line in said)
     assert any("from 12 to 20 tokens" in line for line in said)
     there, back = load_model(openai), load_model(tmp_path / "run")
     assert (back.config.data.image_size, back.config.model.text.context_length) == (48, 20)
