@@ -40,7 +40,7 @@ def main() -> None:
         prog="python -m benchmarks.captions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--shard-size", type=int, default=128, help="prompts per shard: there are borders to cross")
+    parser.add_argument("--shard-size", type=int, default=128, help="prompts per shard")
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of LLM.chat")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
     parser.add_argument("--out", type=pathlib.Path, help="folder for captions.json")

@@ -29,7 +29,7 @@ from synthclip_jax.training.optim import Length
 from synthclip_jax.training.step import make_program, seed_key
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
-PICTURES = 1024
+IMAGES = 1024
 
 
 def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
             CONFIG,
             [
                 f"data.path={dataset}",
-                f"train.epochs={(steps + 0.5) * base.train.batch_size / PICTURES}",
+                f"train.epochs={(steps + 0.5) * base.train.batch_size / IMAGES}",
                 "train.warmup_epochs=0",
                 "eval.datasets=",
                 *overrides,
@@ -133,22 +133,22 @@ def _now() -> np.ndarray:
 
 
 def _write_dataset(folder: pathlib.Path, size: int) -> None:
-    """Pictures of noise on a coarse grid, with captions of usual length."""
+    """Images of noise on a coarse grid, with captions of usual length."""
     folder.mkdir()
     draw = np.random.default_rng(0)
 
     def example(index: int) -> bytes:
-        picture = cv2.resize(draw.integers(0, 256, (8, 8, 3), np.uint8), (size, size))
-        caption = f"A picture of number {index} beside a tree and a house in the rain."
+        image = cv2.resize(draw.integers(0, 256, (8, 8, 3), np.uint8), (size, size))
+        caption = f"An image of number {index} beside a tree and a house in the rain."
         return serialize_example(
             {
                 "id": [f"{index:06d}-0000-00".encode()],
-                "image": [cv2.imencode(".jpg", picture)[1].tobytes()],
+                "image": [cv2.imencode(".jpg", image)[1].tobytes()],
                 "caption": [caption.encode()],
             }
         )
 
-    content, index = frame_shard(example(i) for i in range(PICTURES))
+    content, index = frame_shard(example(i) for i in range(IMAGES))
     path = folder / str(ShardName("noise", "train", 0, 1))
     path.write_bytes(content)
     path.with_name(path.name + INDEX_SUFFIX).write_bytes(index)
