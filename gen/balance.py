@@ -141,7 +141,7 @@ class MatchWorker(Worker):
 
 def _start_process(*arguments: Any) -> None:
     global _matcher_here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; who waits for this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the waiting parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _matcher_here = MatchWorker(*arguments)
 

@@ -35,7 +35,7 @@ class ImageBatches(Feeder):
         self.stop(Closed("the images stage was stopped"))
 
     def _work(self) -> None:
-        # Only what the engine does may fail here; whoever waits for an image gets to know.
+        # Only the engine may fail here; the waiting shards are told.
         running: tuple[list[Ticket], Outcomes] | None = None
         while not self._failure:
             size = self._engine.batch_size or self._batch_size

@@ -38,7 +38,7 @@ from synthclip_jax.images.decoding import MAX_PIXELS, ImageError, Pixels, decode
 from synthclip_jax.left_out import LeftOut
 
 # `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad image.
-MOST_SKIPPED_IN_A_ROW = 100
+MAX_SKIPPED_IN_A_ROW = 100
 OPEN_FILES_SPARE = 256
 
 
@@ -143,13 +143,13 @@ class Pairs:
         reader, index = self.locate(index)
         if self.on_error == "raise":
             return read_pair(reader, index, self.max_pixels)
-        for skipped in range(MOST_SKIPPED_IN_A_ROW):
+        for skipped in range(MAX_SKIPPED_IN_A_ROW):
             try:
                 pair = read_pair(reader, (index + skipped) % len(reader), self.max_pixels)
                 return pair._replace(skipped=skipped)
             except (RecordError, ImageError) as error:
                 last = error
-        raise RecordError(f"{MOST_SKIPPED_IN_A_ROW} records in a row cannot be read, the last one: {last}")
+        raise RecordError(f"{MAX_SKIPPED_IN_A_ROW} records in a row cannot be read, the last one: {last}")
 
 
 def read_pair(reader: Reader, index: int, max_pixels: int = MAX_PIXELS) -> Pair:

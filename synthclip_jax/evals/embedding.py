@@ -18,7 +18,7 @@ from synthclip_jax.evals.datasets import RETRIEVAL, Dataset
 from synthclip_jax.evals.results import Column
 from synthclip_jax.evals.suite import Measured, Suite
 
-MOST = 4096  # vectors whose pairs are looked at; a fixed draw where there are more
+MAX_VECTORS = 4096  # vectors whose pairs are looked at; a fixed draw where there are more
 
 
 def metrics(
@@ -55,8 +55,8 @@ def metrics(
 
 def uniformity(vectors: Float[np.ndarray, "n d"]) -> float:
     """Log of the mean of exp(-2 d^2) over all pairs of different rows of unit vectors."""
-    if len(vectors) > MOST:
-        vectors = vectors[np.random.default_rng(0).permutation(len(vectors))[:MOST]]
+    if len(vectors) > MAX_VECTORS:
+        vectors = vectors[np.random.default_rng(0).permutation(len(vectors))[:MAX_VECTORS]]
     n = len(vectors)
     squared = np.maximum(2 - 2 * vectors @ vectors.T, 0)
     return float(np.log((np.exp(-2 * squared).sum() - np.exp(-2 * np.diag(squared)).sum()) / (n * (n - 1))))

@@ -4,7 +4,7 @@
 
 Type a text and see the nearest images; drop an image and see its zero-shot scores over class names that can be
 edited; walk through the dataset concept by concept. The page is for this machine alone unless --host says otherwise:
-whoever reaches it can read the dataset.
+anyone who reaches it can read the dataset.
 """
 
 import argparse

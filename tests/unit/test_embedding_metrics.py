@@ -43,6 +43,6 @@ def test_equal_pairs_have_no_gap_and_two_caps_are_told_apart():
 def test_a_large_set_is_measured_on_a_fixed_draw(monkeypatch):
     vectors = unit(600, 16, 2).astype(np.float64)
     whole = embedding.uniformity(vectors)
-    monkeypatch.setattr(embedding, "MOST", 300)
+    monkeypatch.setattr(embedding, "MAX_VECTORS", 300)
     assert embedding.uniformity(vectors) == pytest.approx(whole, abs=0.02)
     assert embedding.uniformity(vectors) == embedding.uniformity(vectors)
