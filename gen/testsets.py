@@ -56,8 +56,8 @@ ZEROSHOT_TEMPLATES = (
 OFL = "SIL Open Font License 1.1 (https://openfontlicense.org)"
 LICENCES = {
     "composites": ATTRIBUTION,
-    "noto_color": f"Pictures show glyphs of Noto Color Emoji, copyright Google Inc., licensed under the {OFL}.",
-    "noto_outline": f"Pictures show glyphs of Noto Emoji, copyright Google Inc., licensed under the {OFL}.",
+    "noto_color": f"Images show glyphs of Noto Color Emoji, copyright Google Inc., licensed under the {OFL}.",
+    "noto_outline": f"Images show glyphs of Noto Emoji, copyright Google Inc., licensed under the {OFL}.",
     "scenes": ATTRIBUTION,
 }
 
@@ -94,7 +94,7 @@ def _lines(lines: Iterable[str]) -> bytes:
 def _readme(name: str, classes: int, count: int) -> str:
     purpose = "retrieval" if name == "scenes" else "zero-shot classification"
     return (
-        f"# {name}\n\n{count} pictures of {classes} classes, for {purpose},"
+        f"# {name}\n\n{count} images of {classes} classes, for {purpose},"
         f" in CLIP_benchmark's webdataset layout.\n\n{LICENCES[name]}\n"
     )
 

@@ -36,8 +36,8 @@ class Data(Section):
     image_key: str = value("image", "feature with the encoded image")
     recaptions: str = value(
         "none",
-        "captions of gen.recaption: none; instead of the image's own, where there is one; or both, one of them drawn at"
-        " each step",
+        "use of gen.recaption's captions: none; instead of the image's own, where there is one; or both, one of them"
+        " drawn at each step",
         choices=("none", "instead", "both"),
     )
     caption_key: str = value("caption", "feature with the caption; of several captions one is drawn at each step")

@@ -54,7 +54,7 @@ class Collection:
 
     Args:
       pairs: the data, from any kind of source.
-      limit: most pictures taken; of more, some at even distances. 0: all of them.
+      limit: most images taken; of more, some at even distances. 0: all of them.
 
     Raises:
       RecordError: a record is damaged (where the run trains with `data.on_error="raise"`).
