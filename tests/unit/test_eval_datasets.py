@@ -203,22 +203,22 @@ def test_captions_without_an_image_and_images_without_captions_are_named(tmp_pat
     assert "0.tar" in str(error.value)
 
 
-def write_karpathy(folder, images="val2014"):
+def write_karpathy(folder, place="val2014"):
     """COCO's form: (file, the images that its test split has)."""
     images = []
     for index, split in enumerate(("train", "test", "restval", "test", "val")):
         sentences = [{"raw": f"caption {number} of {index}", "tokens": []} for number in range(1 + index)]
         images.append({"filepath": "val2014", "filename": f"{index}.jpg", "split": split, "sentences": sentences})
-        path = folder / images / f"{index}.jpg"
+        path = folder / place / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image_bytes(COLOURS[index], form="JPEG"))
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return folder / "dataset_coco.json"
 
 
-@pytest.mark.parametrize("images", ["val2014", "images", "."])
-def test_karpathys_test_split_has_all_captions_of_each_image(tmp_path, images):
-    dataset = open_dataset(f"coco=karpathy:{write_karpathy(tmp_path, images)}")
+@pytest.mark.parametrize("place", ["val2014", "images", "."])
+def test_karpathys_test_split_has_all_captions_of_each_image(tmp_path, place):
+    dataset = open_dataset(f"coco=karpathy:{write_karpathy(tmp_path, place)}")
     assert (dataset.name, dataset.task) == ("coco", "retrieval")
     examples = list(dataset)
     assert [example.key for example in examples] == ["1.jpg", "3.jpg"]
