@@ -35,7 +35,7 @@ def main() -> None:
     """Prints a line per turn and the ratio."""
     parser = turns.make_parser("captions", __doc__)
     parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--shard-size", type=int, default=128, help="prompts per shard: there are borders to cross")
+    parser.add_argument("--shard-size", type=int, default=128, help="prompts per shard")
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of LLM.chat")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
 """Our evaluation beside clip-benchmark's: the same checkpoint, the same folder, the same numbers, taking turns.
 
-    python -m benchmarks.evaluate [--rounds=3] [--pictures=1000] [--out=benchmarks/results]
+    python -m benchmarks.evaluate [--rounds=3] [--images=1000] [--out=benchmarks/results]
 
 A ViT of random weights is exported to open_clip's form; a webdataset folder of 256-px JPEGs with 100 classes and the 7
 prompt templates is evaluated by `python -m synthclip_jax.evaluate` and by `clip_benchmark eval`, both in float32 on the
-processor. A turn is the whole command, from its start to its result: loading, compiling, prompts, pictures. Of the
+processor. A turn is the whole command, from its start to its result: loading, compiling, prompts, images. Of the
 numbers of loader processes, clip-benchmark is given the one with which it is fastest here, tried before the turns.
 
 The last line's last number is the median over rounds of clip-benchmark's seconds over ours.
@@ -41,7 +41,7 @@ METRICS = ("acc1", "acc5", "mean_per_class_recall")
 
 def main(argv: list[str] | None = None) -> None:
     parser = turns.make_parser("evaluate", __doc__)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64, help="clip-benchmark's default")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--workers", default="0,1,2", help="numbers of loader processes tried for clip-benchmark")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             "synthclip_jax.export",
             ["--workdir", str(folder / "run"), "--format", "open_clip", "--out", str(folder / "export")],
         )
-        write_pictures(folder / "pictures", arguments.pictures)
+        write_images(folder / "images", arguments.images)
         workers, *others = map(int, arguments.workers.split(","))
         if others:
             tried = {}
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = {
         "versions": {name: installed(packages) for name, packages in PACKAGES.items()},
         "cores": len(os.sched_getaffinity(0)),
-        "pictures": arguments.pictures,
+        "pictures": arguments.images,
         "prompts": CLASSES * len(prompts.template_sets()["imagenet7"]),
         "batch": arguments.batch,
         "model": arguments.set or "openai ViT-B/32",
@@ -111,7 +111,7 @@ def write_checkpoint(workdir: pathlib.Path, values: list[str]) -> None:
     checkpoints.close()
 
 
-def write_pictures(folder: pathlib.Path, count: int) -> None:
+def write_images(folder: pathlib.Path, count: int) -> None:
     """A webdataset folder of smooth noise as JPEGs, of about the size that photographs have."""
     (folder / "test").mkdir(parents=True)
     (folder / "test" / "nshards.txt").write_text(f"{SHARDS}\n")
@@ -129,10 +129,10 @@ def write_pictures(folder: pathlib.Path, count: int) -> None:
 def _write_members(tar: tarfile.TarFile, indexes: list[int], rng: np.random.Generator) -> None:
     for index in indexes:
         noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
-        picture = np.asarray(noise.resize((SIDE * 4 // 3, SIDE), Image.Resampling.BICUBIC), np.int16)
-        picture = np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+        image = np.asarray(noise.resize((SIDE * 4 // 3, SIDE), Image.Resampling.BICUBIC), np.int16)
+        image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=90)
+        Image.fromarray(image).save(file, "JPEG", quality=90)
         for suffix, data in (("jpg", file.getvalue()), ("cls", b"%d" % (index % CLASSES))):
             member = tarfile.TarInfo(f"{index:06d}.{suffix}")
             member.size = len(data)
@@ -144,7 +144,7 @@ def ours(folder: pathlib.Path, batch: int) -> tuple[float, dict[str, float]]:
     command = [sys.executable, "-m", "synthclip_jax.evaluate", f"--config={CONFIG}", f"--workdir={folder / 'run'}"]
     command += [
         "--suite=zeroshot",
-        f"--dataset=wds:{folder / 'pictures'}",
+        f"--dataset=wds:{folder / 'images'}",
         f"--config.eval.batch_size={batch}",
         "--redo",
     ]
@@ -155,13 +155,13 @@ def ours(folder: pathlib.Path, batch: int) -> tuple[float, dict[str, float]]:
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     metrics = json.loads((folder / "run" / "eval" / "1-zeroshot.json").read_text())["metrics"]
-    return seconds, {name: metrics[f"zeroshot/pictures/{name}"] for name in METRICS}
+    return seconds, {name: metrics[f"zeroshot/images/{name}"] for name in METRICS}
 
 
 def theirs(folder: pathlib.Path, batch: int, workers: int) -> tuple[float, dict[str, float]]:
     """(seconds, metrics) of clip-benchmark's command."""
     out = folder / "theirs.json"
-    arguments = ["eval", "--dataset", "wds/pictures", "--dataset_root", str(folder / "pictures"), "--no_amp"]
+    arguments = ["eval", "--dataset", "wds/images", "--dataset_root", str(folder / "images"), "--no_amp"]
     arguments += ["--task", "zeroshot_classification", "--model", f"local-dir:{folder / 'export'}", "--pretrained", ""]
     arguments += ["--batch_size", str(batch), "--num_workers", str(workers), "--output", str(out)]
     started = time.perf_counter()

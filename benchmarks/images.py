@@ -6,9 +6,9 @@
 nothing is downloaded. `tiny` has the same classes and few channels, for a CPU; without `--model` the device decides.
 
 Ours is the stage as it runs: shards, seeds, checks, JPEG, records, files and commits. Bare is the very same pipeline
-(compiled, channels-last, same batch size and precision) called in a loop, pictures left on the device. Plain is the
-pipeline as `from_pretrained` gives it, with the same batch size and precision, whose pictures are saved as JPEG one
-after the other. Pictures per second as such mean something on a GPU only.
+(compiled, channels-last, same batch size and precision) called in a loop, images left on the device. Plain is the
+pipeline as `from_pretrained` gives it, with the same batch size and precision, whose images are saved as JPEG one
+after the other. Images per second as such mean something on a GPU only.
 
 The last line's last number is the least, over the presets, of the median ratio of a turn of ours to the turns of the
 bare loop before and after it.
@@ -48,8 +48,8 @@ def main() -> None:
         "--model", default="", help="full, tiny, or a folder or hub id; empty: full on a GPU, else tiny"
     )
     parser.add_argument("--presets", default="paper,fast")
-    parser.add_argument("--batches", type=int, default=8, help="in a turn; a shard has two")
-    parser.add_argument("--batch-size", type=int, default=0, help="0: what is found best")
+    parser.add_argument("--batches", type=int, default=8, help="batches per turn; a shard has two")
+    parser.add_argument("--batch-size", type=int, default=0, help="0: fastest size, measured")
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of the bare loop")
     parser.add_argument("--plain", type=int, default=1, help="turns of plain diffusers")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
@@ -88,7 +88,7 @@ def main() -> None:
         "ratio": ratio,
     }
     turns.write(arguments.out, "images", result)
-    print(f"ours / a bare, equally tuned diffusers loop, pictures per second: {ratio:.4f}")
+    print(f"ours / a bare, equally tuned diffusers loop, images per second: {ratio:.4f}")
 
 
 def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def measure(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class Stage:
-    """The images stage on given captions, one picture each, written anew at each call."""
+    """The images stage on given captions, one image each, written anew at each call."""
 
     def __init__(self, engine: DiffusersEngine, config: Config, captions: Sequence[str]):
         import ml_collections
@@ -173,10 +173,10 @@ class Stage:
         with tempfile.TemporaryDirectory() as folder:
             store = StageStore(folder)
             store.ensure_plan({"stage": "images"})
-            records = run_local(store, shards, lambda: self.worker, label="images", unit="pictures")
+            records = run_local(store, shards, lambda: self.worker, label="images", unit="images")
         made = sum(record["count"] for record in records.values())
         if made != self.total:
-            raise SystemExit(f"{made} of {self.total} pictures were made: {[r['rejects'] for r in records.values()]}")
+            raise SystemExit(f"{made} of {self.total} images were made: {[r['rejects'] for r in records.values()]}")
 
 
 def plain_diffusers(config: Config, captions: Sequence[str], size: int) -> Callable[[], None]:
@@ -208,12 +208,12 @@ def plain_diffusers(config: Config, captions: Sequence[str], size: int) -> Calla
     return run
 
 
-def timed(name: str, run: Callable[[], None], pictures: int) -> float:
-    """Pictures per second of one turn."""
+def timed(name: str, run: Callable[[], None], images: int) -> float:
+    """Images per second of one turn."""
     start = time.perf_counter()
     run()
-    speed = pictures / (time.perf_counter() - start)
-    print(f"{name:>6}: {speed:,.2f} pictures/s", flush=True)
+    speed = images / (time.perf_counter() - start)
+    print(f"{name:>6}: {speed:,.2f} images/s", flush=True)
     return speed
 
 

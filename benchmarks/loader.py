@@ -9,11 +9,11 @@ decodes only the crop (`decode_and_crop_jpeg`), leaves all numbers of threads to
 buffer of records, where ours is one permutation of all.
 
 Each is a process of its own that is stopped while the other runs. A turn begins with batches that are not counted, so
-that nothing made ahead of time is. Before that, the quickstart's training runs for a while on as many invented pictures
+that nothing made ahead of time is. Before that, the quickstart's training runs for a while on as many invented images
 as it draws, and its log says what share of a step it waits for data.
 
 The last line's last number is the median ratio of a turn of ours to the turns of tf.data before and after it, in
-pictures per second; the line before has the same of processor time, which other programs on the machine disturb less.
+images per second; the line before has the same of processor time, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -49,12 +49,12 @@ WORDS = ("a", "the", "red", "small", "old", "dog", "castle", "river", "table", "
 
 def main(argv: list[str] | None = None) -> None:
     parser = turns.make_parser("loader", __doc__)
-    parser.add_argument("--pictures", type=int, default=4096, help="in the dataset that is made for it")
+    parser.add_argument("--images", type=int, default=4096, help="in the dataset that is made for it")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=12, help="counted in a turn")
+    parser.add_argument("--batches", type=int, default=12, help="batches timed per turn")
     parser.add_argument("--rounds", type=int, default=11, help="turns of ours, each between two of tf.data")
     parser.add_argument(
-        "--steps", type=int, default=240, help="of the quickstart's training, the first third not counted"
+        "--steps", type=int, default=240, help="steps of the quickstart's training; the first third is not counted"
     )
     parser.add_argument("--serve", choices=PIPELINES, help=argparse.SUPPRESS)
     parser.add_argument("--dataset", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     wait = data_wait(arguments.steps) if arguments.steps else None
     with tempfile.TemporaryDirectory() as folder:
-        size = write_dataset(pathlib.Path(folder), arguments.pictures)
-        print(f"{arguments.pictures} JPEGs of {SIZE} px, {size / arguments.pictures / 1024:.1f} KB each", flush=True)
+        size = write_dataset(pathlib.Path(folder), arguments.images)
+        print(f"{arguments.images} JPEGs of {SIZE} px, {size / arguments.images / 1024:.1f} KB each", flush=True)
         with contextlib.ExitStack() as stack:
             command = [sys.executable, "-m", "benchmarks.loader", f"--dataset={folder}"]
             command += [f"--batch={arguments.batch}", f"--batches={arguments.batches}"]
@@ -76,16 +76,16 @@ def main(argv: list[str] | None = None) -> None:
                 taken["tf.data"].append(contenders["tf.data"].turn())
     summary = {
         **summarise(taken, arguments),
-        "kilobytes": round(size / arguments.pictures / 1024, 1),
+        "kilobytes": round(size / arguments.images / 1024, 1),
         "data_wait_in_the_quickstart": wait,
     }
     turns.write(arguments.out, "loader", summary)
     if wait is not None:
         print(f"the quickstart's training waits for data: {wait:.2%} of a step, its first third not counted")
     low, high = summary["middle_half"]
-    print(f"{arguments.rounds} turns of {arguments.batches * arguments.batch} pictures; middle half {low} to {high}")
-    print(f"ours over tf.data, pictures per second of processor time: {summary['ratio_of_processor_time']}")
-    print(f"ours over tf.data, pictures per second: {summary['ratio']}")
+    print(f"{arguments.rounds} turns of {arguments.batches * arguments.batch} images; middle half {low} to {high}")
+    print(f"ours over tf.data, images per second of processor time: {summary['ratio_of_processor_time']}")
+    print(f"ours over tf.data, images per second: {summary['ratio']}")
 
 
 def summarise(taken: dict[str, list[np.ndarray]], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -100,20 +100,20 @@ def summarise(taken: dict[str, list[np.ndarray]], arguments: argparse.Namespace)
         "ratios": seconds.round(3).tolist(),
         "middle_half": np.quantile(seconds, (0.25, 0.75)).round(3).tolist(),
         "ratio_of_processor_time": round(float(np.median(processor)), 3),
-        "ratio_of": "ours / tf.data, pictures per second, median over turns",
+        "ratio_of": "ours / tf.data, images per second, median over turns",
         "ratio": round(float(np.median(seconds)), 3),
     }
 
 
 def data_wait(steps: int) -> float:
-    """Share of a step for which the quickstart's training waits for data, with pictures invented."""
+    """Share of a step for which the quickstart's training waits for data, with images invented."""
     from synthclip_jax.config import load_config
     from synthclip_jax.training.metrics import read_metrics
 
     config = load_config(QUICKSTART)
-    pictures = 80 * config.train.batch_size  # as many as the quickstart draws, or so
+    count = 80 * config.train.batch_size  # as many as the quickstart draws, or so
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(pathlib.Path(folder, "dataset"), pictures, config.gen.images.size)
+        write_dataset(pathlib.Path(folder, "dataset"), count, config.gen.images.size)
         command = [sys.executable, "-m", "synthclip_jax.train", f"--config={QUICKSTART}", f"--workdir={folder}/run"]
         command += [f"--config.data.path={folder}/dataset", f"--config.train.epochs={steps / 80}"]
         command += ["--config.eval.datasets=", f"--config.train.save_every={steps}"]
@@ -151,26 +151,26 @@ class Contender:
         self._process.communicate()
 
 
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]  # pictures, tokens
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]  # images, tokens
 
 
-def serve(batches: Batches, pictures: int) -> None:
+def serve(batches: Batches, count: int) -> None:
     """Takes a turn whenever a line comes in."""
     for _ in sys.stdin:
         # What was made ahead of time is taken first, a quarter of a turn at least.
-        take(batches, pictures // 4)
+        take(batches, count // 4)
         started = time.perf_counter(), time.process_time()
-        take(batches, pictures)
+        take(batches, count)
         print(json.dumps([time.perf_counter() - started[0], time.process_time() - started[1]]), flush=True)
 
 
-def take(batches: Batches, pictures: int) -> None:
-    while pictures > 0:
+def take(batches: Batches, count: int) -> None:
+    while count > 0:
         images, tokens = next(batches)
         assert images.shape[1:] == (CROP, CROP, 3)
         assert images.dtype == np.uint8
         assert tokens.shape == (len(images), 77)
-        pictures -= len(images)
+        count -= len(images)
 
 
 def ours(folder: pathlib.Path, batch: int) -> Batches:
@@ -228,8 +228,8 @@ def tf_data(folder: pathlib.Path, batch: int) -> Batches:
 PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_data, "ours": ours}
 
 
-def write_dataset(folder: pathlib.Path, pictures: int, side: int = SIZE) -> int:
-    """Writes shards of pictures as rich in detail as photographs, with captions; returns the bytes of the pictures."""
+def write_dataset(folder: pathlib.Path, count: int, side: int = SIZE) -> int:
+    """Writes shards of images as rich in detail as photographs, with captions; returns the bytes of the images."""
     from synthclip_jax.data.example_proto import serialize_example
     from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
 
@@ -237,9 +237,9 @@ def write_dataset(folder: pathlib.Path, pictures: int, side: int = SIZE) -> int:
     total = 0
     for shard in range(SHARDS):
         payloads = []
-        for number in range(shard * pictures // SHARDS, (shard + 1) * pictures // SHARDS):
+        for number in range(shard * count // SHARDS, (shard + 1) * count // SHARDS):
             rng = np.random.default_rng(number)
-            image = picture(rng, side)
+            image = photograph(rng, side)
             total += len(image)
             caption = " ".join(rng.choice(WORDS, 12))
             payloads.append(serialize_example({"image": [image], "caption": [caption.encode()]}))
@@ -250,7 +250,7 @@ def write_dataset(folder: pathlib.Path, pictures: int, side: int = SIZE) -> int:
     return total
 
 
-def picture(rng: np.random.Generator, size: int) -> bytes:
+def photograph(rng: np.random.Generator, size: int) -> bytes:
     """A JPEG of smooth noise in five octaves: as many bytes as a photograph of this size."""
     import cv2
 

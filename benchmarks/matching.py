@@ -261,11 +261,11 @@ def main() -> None:
     """Prints a line per matcher, what the stage takes, and the ratios."""
     parser = turns.make_parser("matching", __doc__)
     parser.add_argument("--captions", type=int, default=20_000)
-    parser.add_argument("--concepts", type=int, default=0, help="in the bank; 0: what the default sources have")
-    parser.add_argument("--compared", type=int, default=50_000, help="captions that the matchers alone are timed on")
-    parser.add_argument("--plain-captions", type=int, default=50, help="the plain loop gets only so many")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the stage")
-    parser.add_argument("--workdir", type=pathlib.Path, help="folder on a disk with room; what is made is deleted")
+    parser.add_argument("--concepts", type=int, default=0, help="concepts in the bank; 0: all of the default sources")
+    parser.add_argument("--compared", type=int, default=50_000, help="captions for timing the matchers alone")
+    parser.add_argument("--plain-captions", type=int, default=50, help="captions for the plain loop")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes of the stage")
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder on a large disk, for temporary files")
     parser.add_argument("--stage-of", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage_of:

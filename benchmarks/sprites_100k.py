@@ -1,8 +1,8 @@
-"""100,000 sprite pictures in one go: written, verified, audited, read by TensorFlow Datasets, on two cores.
+"""100,000 sprite images in one go: written, verified, audited, read by TensorFlow Datasets, on two cores.
 
-    python -m benchmarks.sprites_100k [--pictures=100000] [--workdir=DIR] [--out=benchmarks/results]
+    python -m benchmarks.sprites_100k [--images=100000] [--workdir=DIR] [--out=benchmarks/results]
 
-Captions come from prompt templates, 20 pictures are drawn of each. Every step is the command that a user would run, in
+Captions come from prompt templates, 20 images are drawn of each. Every step is the command that a user would run, in
 a process of its own: `gen`, `gen.verify`, `gen.audit`, and at the end TFDS decodes every record. All must count the
 same. Times are given as shares of the time that drawing and writing took; memory is the most that a step's own process
 had. The last number is the time of all steps after writing over that of writing.
@@ -38,31 +38,31 @@ PACKAGES = ("numpy", "pillow", "pyarrow", "tensorflow-datasets", "jax")
 def main(argv: list[str] | None = None) -> None:
     """Runs all steps, prints a line for each and the ratio; exits with status 1 and a reason if one fails."""
     parser = turns.make_parser("sprites_100k", __doc__)
-    parser.add_argument("--pictures", type=int, default=100_000, help=f"a multiple of {PER_CAPTION}")
+    parser.add_argument("--images", type=int, default=100_000, help=f"a multiple of {PER_CAPTION}")
     parser.add_argument("--workdir", type=pathlib.Path, help="an empty folder; a temporary one if not given")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
-        result = measure(arguments.workdir or pathlib.Path(temporary), arguments.pictures)
+        result = measure(arguments.workdir or pathlib.Path(temporary), arguments.images)
     for name, step in result["steps"].items():
         print(
             f"{name:>9}: {step['share_of_writing']:>6.3f} of the time of writing, {step['memory_bytes'] / 1e6:,.0f} MB"
         )
     print(
-        f"{result['pictures']:,} pictures in {result['shards']} shards, {result['bytes'] / 1e6:,.1f} MB;"
-        f" {result['verified']:,} items verified, {result['read_by_tfds']:,} pictures read by TFDS,"
+        f"{result['pictures']:,} images in {result['shards']} shards, {result['bytes'] / 1e6:,.1f} MB;"
+        f" {result['verified']:,} items verified, {result['read_by_tfds']:,} images read by TFDS,"
         f" audit of {result['audit_bytes'] / 1e6:.1f} MB"
     )
     turns.write(arguments.out, "sprites_100k", result)
     print(f"all steps after writing / writing: {result['after_writing']:.2f}")
 
 
-def measure(workdir: pathlib.Path, pictures: int) -> dict[str, Any]:
+def measure(workdir: pathlib.Path, images: int) -> dict[str, Any]:
     """All steps on an empty workdir.
 
     Returns:
       Counts, bytes, and of each step its time as a share of writing.
     """
-    per_concept = max(2, -(-3 * pictures // (PER_CAPTION * 114)))  # three times as many as are kept
+    per_concept = max(2, -(-3 * images // (PER_CAPTION * 114)))  # three times as many as are kept
     configure = [
         "--config=configs/quickstart.py",
         f"--workdir={workdir}",
@@ -71,7 +71,7 @@ def measure(workdir: pathlib.Path, pictures: int) -> dict[str, Any]:
         "--config.gen.captions.temperature=1.0",
         f"--config.gen.captions.per_concept={per_concept}",
         "--config.gen.balance.t=0",
-        f"--config.gen.balance.target_size={pictures // PER_CAPTION}",
+        f"--config.gen.balance.target_size={images // PER_CAPTION}",
         f"--config.gen.images.per_caption={PER_CAPTION}",
         f"--config.gen.images.shard_size={SHARD}",
     ]
@@ -86,8 +86,8 @@ def measure(workdir: pathlib.Path, pictures: int) -> dict[str, Any]:
     provenance = json.loads((folder / "provenance.json").read_text())
     made, read = provenance["records"], int(count)
     rejected = sum(provenance["rejects"].values())
-    if made + rejected != pictures or made != read:
-        sys.exit(f"{pictures:,} planned, {made:,} made, {rejected:,} rejected, {read:,} read: these do not agree")
+    if made + rejected != images or made != read:
+        sys.exit(f"{images:,} planned, {made:,} made, {rejected:,} rejected, {read:,} read: these do not agree")
     writing = steps["writing"]["seconds"]
     for step in steps.values():
         step["share_of_writing"] = round(step.pop("seconds") / writing, 4)

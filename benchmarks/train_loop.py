@@ -23,7 +23,7 @@ from synthclip_jax import train as train_loop
 from synthclip_jax.config import load_config
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
-PICTURES = 1024
+IMAGES = 1024
 
 
 def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
@@ -31,13 +31,13 @@ def compare(window: int, windows: int, overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         dataset = pathlib.Path(folder, "dataset")
         base = load_config(CONFIG, overrides)
-        write_dataset(dataset, PICTURES, base.data.image_size)
+        write_dataset(dataset, IMAGES, base.data.image_size)
         steps = window * (windows + 1) + 1
         config = load_config(
             CONFIG,
             [
                 f"data.path={dataset}",
-                f"train.epochs={(steps + 0.5) * base.train.batch_size / PICTURES}",
+                f"train.epochs={(steps + 0.5) * base.train.batch_size / IMAGES}",
                 "train.warmup_epochs=0",
                 "eval.datasets=",
                 *overrides,

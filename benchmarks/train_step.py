@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(NEEDS), help=f"contenders, of {','.join(NEEDS)}")
     parser.add_argument("--batch-size", type=int, help="pairs a step (--accumulate: of the microbatch)")
     parser.add_argument("--steps", type=int, help="steps in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="the best one counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; the best one counts")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a config value, may be repeated"
     )

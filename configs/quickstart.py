@@ -59,6 +59,6 @@ def get_config():
         "scenes=wds:testsets/scenes",
     )
     config.eval.suites = ("zeroshot", "retrieval", "linear_probe", "fewshot", "embedding")
-    # So few pictures are fitted well before the paper's 1,000 iterations.
+    # So few images are fitted well before the paper's 1,000 iterations.
     config.eval.linear_probe.max_iter = 200
     return config

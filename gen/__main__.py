@@ -37,17 +37,17 @@ def main() -> None:
     parser.epilog = "\n".join(["stages:", *(f"  {name:<11}{BY_NAME[name].about}" for name in COMMANDS)])
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of this run, made if missing")
-    parser.add_argument("--stages", default=",".join(COMMANDS), help="comma-separated; default: all")
+    parser.add_argument("--stages", default=",".join(COMMANDS), help="stages, comma-separated; default: all")
     parser.add_argument("--executor", default="local", choices=EXECUTORS)
     parser.add_argument(
         "--part",
         type=part,
-        help="number of this process and how many share the workdir, such as 0/8; default: from SLURM's array",
+        help="number of this process and number of all processes, such as 0/8; default: from SLURM's array",
     )
     parser.add_argument(
         "--new-version",
         action="store_true",
-        help="where the configuration differs from what is there, start another version of the dataset beside it",
+        help="if the configuration has changed, start another version of the dataset beside the first",
     )
     arguments, config = parse_args(parser)
     wanted = [stage.strip() for stage in arguments.stages.split(",") if stage.strip()]

@@ -1,12 +1,12 @@
-"""Agreement: how well each picture and its caption belong together, by a CLIP checkpoint.
+"""Agreement: how well each image and its caption belong together, by a CLIP checkpoint.
 
-Optional: it runs where `gen.agreement.checkpoint` names one, trained here or imported. Beside each shard of pictures
-lies then SHARD.agreement.npy: the cosine of picture and caption, float32, in the order of the records (NaN: the picture
+Optional: it runs where `gen.agreement.checkpoint` names one, trained here or imported. Beside each shard of images
+lies then SHARD.agreement.npy: the cosine of image and caption, float32, in the order of the records (NaN: the image
 does not decode). The scores serve as a threshold when training (`data.min_agreement`), or for a dataset without the
 pairs that score lower (`gen.agreement.min_score`, see `gen.filtered`).
 
-Cosines of one model mean nothing beside those of another. So each commit record also says how often a picture agrees
-no better with its own caption than with that of the next record: half of them, if captions and pictures have nothing
+Cosines of one model mean nothing beside those of another. So each commit record also says how often an image agrees
+no better with its own caption than with that of the next record: half of them, if captions and images have nothing
 to do with each other.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.shards.finished_pictures import finished_pictures
+from gen.shards.finished_images import finished_images
 from gen.shards.local import Executor, Worker, run_local
 from gen.shards.plans import PlanMismatch, read_json
 from gen.shards.store import ShardOutput, StageStore
@@ -53,21 +53,21 @@ class AgreementWorker(Worker):
           RecordError: a record is damaged; `python -m gen.verify --repair` makes the shard again.
         """
         path = self._folder / shard["file"]
-        pictures, captions = [], []
+        images, captions = [], []
         for payload in unframe_shard(path.read_bytes(), path):
             if isinstance(payload, RecordError):
                 raise payload
             values = parse_example(payload)
-            pictures.append(values["image"][0])
+            images.append(values["image"][0])
             captions.append(values["caption"][0].decode(errors="replace"))
-        scores = np.full(len(pictures), np.nan, np.float32)
-        unique = list(dict.fromkeys(captions))  # a caption may have several pictures
+        scores = np.full(len(images), np.nan, np.float32)
+        unique = list(dict.fromkeys(captions))  # a caption may have several images
         numbers = {caption: number for number, caption in enumerate(unique)}
         texts = self._encoder.texts(unique)
         own = np.array([numbers[caption] for caption in captions], np.int64)
         other = np.roll(own, -1)
         compared = worse = 0
-        for batch in self._encoder.pictures(enumerate(pictures)):
+        for batch in self._encoder.images(enumerate(images)):
             rows = np.array(batch.keys, np.int64)
             if not len(rows):
                 continue
@@ -100,13 +100,13 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
       no checkpoint is named.
 
     Raises:
-      StoreError: pictures are missing, or the scores there are another checkpoint's.
+      StoreError: images are missing, or the scores there are another checkpoint's.
       CheckpointError: there is no such checkpoint.
     """
     settings = config.gen.agreement
     if not settings.checkpoint:
         return {}
-    version, data, shards, digest = finished_pictures(config, workdir)
+    version, data, shards, digest = finished_images(config, workdir)
     store = StageStore(version.stage_folder("agreement"), data)
     step, checkpoint = _identity(settings)
     try:
@@ -121,7 +121,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         )
     except PlanMismatch as error:
         raise StoreError(
-            f"{error}\nTo score these pictures anew, delete {store.folder}: pictures and captions stay as they are"
+            f"{error}\nTo score these images anew, delete {store.folder}: images and captions stay as they are"
         ) from error
 
     def make_worker() -> AgreementWorker:

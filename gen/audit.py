@@ -2,7 +2,7 @@
 
     python -m gen.audit --workdir=runs/quickstart
 
-writes WORKDIR/audit.html: measures of imbalance, coverage, diversity, pictures and agreement beside their limits,
+writes WORKDIR/audit.html: measures of imbalance, coverage, diversity, images and agreement beside their limits,
 counts before and after balancing, coverage beside the paper's, categories, captions, rejects, contact sheets, and a
 search in the concepts. The drawing is in `synthclip_jax.report`, whose page about the run holds the audit as well. It
 reads counts, commit records and a sample, so that 30 million pairs take no longer than the largest of these.
@@ -51,7 +51,7 @@ def main() -> None:
     """Writes the page, prints where it is and what is beyond its limit; exits with status 1 if it cannot be written."""
     parser = make_parser("gen.audit", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--version", default="", help="of the dataset; empty: the one trained on, else the newest")
+    parser.add_argument("--version", default="", help="dataset version; empty: the one trained on, else the newest")
     arguments = parser.parse_args()
     path, flags = write(arguments.workdir, arguments.version)
     for flag in flags:

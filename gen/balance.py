@@ -141,7 +141,7 @@ class MatchWorker(Worker):
 
 def _start_process(*arguments: Any) -> None:
     global _matcher_here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; who waits for this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the waiting parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _matcher_here = MatchWorker(*arguments)
 
@@ -314,7 +314,7 @@ def _check_parameters(there: Mapping[str, Any], now: Mapping[str, Any], path: Lo
         shown = "\n  ".join(lines)
         raise PlanMismatch(
             f"{path}: this workdir was balanced with other parameters (there -> now):\n  {shown}\nUse those, or"
-            " start another version beside it with --new-version. While no pictures are made yet, delete"
+            " start another version beside it with --new-version. While no images are made yet, delete"
             f" {path} and only the selection is made again"
         )
 

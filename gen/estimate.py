@@ -81,19 +81,19 @@ def estimate(config: Config, download: bool = False) -> list[Line]:
     if config.gen.balance.target_size > pool:
         bound = f"the captions asked for are fewer than gen.balance.target_size={config.gen.balance.target_size:,}"
 
-    pictures = kept * images.per_caption
-    shards = -(-pictures // images.shard_size)
+    total = kept * images.per_caption
+    shards = -(-total // images.shard_size)
     rate, note = _attempt(lambda: measure_images(images, texts), lambda: published_images(images))
     notes = filter(None, [bound, image_engine(images).note(images), note])
-    lines.append(Line("images", pictures, "pictures", shards, rate, "; ".join(notes)))
+    lines.append(Line("images", total, "images", shards, rate, "; ".join(notes)))
     if image_engine(images).has_presets and sampler_of(images) != PRESETS["fast"]:
         fast = _with_preset(images, "fast")
         rate, note = _attempt(lambda: measure_images(fast, texts), lambda: published_images(fast))
-        lines.append(Line("images (fast)", pictures, "pictures", shards, rate, "; ".join(filter(None, [bound, note]))))
+        lines.append(Line("images (fast)", total, "images", shards, rate, "; ".join(filter(None, [bound, note]))))
     for stage in STAGES:
         if stage.asked_by and stage.is_asked_for(config):
             rate, note = _attempt(functools.partial(MEASURES[stage.name], config, texts), lambda: None)
-            lines.append(Line(stage.name, pictures, stage.unit, shards, rate, note))
+            lines.append(Line(stage.name, total, stage.unit, shards, rate, note))
     return lines
 
 
@@ -201,7 +201,7 @@ def main() -> None:
     parser = make_parser("gen.estimate", __doc__)
     add_config_argument(parser)
     parser.add_argument("--workers", type=int, default=1, help="workers of each stage, one GPU or one machine each")
-    parser.add_argument("--download", action="store_true", help="models may be fetched from the hub")
+    parser.add_argument("--download", action="store_true", help="download missing models from the hub")
     arguments, config = parse_args(parser)
     if arguments.workers < 1:
         parser.error(f"--workers={arguments.workers}: at least 1")

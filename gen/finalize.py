@@ -19,7 +19,7 @@ import ml_collections
 from gen.checks import evidence
 from gen.engines.registry import caption_engine, image_engine
 from gen.images import dataset_features
-from gen.shards.finished_pictures import SPLIT, data_file, picture_records
+from gen.shards.finished_images import SPLIT, data_file, image_records
 from gen.shards.local import Executor, run_local
 from gen.shards.store import StageStore
 from gen.stages import BY_NAME, FOLDERS
@@ -55,7 +55,7 @@ def run(
       StoreError: a shard is not there yet.
     """
     version = find_version(workdir, config.gen.version)
-    plan, records = picture_records(version, version.dataset_folder(config.name))
+    plan, records = image_records(version, version.dataset_folder(config.name))
     agreement, name = _agreement(version), dataset_name(config)
     about: dict[str, Any] = {"agreement": agreement} | ({"filtered": name} if name != config.name else {})
     summary = write_dataset(config, version, config.name, plan, records, about, renewed=renewed)
@@ -85,7 +85,7 @@ def write_dataset(
     Args:
       version: that it belongs to.
       name: of the dataset.
-      plan: of the pictures.
+      plan: of the images.
       records: commit records of the shards.
       about: what provenance says beside.
       stages: that provenance keeps the evidence of.
@@ -111,7 +111,7 @@ def write_dataset(
         return summary  # complete, by an older version of this program
     now = evidence.generation(version, stages, folder)
     if there.get("shards") == shards:
-        # What these pictures were made from has not changed. What is there now may be damaged, or gone.
+        # What these images were made from has not changed. What is there now may be damaged, or gone.
         kept = {stage: what for stage, what in generated.stages_of(there).items() if stage not in renewed}
         now["stages"] |= kept
         now["recorded"] |= there["generation"]["recorded"] if "generation" in there else False
@@ -139,7 +139,7 @@ def _is_there(path: Location, meta: Mapping[str, Any]) -> bool:
 
 
 def _agreement(version: Version) -> dict[str, Any]:
-    """What is known of how well pictures and captions agree; empty if they were not scored."""
+    """What is known of how well images and captions agree; empty if they were not scored."""
     store = StageStore(version.stage_folder("agreement"))
     if not store.plan_path.exists():
         return {}
@@ -190,7 +190,7 @@ def _write_tfds_metadata(config: Config, name: str, folder: Location, shards: li
             data_dir=str(written),
             features=dataset_features(config.gen.images.size),
             split_infos=[split],
-            description=f"{name}: pictures generated from generated captions by synthclip_jax.",
+            description=f"{name}: images generated from generated captions by synthclip_jax.",
         )
         for path in sorted(written.glob("*.json")):
             write_atomic(folder / path.name, path.read_bytes())
@@ -231,14 +231,14 @@ def _card(config: Config, provenance: Mapping[str, Any]) -> str:
     return f"""# {name} {provenance["version"]}
 
 {provenance["records"]:,} synthetic image-caption pairs in {len(provenance["shards"]):,} TFRecord shards \
-({megabytes:,.1f} MB). No picture and no caption was made by a person or taken from the web.
+({megabytes:,.1f} MB). No image and no caption was made by a person or taken from the web.
 
 | | |
 |---|---|
 | {generated.CAPTIONS_BY} | {author} |
-| {generated.PICTURES_BY} | {artist} |
-| picture | JPEG, {images.size} x {images.size} pixels, quality {images.jpeg_quality} |
-| pictures per caption | {images.per_caption} |
+| {generated.IMAGES_BY} | {artist} |
+| image | JPEG, {images.size} x {images.size} pixels, quality {images.jpeg_quality} |
+| images per caption | {images.per_caption} |
 | seed | {provenance["seed"]} |
 | made | {provenance["created"]} |
 {_kept(provenance)}
@@ -253,12 +253,12 @@ Each record has `id`, `image`, `caption`, `concept` (the one the caption was ask
 of all concepts that the caption names), `seed` and `attempt`. `provenance.json` holds the configuration, the plans of
 all stages and a sha256 of every file.
 
-## Pictures that were rejected
+## Images that were rejected
 
-{"| reason | pictures |" + chr(10) + "|---|---|" + chr(10) + rejects if rejects else "None."}
+{"| reason | images |" + chr(10) + "|---|---|" + chr(10) + rejects if rejects else "None."}
 ## Limits
 
-The captions are a language model's (or templates) and can be wrong or biased; the pictures show what a text-to-image
+The captions are a language model's (or templates) and can be wrong or biased; the images show what a text-to-image
 model (or a renderer) makes of them, and not what the world looks like. The licences of what made them apply.
 """
 

@@ -1,7 +1,7 @@
 """Images: every selected caption is drawn `per_caption` times and written to TFRecord shards.
 
-The plan is a function of the selected captions and the config: pictures are ordered by a hash of their id and cut into
-shards of `shard_size`, so any part of the dataset is a fair sample of it. A picture's bytes depend on its id and the
+The plan is a function of the selected captions and the config: images are ordered by a hash of their id and cut into
+shards of `shard_size`, so any part of the dataset is a fair sample of it. An image's bytes depend on its id and the
 plan alone, not on threads, batches or restarts.
 """
 
@@ -16,16 +16,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from gen.engines.image_batches import ImageBatches
-from gen.engines.interface import ImageEngine, Picture, Rejected, Request
+from gen.engines.interface import ImageEngine, Pixels, Rejected, Request
 from gen.engines.isolation import check_shard
 from gen.engines.jpeg import encode_jpeg
 from gen.engines.registry import image_engine
 from gen.engines.registry import make_image_engine as make_engine
 from gen.filters.images import UNDECODABLE, reject_reason
 from gen.shards import draws
-from gen.shards.finished_pictures import SPLIT
+from gen.shards.finished_images import SPLIT
+from gen.shards.image_order import forget_order, image_order, read_order, write_order
 from gen.shards.local import Executor, Worker, run_local
-from gen.shards.picture_order import forget_order, picture_order, read_order, write_order
 from gen.shards.store import ShardOutput, StageStore
 from gen.shards.tables import parquet
 from synthclip_jax.config.schema import Config
@@ -38,49 +38,50 @@ from synthclip_jax.workdir.versions import find_version
 
 
 def dataset_features(size: int):
-    """The dataset's features, as `tfds.features.FeaturesDict`, for pictures of `size` pixels."""
+    """The dataset's features, as `tfds.features.FeaturesDict`, for images of `size` pixels."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
         {
-            "id": tfds.features.Text(doc="concept, caption and picture number"),
+            "id": tfds.features.Text(doc="concept, caption and image number"),
             "image": tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg"),
-            "caption": tfds.features.Text(doc="what the picture was made from"),
+            "caption": tfds.features.Text(doc="what the image was made from"),
             "concept": tfds.features.Text(doc="the concept the caption was asked for"),
             "concept_id": tfds.features.Scalar(np.int32, doc="its number in the concept bank"),
             "concepts": tfds.features.Sequence(np.int32, doc="numbers of all concepts the caption names"),
-            "seed": tfds.features.Scalar(np.int64, doc="seed of the picture"),
-            "attempt": tfds.features.Scalar(np.int32, doc="attempts rejected before this picture"),
+            "seed": tfds.features.Scalar(np.int64, doc="seed of the image"),
+            "attempt": tfds.features.Scalar(np.int32, doc="attempts rejected before this image"),
         }
     )
 
 
-def picture_seed(seed: int, identity: str, attempt: int) -> int:
-    """The seed of one attempt at one picture."""
+def image_seed(seed: int, identity: str, attempt: int) -> int:
+    """The seed of one attempt at one image."""
+    # The purpose keeps its first name: with another one every seed would be another.
     return draws.bits63(seed, identity, f"picture {attempt}")
 
 
 class ImageWorker(Worker):
-    """Makes the pictures of one shard after another; may be called from `overlap` threads at once.
+    """Makes the images of one shard after another; may be called from `overlap` threads at once.
 
     Args:
       engine: what draws.
       selected: table of the balanced captions.
       config: the run's configuration.
-      order: of the pictures; None: it is worked out here.
+      order: of the images; None: it is worked out here.
     """
 
     reports_items = True
     overlap = 2  # shards at once: the engine draws the next one while the last one is encoded and committed
 
     def __init__(
-        self, engine: ImageEngine, selected, config: Config, order: Int64[np.ndarray, " pictures"] | None = None
+        self, engine: ImageEngine, selected, config: Config, order: Int64[np.ndarray, " images"] | None = None
     ):
         from tensorflow_datasets.core import example_serializer
 
         self.engine, self.selected, self.config, self.images = engine, selected, config, config.gen.images
         if order is None:
-            order = picture_order(selected.column("id").to_pylist(), self.images.per_caption, config.seed)
+            order = image_order(selected.column("id").to_pylist(), self.images.per_caption, config.seed)
         self.order = order
         self.features = dataset_features(self.images.size)
         self.serializer = example_serializer.ExampleSerializer(self.features.get_serialized_info())
@@ -91,13 +92,13 @@ class ImageWorker(Worker):
         """Makes one shard.
 
         Raises:
-          EngineFailure: the engine raised on every picture.
+          EngineFailure: the engine raised on every image.
         """
         start = shard["index"] * self.images.shard_size
-        captions, pictures = np.divmod(self.order[start : start + shard["items"]], self.images.per_caption)
+        captions, numbers = np.divmod(self.order[start : start + shard["items"]], self.images.per_caption)
         rows = self.selected.take(captions).to_pylist()
-        for row, picture in zip(rows, pictures.tolist(), strict=True):
-            row["id"] = f"{row['id']}-{picture:02d}"
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            row["id"] = f"{row['id']}-{number:02d}"
         encoded, attempts, rejects, details = self._make(rows)
         check_shard(shard["index"], len(rows), [(reason, details.get(slot, "")) for slot, reason in rejects.items()])
         examples = []
@@ -128,7 +129,7 @@ class ImageWorker(Worker):
 
         def request(slot: int, attempt: int) -> Request:
             row = rows[slot]
-            return Request(row["caption"], row["concept"], picture_seed(self.config.seed, row["id"], attempt))
+            return Request(row["caption"], row["concept"], image_seed(self.config.seed, row["id"], attempt))
 
         with self.batches.shard() as inbox:
             for slot in range(len(rows)):
@@ -159,7 +160,7 @@ class ImageWorker(Worker):
                 encoded[slot] = data
         return encoded, attempts, rejects, details
 
-    def _checked(self, outcome: Picture | Rejected) -> Picture | Rejected:
+    def _checked(self, outcome: Pixels | Rejected) -> Pixels | Rejected:
         if isinstance(outcome, Rejected):
             return outcome
         reason = reject_reason(outcome, self.images)
@@ -173,7 +174,7 @@ class ImageWorker(Worker):
             "concept": row["concept"],
             "concept_id": row["concept_id"],
             "concepts": row["matches"],
-            "seed": picture_seed(self.config.seed, row["id"], attempt),
+            "seed": image_seed(self.config.seed, row["id"], attempt),
             "attempt": attempt,
         }
         # The serialiser's own `serialize_example` leaves the order of features to chance: it differs between processes.
@@ -207,7 +208,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     """Runs the stage: makes every shard that is not there yet.
 
     Returns:
-      A summary: pictures made, shards, rejects by reason.
+      A summary: images made, shards, rejects by reason.
 
     Raises:
       StoreError: balancing has not run, kept nothing, or the workdir was made with another configuration.
@@ -224,12 +225,12 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     if note := engine.note(images):
         print(f"images: {note}", file=sys.stderr, flush=True)
     try:
-        pictures = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
+        total = pq.read_metadata(parquet_source(path)).num_rows * images.per_caption
     except (ValueError, OSError) as error:  # Arrow's errors are of these
         raise StoreError(f"{path}: damaged ({error}). `python -m gen.verify --repair` makes it again") from error
-    if not pictures:
+    if not total:
         raise StoreError(f"{path}: balancing kept no caption, so there is nothing to draw. Raise config.gen.balance.t")
-    of = -(-pictures // images.shard_size)
+    of = -(-total // images.shard_size)
     store = StageStore(version.stage_folder("images"), version.dataset_folder(config.name))
     store.ensure_plan(
         {
@@ -238,7 +239,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
             "version": version.dataset,
             "seed": config.seed,
             "selected": digest,
-            "pictures": pictures,
+            "pictures": total,
             "shards": of,
             **{
                 key: images[key]
@@ -256,7 +257,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         }
     )
     shards = [
-        {"index": index, "of": of, "items": min(images.shard_size, pictures - index * images.shard_size)}
+        {"index": index, "of": of, "items": min(images.shard_size, total - index * images.shard_size)}
         for index in range(of)
     ]
     folder, plan = store.folder, store.plan_digest
@@ -267,14 +268,14 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         shards,
         lambda: ImageWorker(make_engine(images), pq.read_table(parquet_source(path)), config, read_order(folder, plan)),
         label="images",
-        unit="pictures",
+        unit="images",
         gpus=engine.gpus(images),
     )
     if len(records) == of:
         forget_order(folder)
     rejects = sum((collections.Counter(record["rejects"]) for record in records.values()), collections.Counter())
     return {
-        "pictures": sum(record["count"] for record in records.values()),
+        "images": sum(record["count"] for record in records.values()),
         "shards": of,
         **{f"rejected {reason}": count for reason, count in rejects.most_common()},
     }

@@ -51,7 +51,7 @@ def stage_lines(workdir: Location, version: str = "", now: float | None = None) 
         store.ensure_plan(plan)
         records = store.committed()
         # What a stage works on is what the one before has accepted.
-        total = made[stage.shards_of] if stage.shards_of else plan[stage.unit]
+        total = made[stage.shards_of] if stage.shards_of else plan[stage.count_key or stage.unit]
         made[stage.name] = sum(record["count"] for record in records.values())
         lines.append(status_line(stage.name, total, stage.unit, status(records, now), now))
         for name in sorted(name for name in list_files(folder / "failures") if "-error-" in name):
@@ -68,7 +68,7 @@ def main() -> None:
     parser = make_parser("gen.progress", __doc__)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of the run")
     parser.add_argument("--version", default="", help="version of the dataset; default: the newest")
-    parser.add_argument("--watch", type=float, default=0, help="print again after so many seconds, until stopped")
+    parser.add_argument("--watch", type=float, default=0, help="seconds between two prints; 0: print once")
     arguments = parser.parse_args()
     try:
         while True:

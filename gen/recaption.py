@@ -1,9 +1,9 @@
-"""Re-captioning: a vision-language model describes each generated picture, in words of its own.
+"""Re-captioning: a vision-language model describes each generated image, in words of its own.
 
 Optional: it runs where `gen.recaption.model` names one (the paper's ablation with LLaVA: +9.6 points of image
-retrieval). Beside each shard of pictures lies then SHARD.recaptions, framed like a shard: one text for each record, in
+retrieval). Beside each shard of images lies then SHARD.recaptions, framed like a shard: one text for each record, in
 their order, empty where no answer was a caption. What a caption is, `gen.filters.captions` says, as for the captions
-that pictures are drawn from. Training takes them with `data.recaptions`; the dataset itself stays
+that images are drawn from. Training takes them with `data.recaptions`; the dataset itself stays
 as it is.
 
     W/gen/recaption/commits/00000.json
@@ -23,7 +23,7 @@ from gen.engines.registry import vision_engine
 from gen.filters import captions as filters
 from gen.filters.asking import Asked, Asker, Rejects
 from gen.shards import draws
-from gen.shards.finished_pictures import finished_pictures
+from gen.shards.finished_images import finished_images
 from gen.shards.local import Executor, Worker, run_local
 from gen.shards.plans import PlanMismatch
 from gen.shards.store import ShardOutput, StageStore
@@ -45,7 +45,7 @@ _PLANNED = (
 
 
 class RecaptionWorker(Worker):
-    """Describes the pictures of one shard after another; may be called from `overlap` threads at once.
+    """Describes the images of one shard after another; may be called from `overlap` threads at once.
 
     Args:
       engine: what answers.
@@ -72,7 +72,7 @@ class RecaptionWorker(Worker):
 
         Raises:
           RecordError: a record is damaged; `python -m gen.verify --repair` makes the shard again.
-          EngineFailure: the engine raised on every picture.
+          EngineFailure: the engine raised on every image.
           NothingAcceptedError: no answer was a caption.
         """
         path = self._folder / shard["file"]
@@ -83,10 +83,10 @@ class RecaptionWorker(Worker):
                 raise payload
             values = parse_example(payload)
             ids.append(values["id"][0].decode())
-            picture = _decoded(values["image"][0])
-            if picture is None:
+            image = _decoded(values["image"][0])
+            if image is None:
                 rejected[record] = UNDECODABLE, 0, ""
-            questions.append(self.engine.question(picture, self.settings.prompt))
+            questions.append(self.engine.question(image, self.settings.prompt))
         asked = self._asker(
             len(ids),
             questions.__getitem__,
@@ -115,11 +115,11 @@ class RecaptionWorker(Worker):
 
 
 def _decoded(data: bytes) -> Any:
-    from synthclip_jax.images.decoding import PictureError, open_picture
+    from synthclip_jax.images.decoding import ImageError, open_image
 
     try:
-        return open_picture(data).convert("RGB")
-    except PictureError:
+        return open_image(data).convert("RGB")
+    except ImageError:
         return None
 
 
@@ -141,7 +141,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
       A summary: captions, words of a caption on average, rejects by reason; empty where no model is named.
 
     Raises:
-      StoreError: pictures are missing, or the descriptions there were made otherwise.
+      StoreError: images are missing, or the descriptions there were made otherwise.
       ModelNotFound: the model is not where the configuration says.
       NothingAcceptedError: the first shard has no caption.
     """
@@ -149,7 +149,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     if not settings.model:
         return {}
     engine = vision_engine(settings)
-    version, data, shards, digest = finished_pictures(config, workdir)
+    version, data, shards, digest = finished_images(config, workdir)
     store = StageStore(version.stage_folder("recaption"), data)
     try:
         store.ensure_plan(
@@ -165,7 +165,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         )
     except PlanMismatch as error:
         raise StoreError(
-            f"{error}\nTo describe these pictures anew, delete {store.folder}: pictures and captions stay as they are"
+            f"{error}\nTo describe these images anew, delete {store.folder}: images and captions stay as they are"
         ) from error
     records = executor(
         store,
@@ -174,7 +174,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
             make_engine(settings), data, config, lambda: any(record["count"] for record in store.committed().values())
         ),
         label="recaption",
-        unit="pictures",
+        unit="images",
         gpus=engine.gpus(settings),
         at_once=engine.shards_at_once(settings),
     )

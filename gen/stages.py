@@ -22,6 +22,7 @@ class Stage:
       about: what it makes, for the help text.
       function: runs it, given configuration, workdir and executor; returns a summary, empty where it was not asked for.
       unit: its items, in the plural; empty: it has no folder of its own.
+      count_key: the key of its plan that says how many items; empty: as `unit`.
       reads: the stages whose work must be complete before it can begin; see also `before`.
       asked_by: the configuration key that asks for an optional stage; empty: it always runs.
       part_of: the stage that runs it; empty: it is run by itself.
@@ -39,6 +40,7 @@ class Stage:
     about: str
     function: str
     unit: str = ""
+    count_key: str = ""
     reads: tuple[str, ...] = ()
     asked_by: str = ""
     part_of: str = ""
@@ -97,7 +99,8 @@ STAGES = (
         "images",
         "images of the chosen captions",
         "gen.images:run",
-        unit="pictures",
+        unit="images",
+        count_key="pictures",  # as in all plans that were ever written
         reads=("balance",),
         planned="gen.checks.planned:image_shards",
         check="gen.checks.shards:image_problems",
@@ -108,7 +111,7 @@ STAGES = (
         "recaption",
         "descriptions of the images by a vision-language model (optional)",
         "gen.recaption:run",
-        unit="pictures",
+        unit="images",
         reads=("images",),
         asked_by="gen.recaption.model",
         shards_of="images",

@@ -6,7 +6,7 @@ makes in W/testsets
 - `composites`: the same art in captions that were not used for training, with seeds of their own,
 - `noto_color`: the same things by another artist (Noto Color Emoji), if the font is on the system,
 - `noto_outline`: the same things as black lines on white (Noto Emoji, from the package manimgx-fonts),
-- `scenes`: pictures as in `composites`, other ones, each with the caption it was drawn from, for retrieval.
+- `scenes`: images as in `composites`, other ones, each with the caption it was drawn from, for retrieval.
 
 The classes are the concepts of the bank that came from the sprites' vocabulary. What is there already is left alone.
 The sets do not depend on the run's seed (but for the captions they have to avoid), so runs can be compared on them. A
@@ -56,8 +56,8 @@ ZEROSHOT_TEMPLATES = (
 OFL = "SIL Open Font License 1.1 (https://openfontlicense.org)"
 LICENCES = {
     "composites": ATTRIBUTION,
-    "noto_color": f"Pictures show glyphs of Noto Color Emoji, copyright Google Inc., licensed under the {OFL}.",
-    "noto_outline": f"Pictures show glyphs of Noto Emoji, copyright Google Inc., licensed under the {OFL}.",
+    "noto_color": f"Images show glyphs of Noto Color Emoji, copyright Google Inc., licensed under the {OFL}.",
+    "noto_outline": f"Images show glyphs of Noto Emoji, copyright Google Inc., licensed under the {OFL}.",
     "scenes": ATTRIBUTION,
 }
 
@@ -65,13 +65,13 @@ Maker = Callable[[], Iterable[Example]]
 
 
 def webdataset(name: str, nouns: Sequence[Noun], examples: Iterable[Example]) -> tuple[dict[str, bytes], int]:
-    """The files of a test set in CLIP_benchmark's layout, and how many pictures it has."""
+    """The files of a test set in CLIP_benchmark's layout, and how many images it has."""
     buffer, count = io.BytesIO(), 0
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for png, answer in examples:
             for suffix, data in (("cls" if isinstance(answer, int) else "txt", str(answer).encode()), ("png", png)):
                 member = tarfile.TarInfo(f"{count:06d}.{suffix}")
-                member.size = len(data)  # times and owners stay at their zero defaults: same pictures, same bytes
+                member.size = len(data)  # times and owners stay at their zero defaults: same images, same bytes
                 tar.addfile(member, io.BytesIO(data))
             count += 1
     files = {
@@ -94,7 +94,7 @@ def _lines(lines: Iterable[str]) -> bytes:
 def _readme(name: str, classes: int, count: int) -> str:
     purpose = "retrieval" if name == "scenes" else "zero-shot classification"
     return (
-        f"# {name}\n\n{count} pictures of {classes} classes, for {purpose},"
+        f"# {name}\n\n{count} images of {classes} classes, for {purpose},"
         f" in CLIP_benchmark's webdataset layout.\n\n{LICENCES[name]}\n"
     )
 
@@ -103,7 +103,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
     """Makes the test sets that are not there yet.
 
     Returns:
-      How many pictures each set has, or why it was left out.
+      How many images each set has, or why it was left out.
 
     Raises:
       StoreError: the bank or the balanced captions are missing, the bank has no drawable concept, or the workdir's
@@ -160,7 +160,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         store.ensure_plan(plan)
         shard = {"index": 0, "of": 1, "items": len(nouns) * PER_CLASS[name]}
         make_worker = functools.partial(_make_worker, name, nouns, make)
-        records = executor(store, [shard], make_worker, label=name, unit="pictures")
+        records = executor(store, [shard], make_worker, label=name, unit="images")
         summary[name] = records[0]["count"]
     note_testsets(workdir)
     return summary
@@ -187,7 +187,7 @@ def main() -> None:
     arguments, config = parse_args(parser)
     summary = run(config, arguments.workdir)
     for name, what in summary.items():
-        print(f"testsets: {name}: {f'{what:,} pictures' if isinstance(what, int) else what}", flush=True)
+        print(f"testsets: {name}: {f'{what:,} images' if isinstance(what, int) else what}", flush=True)
 
 
 if __name__ == "__main__":

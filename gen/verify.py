@@ -2,9 +2,9 @@
 
     python -m gen.verify --workdir=runs/quickstart [--repair]
 
-Of each planned shard: its commit record, sizes and sha256 of its files. Of captions and pictures also that made and
-rejected ids are together exactly the planned ones, each once; of pictures every record's checksum, the index, that the
-fields are those of the id's caption, and that the picture decodes; of NAME_filtered that it holds exactly the pairs
+Of each planned shard: its commit record, sizes and sha256 of its files. Of captions and images also that made and
+rejected ids are together exactly the planned ones, each once; of images every record's checksum, the index, that the
+fields are those of the id's caption, and that the image decodes; of NAME_filtered that it holds exactly the pairs
 that score high enough. Then plans, bank, balance, metadata, card, test sets and the records of versions, against each
 other and against provenance.json, which says what must be there: what is missing is a fault. Of a workdir that is not
 at its end, what is not made yet is none. Exit status 1 if anything is wrong.
@@ -32,8 +32,8 @@ def main() -> None:
     """Verifies, repairs if asked, and verifies again; exits with status 1 if anything is wrong at the end."""
     parser = make_parser("gen.verify", __doc__)
     parser.add_argument("--workdir", required=True, type=place, help="folder or URL of the run")
-    parser.add_argument("--version", default="", help="of the dataset; the newest if not given")
-    parser.add_argument("--repair", action="store_true", help="make again what is wrong")
+    parser.add_argument("--version", default="", help="version of the dataset; default: the newest")
+    parser.add_argument("--repair", action="store_true", help="remake damaged and missing files")
     parser.add_argument("--config", help="for --repair: the run's config file, if it is not found in the workdir")
     parser.add_argument("--processes", type=int, default=0, help="number of worker processes; 0: one per core")
     arguments, rest = parser.parse_known_args()

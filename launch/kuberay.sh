@@ -141,8 +141,8 @@ $(environment)
 $(mounts)
 $(volumes)
 ---
-# Who reaches Ray's ports may run anything on its machines: that are the pods of this job, the one that submits it, and
-# the operator, which asks how it goes.
+# Anyone who reaches Ray's ports may run anything on its machines. Allowed are the pods of this job, the pod that submits
+# it, and the operator, which asks for its status.
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:

@@ -206,7 +206,7 @@ def main() -> None:
     """Command line."""
     parser = make_parser("synthclip_jax.compare", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest with results")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest with results")
     parser.add_argument("--baseline", default="clip_cc12m", help="a model of the paper, or another run's workdir")
     parser.add_argument("--paper", action="store_true", help="print the paper's own models instead")
     arguments = parser.parse_args()

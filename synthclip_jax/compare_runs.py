@@ -3,7 +3,7 @@
     python -m synthclip_jax.compare_runs W1 W2 [--out=FILE.html] [--step1=N --step2=N]
 
 For each test set that both were evaluated on: accuracies and whether they differ by more than chance (McNemar's exact
-test), the classes that each wins, what each confuses, pictures on which they disagree, and accuracy against how often a
+test), the classes that each wins, what each confuses, images on which they disagree, and accuracy against how often a
 class is named in the captions that each run was trained on, with classes outside its concept bank apart. Reads the
 predictions in `WORKDIR/eval` and the test sets; no model is run. Needs no JAX.
 """
@@ -28,7 +28,7 @@ from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, 
 from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
 from synthclip_jax.wording import make_parser
 
-CLASSES, CONFUSIONS, PICTURES = 10, 8, 24  # shown of each
+CLASSES, CONFUSIONS, IMAGES = 10, 8, 24  # shown of each
 
 
 class CompareError(UserError, ValueError):
@@ -36,7 +36,7 @@ class CompareError(UserError, ValueError):
 
 
 class Pair(NamedTuple):
-    """Both models' first guesses on the pictures that both could read.
+    """Both models' first guesses on the images that both could read.
 
     Attributes:
       labels: the right classes.
@@ -56,10 +56,10 @@ class Pair(NamedTuple):
 
 
 def pair(name: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Pair:
-    """Joins the predictions of two models by the pictures' keys.
+    """Joins the predictions of two models by the images' keys.
 
     Raises:
-      CompareError: they are of different classes, labels or pictures.
+      CompareError: they are of different classes, labels or images.
     """
     names = tuple(first["class_names"].tolist())
     if names != tuple(second["class_names"].tolist()):
@@ -67,16 +67,16 @@ def pair(name: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.nda
     places = {key: row for row, key in enumerate(second["keys"].tolist())}
     rows = [(row, places[key]) for row, key in enumerate(first["keys"].tolist()) if key in places]
     if not rows:
-        raise CompareError(f"{name}: no picture is in both results; evaluate both on the same test set")
+        raise CompareError(f"{name}: no image is in both results; evaluate both on the same test set")
     a, b = map(np.array, zip(*rows, strict=True))
     if (first["labels"][a] != second["labels"][b]).any():
-        raise CompareError(f"{name}: pictures of the same name have other labels; evaluate both on the same test set")
+        raise CompareError(f"{name}: images of the same name have other labels; evaluate both on the same test set")
     keys = tuple(first["keys"][a].tolist())
     return Pair(name, names, keys, first["labels"][a], (first["top"][a, 0], second["top"][b, 0]))
 
 
 def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> float:
-    """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the pictures that only one of two
+    """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the images that only one of two
     equally good models gets right would be."""
     from scipy import stats  # a second to import
 
@@ -149,7 +149,7 @@ def _test_set(joined: Pair, loaded: list, folders: Sequence[pathlib.Path], names
             tag("h3", "What each takes for what", class_="sub"),
             _confusions(joined, names),
             tag("h3", "Pictures on which they disagree", class_="sub"),
-            _pictures(joined, loaded, names),
+            _images(joined, loaded, names),
             tag("h3", "Accuracy and how often a class was seen", class_="sub"),
             frequency(joined.class_names, *_per_class(joined), folders, names),
         ]
@@ -215,7 +215,7 @@ def _confusions(joined: Pair, names: Sequence[str]) -> Html:
     return tag("div", lists, class_="side")
 
 
-def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
+def _images(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
     first, second = joined.right
     parts = []
     for name, places, other in zip(names, (first & ~second, second & ~first), joined.guesses[::-1], strict=True):
@@ -227,7 +227,7 @@ def _pictures(joined: Pair, loaded: list, names: Sequence[str]) -> Html:
             label = int(joined.labels[place])
             order.append((seen[label], place))
             seen[label] += 1
-        chosen = [place for _, place in sorted(order)[:PICTURES]]
+        chosen = [place for _, place in sorted(order)[:IMAGES]]
         run, result = loaded[0]
         images, note = pictures_of(run, result, joined.name, {joined.keys[place] for place in chosen})
         figures = []
@@ -245,9 +245,9 @@ def main() -> None:
     """Command line."""
     parser = make_parser("synthclip_jax.compare_runs", __doc__)
     parser.add_argument("workdirs", nargs=2, type=pathlib.Path, metavar="WORKDIR", help="folders of the two runs")
-    parser.add_argument("--step1", type=int, help="checkpoint of the first; default: the newest evaluated")
-    parser.add_argument("--step2", type=int, help="checkpoint of the second")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("compare.html"), help="the page")
+    parser.add_argument("--step1", type=int, help="step of the first run's checkpoint; default: the newest evaluated")
+    parser.add_argument("--step2", type=int, help="step of the second run's checkpoint")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("compare.html"), help="output page")
     arguments = parser.parse_args()
     page = build(arguments.workdirs, (arguments.step1, arguments.step2))
     write_atomic(arguments.out, page.encode("utf-8", errors="replace"))

@@ -1,9 +1,9 @@
-"""Embeds pictures and texts: unit vectors of a checkpoint, in one file.
+"""Embeds images and texts: unit vectors of a checkpoint, in one file.
 
     python -m synthclip_jax.embed --workdir=W --images=DIR --texts=captions.txt --out=vectors.npz
     python -m synthclip_jax.embed --workdir=W --images='photos/**/*.jpg' --out=vectors.parquet [--part=0/4]
 
-Pictures are all those below a folder, or what a pattern finds; what is passed over is counted and said. Texts are the
+Images are all those below a folder, or what a pattern finds; what is passed over is counted and said. Texts are the
 lines of a file, which end at a line feed and nowhere else. The `.npz` holds `images` and `image_keys`, `texts` and
 `text_keys` (line numbers from 0), and the keys of what does not decode in `image_skipped`; a `.parquet` has the columns
 kind, key and embedding. Rows have the order of the names, or of the lines.
@@ -44,10 +44,10 @@ LARGEST_TEXT = 2**36  # bytes: millions of captions are read whole
 ATTEMPTS = 3  # at joining: a part that is damaged is made again, on a disk that keeps what it is given
 
 
-def find_pictures(
+def find_images(
     place: str, left_out: LeftOut | None = None, allow_outside: bool = False
 ) -> tuple[list[str], list[pathlib.Path]]:
-    """Keys and files of the pictures in a folder, or of those that a pattern finds, in the order of their names.
+    """Keys and files of the images in a folder, or of those that a pattern finds, in the order of their names.
 
     Args:
       left_out: where to note what is passed over: other files, hidden ones, devices, links that lead out or round.
@@ -72,7 +72,7 @@ def find_pictures(
         keys = [path.as_posix() for path in files]
     if not files:
         extensions = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
-        what = f"pictures ({extensions}) in this folder" if root.is_dir() else "file of this name or pattern"
+        what = f"images ({extensions}) in this folder" if root.is_dir() else "file of this name or pattern"
         passed = f" ({'; '.join(left_out.lines())})" if left_out else ""
         raise EmbeddingError(f"--images={place}: no {what}{passed}")
     return keys, files
@@ -132,7 +132,7 @@ def embed(
     log: Any = print,
     allow_outside: bool = False,
 ) -> bool:
-    """Embeds pictures and texts into a file.
+    """Embeds images and texts into a file.
 
     Args:
       workdir: a workdir, or one checkpoint's folder.
@@ -141,7 +141,7 @@ def embed(
       part_size: items between two commits.
       part: (which, of how many): process every n-th part only.
       redo: replace what is in `out`.
-      allow_outside: take pictures that lie outside of the folder, where links in it lead there.
+      allow_outside: take images that lie outside of the folder, where links in it lead there.
 
     Returns:
       Whether the file is complete; with several parts the last process completes it.
@@ -154,7 +154,7 @@ def embed(
     if not images and not texts:
         raise EmbeddingError("nothing to embed: give --images, --texts or both")
     left_out = LeftOut("files")
-    keys, files = find_pictures(images, left_out, allow_outside) if images else ([], [])
+    keys, files = find_images(images, left_out, allow_outside) if images else ([], [])
     for line in left_out.lines():
         log(f"{images}: {line}")
     lines = read_texts(texts) if texts else []
@@ -181,7 +181,7 @@ def embed(
                 vectors = encoder.texts([lines[index] for index in indexes])
                 parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
             if todo.get("images"):
-                undecoded = _embed_pictures(encoder, files, parts, todo["images"], log)
+                undecoded = _embed_images(encoder, files, parts, todo["images"], log)
                 for line in undecoded.lines():
                     log(f"{images}: {line}")
         others = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind, log)]
@@ -208,7 +208,7 @@ def _load_encoder(workdir: str | pathlib.Path, step: int, batch_size: int) -> An
     return load_encoder(workdir, step, batch_size)
 
 
-def _embed_pictures(
+def _embed_images(
     encoder: Any, files: Sequence[pathlib.Path], parts: Parts, todo: Sequence[tuple[int, range]], log: Any
 ) -> LeftOut:
     """One stream over all parts, so that the device need not wait between them; a thread of its own writes them.
@@ -226,7 +226,7 @@ def _embed_pictures(
     done = 0
     with ThreadPoolExecutor(1) as writer:
         writing: collections.deque[Future] = collections.deque()
-        for batch in encoder.pictures(_read_ahead(wanted, files, unreadable)):
+        for batch in encoder.images(_read_ahead(wanted, files, unreadable)):
             found.update(zip(batch.keys, batch.embeddings, strict=True))
             lost.update(batch.skipped)
             for index, cause in zip(batch.skipped, batch.causes, strict=True):
@@ -245,7 +245,7 @@ def _embed_pictures(
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
                 rate = done / (reported - started)
-                log(f"{done:,} of {len(wanted):,} pictures, {rate:,.0f}/s, {(len(wanted) - done) / rate:,.0f} s left")
+                log(f"{done:,} of {len(wanted):,} images, {rate:,.0f}/s, {(len(wanted) - done) / rate:,.0f} s left")
         for future in writing:
             future.result()
     return left_out
@@ -309,15 +309,15 @@ def main(argv: list[str] | None = None) -> None:
     """Parses the command line and embeds; exits with status 1 and a reason if it cannot."""
     parser = make_parser("synthclip_jax.embed", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run, or a checkpoint's folder")
-    parser.add_argument("--images", default="", metavar="DIR|GLOB", help="folder, or a pattern in quotes")
-    parser.add_argument("--texts", default="", metavar="FILE", help="one text a line")
-    parser.add_argument("--out", required=True, metavar="F.npz|F.parquet", help="the file to write")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--images", default="", metavar="DIR|GLOB", help="folder of images, or a pattern in quotes")
+    parser.add_argument("--texts", default="", metavar="FILE", help="file with one text per line")
+    parser.add_argument("--out", required=True, metavar="F.npz|F.parquet", help="output file")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     parser.add_argument("--batch-size", type=int, default=256, help="items encoded at once, over all devices")
     parser.add_argument("--part-size", type=int, default=PART, help=f"items between two commits; default: {PART}")
     parser.add_argument("--part", type=wording.part, default=(0, 1), metavar="I/N", help="process every Nth part only")
     parser.add_argument("--shard", type=_renamed, help=argparse.SUPPRESS)
-    parser.add_argument("--redo", action="store_true", help="replace what is there")
+    parser.add_argument("--redo", action="store_true", help="replace the existing output")
     parser.add_argument(
         "--allow-outside", action="store_true", help="follow links that lead out of the folder of --images"
     )

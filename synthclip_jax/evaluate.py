@@ -58,7 +58,7 @@ def evaluate(
 
     Raises:
       DatasetError, PromptError: a test set or its prompts are not usable.
-      EvaluationError: the checkpoint's embeddings are not finite, or no picture of a test set decodes.
+      EvaluationError: the checkpoint's embeddings are not finite, or no image of a test set decodes.
       CheckpointError: there is no such checkpoint.
     """
     step = newest_step(workdir) if step is None else step
@@ -85,7 +85,7 @@ def evaluate(
                 log(
                     f"the checkpoint is of another model than the config: {', '.join(others)}. It is evaluated as it is"
                 )
-            # The checkpoint's own config prepares pictures and text; the one given says what to evaluate and how.
+            # The checkpoint's own config prepares images and text; the one given says what to evaluate and how.
             evaluator = suite(_merged(model.config, config, workdir), model.graphdef, todo, log)
             found = evaluator.run(model.params)
             described = with_account({dataset.name: now[dataset.name] for dataset in todo}, evaluator)
@@ -132,8 +132,8 @@ def evaluate_paper(
         found = evaluate(config, workdir, [dataset], entry.templates or None, step, redo, log, suites, load)
         for name in suites:
             count = found.get(f"{name}/{entry.name}/n")
-            if count is not None and count != entry.pictures:
-                log(f"{entry.name}: {count:,.0f} pictures, the paper's {entry.split} split has {entry.pictures:,}")
+            if count is not None and count != entry.images:
+                log(f"{entry.name}: {count:,.0f} images, the paper's {entry.split} split has {entry.images:,}")
         values |= found
     if not values:
         raise MissingDataset(f"none of the paper's datasets is in {data}\n" + "\n".join(missing))
@@ -187,19 +187,19 @@ def main() -> None:
         return
     add_config_argument(parser)
     parser.add_argument(
-        "--suite", help=f"instead of config.eval.suites: {', '.join(SUITES)}, with commas between them; or {PAPER}"
+        "--suite", help=f"suites instead of config.eval.suites, comma-separated: {', '.join(SUITES)}; or {PAPER}"
     )
     parser.add_argument(
         "--dataset",
         action="append",
         metavar="[NAME=]KIND:PLACE[@SPLIT]",
-        help="wds:FOLDER, folder:FOLDER, tfds:NAME or karpathy:FILE.json[:PICTURES] instead of config.eval.datasets;"
+        help="wds:FOLDER, folder:FOLDER, tfds:NAME or karpathy:FILE.json[:IMAGES] instead of config.eval.datasets;"
         " may be given several times",
     )
     parser.add_argument("--data", type=pathlib.Path, help=f"folder with the datasets of --suite={PAPER}")
     parser.add_argument("--templates", help="a prompt set (simple, imagenet7, imagenet80, cifar10, ...) or a file")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    parser.add_argument("--redo", action="store_true", help="compute again what is there already")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument("--redo", action="store_true", help="recompute existing results")
     arguments, config = parse_args(parser)
     if (arguments.suite == PAPER) != (arguments.data is not None):
         parser.error(f"--suite={PAPER} and --data=FOLDER go together")

@@ -140,13 +140,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--workdir", required=True, type=pathlib.Path, help="folder of the run, or a checkpoint's folder"
     )
-    parser.add_argument("--format", required=True, choices=FORMATS, type=_format, help="who shall load it")
+    parser.add_argument("--format", required=True, choices=FORMATS, type=_format, help="library that loads the result")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    parser.add_argument("--license", default="other", help="of the weights, as the hub names it; default: other")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument("--license", default="other", help="license of the weights, by the hub's name; default: other")
     parser.add_argument("--push", metavar="ORG/NAME", help="repository on the hub; a dry run without --yes")
     parser.add_argument("--yes", action="store_true", help="with --push: really upload")
-    parser.add_argument("--public", action="store_true", help="with --push: a new repository is public, not private")
+    parser.add_argument("--public", action="store_true", help="with --push: make a new repository public")
     given = parser.parse_args(argv)
     folder = export(given.workdir, given.out, FORMATS[given.format], given.step, given.license)
     if given.push:

@@ -13,7 +13,7 @@ The checkpoint is W/train/checkpoints/0. Evaluate it as any other, or train from
     python -m synthclip_jax.evaluate --config=C --workdir=W --dataset=wds:DIR
     python -m synthclip_jax.train --config=configs/finetune_real.py --workdir=W2 --config.train.init_from=W
 
-Positions are interpolated where the picture's side or the context length asked for is another one.
+Positions are interpolated where the image's side or the context length asked for is another one.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def import_weights(
     path = save(foreign, workdir)
     model, data = foreign.config.model, foreign.config.data
     log(
-        f"{foreign.kind}: {parameter_count(foreign.params):,} parameters, tower {model.tower}, pictures of"
+        f"{foreign.kind}: {parameter_count(foreign.params):,} parameters, tower {model.tower}, images of"
         f" {data.image_size} pixels in patches of {model.vision.patch_size}, {data.interpolation}, texts of"
         f" {model.text.context_length} tokens, {'QuickGELU' if model.quick_gelu else 'GELU'}, attention heads:"
         f" {model.vision.heads} of {model.vision.width // model.vision.heads} (images),"
@@ -120,15 +120,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser("synthclip_jax.import_weights", __doc__)
     parser.add_argument("--source", required=True, type=pathlib.Path, help="folder or file, see above")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a new workdir for the checkpoint")
-    parser.add_argument("--image-size", type=int, default=0, help="side of the pictures; default: the source's")
+    parser.add_argument("--image-size", type=int, default=0, help="side of the images; default: the source's")
     parser.add_argument("--context-length", type=int, default=0, help="tokens of a text; default: the source's")
     kinds = ("open_clip", "transformers")
-    parser.add_argument("--format", choices=kinds, default="", help="which one of a folder that holds both")
+    parser.add_argument("--format", choices=kinds, default="", help="format to read from a folder that holds both")
     without = "of a state dict without a config"
     parser.add_argument("--vision-heads", type=int, default=0, help=f"{without}: attention heads of the image tower")
     parser.add_argument("--text-heads", type=int, default=0, help=f"{without}: attention heads of the text tower")
     parser.add_argument("--gelu", action="store_true", help=f"{without}: GELU, not QuickGELU")
-    parser.add_argument("--key", default="", help="which state dict of a training checkpoint, such as state_dict_ema")
+    parser.add_argument("--key", default="", help="state dict of a training checkpoint, such as state_dict_ema")
     given = parser.parse_args(argv)
     import_weights(
         given.source,

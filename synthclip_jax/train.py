@@ -57,7 +57,7 @@ def train(config: Config, workdir: str | os.PathLike) -> None:
     """Trains until the end, or until asked to stop. See the module's docstring.
 
     Raises:
-      RecordError, PictureError: the dataset is missing or damaged.
+      RecordError, ImageError: the dataset is missing or damaged.
       MeshError: devices, mesh and batch size do not fit.
       LocationError: the workdir is a URL.
       WorkdirBusy: another process trains in it.

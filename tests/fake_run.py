@@ -30,16 +30,16 @@ WEIGHTS = "0123456789abcdef"  # of the checkpoint that was evaluated, which is g
 
 
 def blob(caption: str, concept: str, seed: int, size: int = 32) -> np.ndarray:
-    """A picture that needs no drawing package: a coloured disc whose colour belongs to the concept."""
+    """An image that needs no drawing package: a coloured disc whose colour belongs to the concept."""
     colour = np.random.default_rng([*concept.encode()]).integers(40, 255, 3)
     y, x = np.mgrid[:size, :size]
     inside = (x - size * (0.4 + seed % 5 / 20)) ** 2 + (y - size / 2) ** 2 < (size / 3) ** 2
     return np.where(inside[..., None], colour, 235).astype(np.uint8)
 
 
-def encode(picture: np.ndarray, form: str) -> bytes:
+def encode(image: np.ndarray, form: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, form, quality=90)
+    Image.fromarray(image).save(buffer, form, quality=90)
     return buffer.getvalue()
 
 
@@ -121,15 +121,15 @@ def make_generation(
     )
 
     folder = workdir / "dataset" / name / "1.0.0"
-    pictures = [(index, picture) for index in range(len(texts)) for picture in range(per_caption)]
-    rng.shuffle(pictures)
-    shards = [pictures[start : start + shard_size] for start in range(0, len(pictures), shard_size)]
+    images = [(index, copy) for index in range(len(texts)) for copy in range(per_caption)]
+    rng.shuffle(images)
+    shards = [images[start : start + shard_size] for start in range(0, len(images), shard_size)]
     store = StageStore(gen / "images", folder)
     plan = {
         "stage": "images",
         "dataset": name,
         "version": "1.0.0",
-        "pictures": len(pictures) + sum(number % 3 for number in range(len(shards))),
+        "pictures": len(images) + sum(number % 3 for number in range(len(shards))),
         "shards": len(shards),
         "seed": 0,
         "source": {"engine": "sprites"},
@@ -140,15 +140,15 @@ def make_generation(
         examples = [
             serialize_example(
                 {
-                    "id": [f"{ids[index]}-{picture:02d}".encode()],
-                    "image": [encode(draw(texts[index], concept_names[index], 7 * index + picture), "JPEG")],
+                    "id": [f"{ids[index]}-{copy:02d}".encode()],
+                    "image": [encode(draw(texts[index], concept_names[index], 7 * index + copy), "JPEG")],
                     "caption": [texts[index].encode()],
                     "concept": [concept_names[index].encode()],
                     "concept_id": [captions[index][0]],
                     "seed": [1],
                 }
             )
-            for index, picture in shard
+            for index, copy in shard
         ]
         data, index_file = frame_shard(examples)
         file = str(ShardName(name, "train", number, len(shards)))
@@ -162,7 +162,7 @@ def make_generation(
             "version": "1.0.0",
             "created": "2026-01-02T03:04:05+00:00",
             "seed": 0,
-            "records": len(pictures),
+            "records": len(images),
             "versions": {"python": "3.11.9", "pillow": "12.0"},
             "config": {"images": {"engine": "sprites"}},
             "plans": {"images": plan},
@@ -170,7 +170,7 @@ def make_generation(
         },
     )
     artist = "`blob`, a disc painter (CC0)"
-    (folder / generated.CARD).write_text(f"# toy\n\n| | |\n|---|---|\n| {generated.PICTURES_BY} | {artist} |\n")
+    (folder / generated.CARD).write_text(f"# toy\n\n| | |\n|---|---|\n| {generated.IMAGES_BY} | {artist} |\n")
 
 
 def make_training(workdir: pathlib.Path, steps: int = 600, every: int = 5) -> None:
@@ -220,8 +220,8 @@ def make_test_set(
     keys = [f"{index:06d}" for index in range(len(labels))]
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
         for key, label in zip(keys, labels.tolist(), strict=True):
-            picture = encode(draw(f"A {concepts[label]}.", concepts[label], int(key)), "PNG")
-            for suffix, data in (("cls", str(label).encode()), ("png", picture)):
+            image = encode(draw(f"A {concepts[label]}.", concepts[label], int(key)), "PNG")
+            for suffix, data in (("cls", str(label).encode()), ("png", image)):
                 member = tarfile.TarInfo(f"{key}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -252,7 +252,7 @@ def evaluated(workdir: pathlib.Path, weights: str, step: int = 600) -> None:
 
 
 def set_detail(workdir: pathlib.Path, name: str, arrays: dict[str, np.ndarray], step: int = 600) -> None:
-    """Has a model say something else to each picture of a test set."""
+    """Has a model say something else to each image of a test set."""
     result = results.read_result(results.result_path(workdir, step, "zeroshot"))
     described = {name: result["datasets"][name]}
     results.write_result(workdir, step, "zeroshot", result["metrics"], described, {name: arrays})

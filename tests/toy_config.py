@@ -1,4 +1,4 @@
-"""The smallest configuration that learns something: 32-px pictures, one layer in each tower."""
+"""The smallest configuration that learns something: 32-px images, one layer in each tower."""
 
 from synthclip_jax.config import default_config
 

@@ -22,7 +22,7 @@ COLOURS = {
 PAIRS = list(itertools.permutations(COLOURS, 2))  # 56
 
 
-def picture(index: int, size: int = 32) -> np.ndarray:
+def pixels(index: int, size: int = 32) -> np.ndarray:
     """A square of one colour on a ground of another, with noise of its own."""
     front, back = PAIRS[index % len(PAIRS)]
     rng = np.random.default_rng(index)
@@ -45,7 +45,7 @@ def example(index: int, image: bytes | None = None, numbered: bool = False) -> b
     return serialize_example(
         {
             "id": [f"{index:06d}-0000-00".encode()],
-            "image": [jpeg(picture(index)) if image is None else image],
+            "image": [jpeg(pixels(index)) if image is None else image],
             "caption": [(f"number {index}" if numbered else caption(index)).encode()],
         }
     )
@@ -62,7 +62,7 @@ def write_dataset(
     """Writes shards and indexes.
 
     Args:
-      replaced: encoded pictures to put in place of some.
+      replaced: encoded images to put in place of some.
       numbered: captions are "number 0", "number 1" and so on, so that each tells which example it is of.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Test sets of coloured pictures."""
+"""Test sets of coloured images."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ CLASSES = ("red", "green", "blue", "white", "black", "gray")
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128))
 
 
-def picture(colour=(200, 30, 30), size=(20, 16), form="PNG"):
+def image_bytes(colour=(200, 30, 30), size=(20, 16), form="PNG"):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, form)
     return file.getvalue()
@@ -38,6 +38,6 @@ def write_wds(folder, examples, class_names=CLASSES, templates=("a {c} square.",
 
 def coloured(count=12):
     return [
-        (f"s{index:04d}", {"png": picture(COLOURS[index % 6]), "cls": str(index % 6).encode()})
+        (f"s{index:04d}", {"png": image_bytes(COLOURS[index % 6]), "cls": str(index % 6).encode()})
         for index in range(count)
     ]

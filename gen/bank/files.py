@@ -48,7 +48,7 @@ _INITIAL = re.compile(r"/[a-z]/(.+)")
 _SYNONYM = re.compile(r",(?!\d)")
 _EXPLAINED = re.compile(r"(?<=\S)\s*\([^()]*\)$")
 _MARKUP = re.compile(r"[{}<>]|\]\(|\*\*|^\*|\*$|^__|`")
-_PICTURE = re.compile(r"\.(?:jpe?g|png|gif|bmp|webp|tiff?)$", re.IGNORECASE)
+_IMAGE = re.compile(r"\.(?:jpe?g|png|gif|bmp|webp|tiff?)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +312,7 @@ class _Reader(TableReader):
             return "a control character"
         if re.match(r"https?://", name):
             return "an address"
-        return "the name of a picture's file" if _PICTURE.search(name) else ""
+        return "the name of an image file" if _IMAGE.search(name) else ""
 
 
 def _columns_by_blanks(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:

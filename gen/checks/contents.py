@@ -19,7 +19,7 @@ class Contents:
     """What there is of one version.
 
     Attributes:
-      name, data, provenance: of its dataset; the folder is None before any picture is planned, provenance as
+      name, data, provenance: of its dataset; the folder is None before any image is planned, provenance as
         `provenance_of` has it.
       kept_name, kept, kept_provenance: of the dataset without the pairs of low agreement.
       stages: those that were begun, or must be there.
@@ -59,7 +59,7 @@ def contents(version: Version) -> Contents:
 
 
 def _dataset(version: Version) -> str:
-    """The name of a version's dataset, as its pictures are planned; else, of the one that is there."""
+    """The name of a version's dataset, as its images are planned; else, of the one that is there."""
     try:
         plan = read_json(version.stage_folder("images") / generated.PLAN, {"dataset": str})
         if DATASET_NAME.fullmatch(plan["dataset"]):

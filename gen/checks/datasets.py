@@ -5,7 +5,7 @@ from typing import Any
 
 from gen.checks.evidence import METADATA, measured, read_provenance
 from gen.checks.shards import Fault
-from gen.shards.finished_pictures import SPLIT
+from gen.shards.finished_images import SPLIT
 from gen.shards.plans import read_json
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName
 from synthclip_jax.files.locations import Location, location

@@ -25,7 +25,7 @@ from synthclip_jax.workdir.versions import Version
 
 FORMAT = 2
 METADATA = ("features.json", "dataset_info.json", generated.CARD)
-# What says where something lies on the machine of who made the data, in configurations and plans.
+# Keys of configurations and plans that hold paths of the machine on which the data were made.
 _PLACES = ("wordnet_path", "metaclip_path", "lists", "block_list", "model", "checkpoint")
 _PRIVATE = ("check", "host", "plan")  # of a commit record: made anew when it is restored, or nobody's business
 

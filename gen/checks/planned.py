@@ -109,7 +109,7 @@ def shard_checks(planned: Mapping[str, Planned], stage: str) -> Iterator[ShardCh
     """What is to be checked of each planned shard of a stage.
 
     Raises:
-      StoreError: the captions that the pictures were planned from are not those that are there.
+      StoreError: the captions that the images were planned from are not those that are there.
       KeyError, TypeError, ValueError: the plan does not say what it must.
     """
     this = planned[stage]
@@ -157,31 +157,31 @@ def caption_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator
 
 
 def image_shards(base: ShardCheck, planned: Mapping[str, Planned]) -> Iterator[ShardCheck]:
-    """The ids of each shard of pictures, and their captions."""
+    """The ids of each shard of images, and their captions."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    from gen.shards.picture_order import picture_order
+    from gen.shards.image_order import image_order
 
     plan, path = _plan(planned, "images"), planned["balance"].folder / generated.SELECTED
     if not path.exists():
         raise StoreError(f"{path}: missing")
     if measured(path)["sha256"] != plan["selected"]:
-        raise StoreError(f"{path}: not the captions that the pictures were planned from")
+        raise StoreError(f"{path}: not the captions that the images were planned from")
     selected = pq.read_table(parquet_source(path), columns=["id", "caption"])
     if len(selected) * plan["per_caption"] != plan["pictures"]:
-        raise StoreError(f"{path}: {len(selected)} captions, and {plan['pictures']} pictures are planned")
-    order = picture_order(selected.column("id").to_pylist(), plan["per_caption"], plan["seed"])
+        raise StoreError(f"{path}: {len(selected)} captions, and {plan['pictures']} images are planned")
+    order = image_order(selected.column("id").to_pylist(), plan["per_caption"], plan["seed"])
     for index in range(bounded(plan["shards"])):
         start = index * plan["shard_size"]
-        captions, pictures = np.divmod(order[start : start + plan["shard_size"]], plan["per_caption"])
+        captions, numbers = np.divmod(order[start : start + plan["shard_size"]], plan["per_caption"])
         rows = selected.take(captions)
-        ids = zip(rows.column("id").to_pylist(), pictures.tolist(), strict=True)
+        ids = zip(rows.column("id").to_pylist(), numbers.tolist(), strict=True)
         yield dataclasses.replace(
             base,
             shard=index,
             items=len(captions),
-            ids=tuple(f"{identity}-{picture:02d}" for identity, picture in ids),
+            ids=tuple(f"{identity}-{number:02d}" for identity, number in ids),
             captions=tuple(rows.column("caption").to_pylist()),
             size=plan["size"],
         )

@@ -19,7 +19,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
 from synthclip_jax.files.locations import Location, location
 from synthclip_jax.files.storage import StoreError
-from synthclip_jax.images.decoding import PictureError, check_picture
+from synthclip_jax.images.decoding import ImageError, check_image
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.generated import DATA_PREFIX
 
@@ -54,8 +54,8 @@ class ShardCheck:
       plan: digest of the stage's plan.
       items: how many items it plans.
       ids: what it plans, in order; empty: nothing is known of what is in it.
-      captions: of pictures, the caption of each id.
-      size: of pictures, their side in pixels.
+      captions: of images, the caption of each id.
+      size: of images, their side in pixels.
       expected: the commit record that provenance holds; None: it holds none.
       source: of a dataset without the pairs of low agreement: the whole one's folder, the lowest score, the number of
         shards.
@@ -162,7 +162,7 @@ def caption_problems(
 def image_problems(
     check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
 ) -> Iterator[str]:
-    """Records are whole, with their own fields and a picture that decodes; made and rejected ones are those planned."""
+    """Records are whole, with their own fields and an image that decodes; made and rejected ones are those planned."""
     captions = dict(zip(check.ids, check.captions, strict=True))
     made: list[str] | None = None
     rejected: list[str] | None = None
@@ -184,7 +184,7 @@ def image_problems(
                 if isinstance(payload, RecordError):
                     yield str(payload)
                     continue
-                identity, problems = _picture(payload, captions, check.size)
+                identity, problems = _image(payload, captions, check.size)
                 made.append(identity)
                 yield from (f"{path}: record {number}: {problem}" for problem in problems)
                 position += len(payload) + 16
@@ -204,7 +204,7 @@ def image_problems(
             yield from _complete(str(path), check.ids, made, rejected)
 
 
-def _picture(payload: bytes, captions: Mapping[str, str], size: int) -> tuple[str, list[str]]:
+def _image(payload: bytes, captions: Mapping[str, str], size: int) -> tuple[str, list[str]]:
     """The id of a record, and what is wrong with it."""
     problems = []
     try:
@@ -214,12 +214,12 @@ def _picture(payload: bytes, captions: Mapping[str, str], size: int) -> tuple[st
             problems.append(f"{identity} has the caption of another one")
         if int(identity.split("-")[0]) != values["concept_id"][0]:
             problems.append(f"{identity} has the concept of another one")
-        if (side := check_picture(values["image"][0])) != (size, size):
-            problems.append(f"{identity} has a picture of {side[0]} x {side[1]} pixels, {size} are planned")
-    except PictureError as error:
+        if (side := check_image(values["image"][0])) != (size, size):
+            problems.append(f"{identity} has an image of {side[0]} x {side[1]} pixels, {size} are planned")
+    except ImageError as error:
         problems.append(f"{identity}: {error}")
     except (RecordError, KeyError, IndexError, ValueError, AttributeError) as error:
-        return "", [f"not a record of a picture with caption ({error!r})"]
+        return "", [f"not a record of an image with caption ({error!r})"]
     return identity, problems
 
 
@@ -271,7 +271,7 @@ def filtered_problems(
 def recaption_problems(
     check: ShardCheck, store: StageStore, record: Mapping[str, Any], contents: Mapping[str, bytes]
 ) -> Iterator[str]:
-    """One text for each picture, as many as the record counts that are not empty."""
+    """One text for each image, as many as the record counts that are not empty."""
     for name, data in contents.items():
         if not name.endswith(recaptions.SUFFIX):
             continue

@@ -11,7 +11,7 @@ from gen.checks.planned import file_faults, missing_shards, shard_checks
 from gen.checks.shards import Fault, ShardCheck, check_shard
 from gen.checks.testsets import testset_checks
 from gen.checks.versions import version_faults
-from gen.shards.finished_pictures import pictures_digest
+from gen.shards.finished_images import images_digest
 from gen.shards.progress import Progress
 from gen.stages import BY_NAME, STAGES
 from synthclip_jax.devices.cores import core_count
@@ -108,11 +108,11 @@ def _ends(found: Contents) -> Iterator[Fault]:
                 "finalize", None, f"{found.kept / generated.PROVENANCE}: missing, though {found.kept_name} is planned"
             )
     if len(records) == images.plan.get("shards"):
-        digest = pictures_digest(records.values())
+        digest = images_digest(records.values())
         for stage, this in found.stages.items():
             plan = (this.plan if BY_NAME[stage].shards_of == "images" else None) or {}
             if plan.get("pictures", digest) != digest:
-                yield Fault(stage, None, f"{this.folder}: made from other pictures than those that are there")
+                yield Fault(stage, None, f"{this.folder}: made from other images than those that are there")
 
 
 def _run(checks: Sequence[ShardCheck], processes: int) -> Iterator[tuple[list[Fault], int, int]]:

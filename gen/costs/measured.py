@@ -27,7 +27,7 @@ from synthclip_jax.config.schema import Config
 
 SCORE_BYTES = 4  # of an agreement score
 FRAME_BYTES = 32  # of a text in a file of records, its place in the index included
-PROBE_CAPTIONS, PROBE_PICTURES, PROBE_MATCHES = 256, 64, 2000
+PROBE_CAPTIONS, PROBE_IMAGES, PROBE_MATCHES = 256, 64, 2000
 
 
 def measure_captions(config: Config, bank: Sequence[str], texts: list[str], rejected: list[tuple[str, str]]) -> Rate:
@@ -79,7 +79,7 @@ def measure_captions(config: Config, bank: Sequence[str], texts: list[str], reje
 
 
 def measure_recaption(config: Config, texts: Sequence[str]) -> Rate:
-    """Pictures described per second by the configured vision-language model.
+    """Images described per second by the configured vision-language model.
 
     Raises:
       Unmeasured: the engine or its model is not here.
@@ -89,9 +89,9 @@ def measure_recaption(config: Config, texts: Sequence[str]) -> Rate:
 
     settings, side = config.gen.recaption, config.gen.images.size
     engine = _loaded(lambda: make_vision_engine(settings))
-    count = min(PROBE_PICTURES, settings.batch_size)
+    count = min(PROBE_IMAGES, settings.batch_size)
     noise = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-    questions = [engine.question(Image.fromarray(picture), settings.prompt) for picture in noise]
+    questions = [engine.question(Image.fromarray(pixels), settings.prompt) for pixels in noise]
     try:
         _loaded(lambda: list(engine.generate(questions[:2], [0, 1])))  # warms up; vLLM loads its model here
         wall, cpu, answers = _timed(lambda: dict(engine.generate(questions, range(count))))
@@ -119,13 +119,13 @@ def measure_agreement(config: Config, texts: Sequence[str]) -> Rate:
     encoder = _loaded(lambda: load_encoder(settings.checkpoint, step, settings.batch_size))
     count = settings.batch_size
     noise = np.random.default_rng(0).integers(0, 256, (8, images.size, images.size, 3), np.uint8)
-    pictures = [encode_jpeg(picture, images.size, images.jpeg_quality) for picture in noise]
-    batch = [pictures[place % len(pictures)] for place in range(count)]
+    encoded = [encode_jpeg(pixels, images.size, images.jpeg_quality) for pixels in noise]
+    batch = [encoded[place % len(encoded)] for place in range(count)]
     captions = [texts[place % len(texts)] for place in range(count)]
 
     def score() -> None:
         encoder.texts(captions)
-        collections.deque(encoder.pictures(enumerate(batch)), maxlen=0)
+        collections.deque(encoder.images(enumerate(batch)), maxlen=0)
 
     score()  # compiles
     wall, cpu, _ = _timed(score)
@@ -146,7 +146,7 @@ def measure_matching(bank: Sequence[str], texts: Sequence[str], config: Config) 
 
 
 def measure_images(images: Images, texts: Sequence[str]) -> Rate:
-    """Pictures per second of the configured engine, and their size as JPEG.
+    """Images per second of the configured engine, and their size as JPEG.
 
     Raises:
       Unmeasured: the engine or its model is not here.
@@ -160,18 +160,18 @@ def measure_images(images: Images, texts: Sequence[str]) -> Rate:
                 raise
             print(f"images: {error}; the same network with random weights is measured", file=sys.stderr, flush=True)
             engine = _loaded(lambda: make_image_engine(stand_in))
-        count = engine.batch_size or images.batch_size or PROBE_PICTURES
+        count = engine.batch_size or images.batch_size or PROBE_IMAGES
         requests = [Request(texts[seed % len(texts)], "", seed) for seed in range(count)]
         engine.warm_up(requests)
         wall, cpu, outcomes = _timed(lambda: engine.generate(requests))
 
-    pictures = [outcome for outcome in outcomes if not isinstance(outcome, Rejected)]
-    if not pictures:
-        raise Unmeasured(f"none of {count} pictures came out ({outcomes[0].reason})")
+    made = [outcome for outcome in outcomes if not isinstance(outcome, Rejected)]
+    if not made:
+        raise Unmeasured(f"none of {count} images came out ({outcomes[0].reason})")
     start = time.process_time()
-    sizes = [len(encode_jpeg(picture, images.size, images.jpeg_quality) or b"") for picture in pictures]
+    sizes = [len(encode_jpeg(pixels, images.size, images.jpeg_quality) or b"") for pixels in made]
     cpu += time.process_time() - start  # beside the engine, in threads of its own
-    kept = len(pictures) / count
+    kept = len(made) / count
     stored = kept * (sum(sizes) / len(sizes) + RECORD_BYTES)
     if engine.device_name:
         rate = Rate(count / wall, wall / count, engine.device_name, stored)

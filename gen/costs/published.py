@@ -9,15 +9,15 @@ TOKENS_PER_CAPTION = 25  # what a Mistral writes for the paper's prompt
 # TFLOP of one pass of Stable Diffusion 1.5's U-Net and of its decoder, by side in pixels (counted with torch).
 UNET_TFLOP = {256: 0.180, 384: 0.423, 512: 0.803, 768: 2.148}
 DECODER_TFLOP_PER_PIXEL = 2.51 / 512**2
-PAPER_SECONDS = 0.9  # a picture at 512 px, 50 steps, guidance
-PAPER_SOURCE = "SynthCLIP (arXiv 2402.01832): 0.9 s a picture on an A100, Stable Diffusion 1.5, 512 px, 50 steps"
+PAPER_SECONDS = 0.9  # an image at 512 px, 50 steps, guidance
+PAPER_SOURCE = "SynthCLIP (arXiv 2402.01832): 0.9 s an image on an A100, Stable Diffusion 1.5, 512 px, 50 steps"
 MISTRAL_TOKENS_PER_SECOND = 1591
 MISTRAL_SOURCE = (
     "LambdaLabsML/vllm-benchmark: 1,591 output tokens/s of Mistral-7B-Instruct on an A100, vLLM 0.5.4; at"
     f" {TOKENS_PER_CAPTION} tokens a caption"
 )
 JPEG_BYTES = 29_900  # of 256 px at quality 95
-JPEG_SOURCE = "img2dataset's README: 29.9 GB for a million pictures of 256 px at quality 95, more than at lower quality"
+JPEG_SOURCE = "img2dataset's README: 29.9 GB for a million images of 256 px at quality 95, more than at lower quality"
 
 
 def published_captions(captions: Captions) -> Rate | None:

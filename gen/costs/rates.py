@@ -3,7 +3,7 @@
 import dataclasses
 
 CAPTION_BYTES = 60  # of a caption with its ids in Parquet, compressed, where none is measured
-RECORD_BYTES = 300  # of an example beside its picture
+RECORD_BYTES = 300  # of an example beside its image
 
 
 class Unmeasured(Exception):

@@ -1,4 +1,4 @@
-"""The number of pictures generated at once: found by trying, and remembered for the next time.
+"""The number of images generated at once: found by trying, and remembered for the next time.
 
 `$SYNTHCLIP_CACHE/batch_sizes.json` (default `~/.cache/synthclip_jax`) keeps what was found, by device, model, size and
 precision. It is a matter of speed alone: a wrong entry costs time, a deleted one is found again.
@@ -11,7 +11,7 @@ from synthclip_jax.files import state_files
 from synthclip_jax.files.locations import cache_folder
 from synthclip_jax.files.storage import StoreError
 
-WORTH_IT = 1.03  # a batch twice as large must make so many times the pictures per second
+WORTH_IT = 1.03  # a batch twice as large must make so many times the images per second
 LARGEST = 256
 
 

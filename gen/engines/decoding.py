@@ -142,7 +142,7 @@ class Decoder:
         ready: queue.SimpleQueue[Decoded | None] = queue.SimpleQueue()
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self.lanes, "decoder", self._set_threads) as pool:
-            # Who runs what is settled here, not by who is quicker: rounding depends on what meets in a batch.
+            # Requests are assigned here, not by speed: rounding depends on which of them share a batch.
             lanes = [
                 pool.submit(self._lane, collections.deque(requests[lane :: self.lanes]), ready, stop)
                 for lane in range(self.lanes)

@@ -1,7 +1,7 @@
-"""The `diffusers` engine: a text-to-image pipeline with a seed of its own for every picture.
+"""The `diffusers` engine: a text-to-image pipeline with a seed of its own for every image.
 
-Safetensors only and no remote code. The noise comes from a CPU generator per picture, so a picture does not depend on
-its batch, nor on the device that makes it (up to rounding). Pictures become bytes on the device, and leave it while the
+Safetensors only and no remote code. The noise comes from a CPU generator per image, so an image does not depend on
+its batch, nor on the device that makes it (up to rounding). Images become bytes on the device, and leave it while the
 next batch runs.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen.engines import batch_size as batch_sizes
-from gen.engines.interface import Picture, Rejected, Request
+from gen.engines.interface import Pixels, Rejected, Request
 from gen.engines.samplers import Sampler, sampler_of
 from gen.engines.text_to_image import ImageModelError, TextToImageEngine
 from synthclip_jax.config.generation import Images
@@ -41,8 +41,8 @@ class DiffusersEngine(TextToImageEngine):
       negative_prompt: text to steer away from; empty: none.
       dtype: `float16`, `bfloat16` or `float32`.
       device: a torch device, or `auto`.
-      size: side of the pictures made, pixels.
-      batch_size: pictures at once; 0: what was found on this device before, else found now. Halved, for good, when
+      size: side of the images made, pixels.
+      batch_size: images at once; 0: what was found on this device before, else found now. Halved, for good, when
         the device runs out of memory.
       safety: keep the pipeline's safety checker if it has one.
       compile: torch.compile's mode for denoiser and decoder, `none`, or `auto`: `default` on a GPU and else `none`.
@@ -96,7 +96,7 @@ class DiffusersEngine(TextToImageEngine):
         if not safety and getattr(self.pipeline, "safety_checker", None) is not None:
             self.pipeline.safety_checker = None
         if getattr(self.pipeline, "watermark", None) is not None:
-            self.pipeline.watermark = None  # SDXL's, written into pictures where a package happens to be installed
+            self.pipeline.watermark = None  # SDXL's, written into images where a package happens to be installed
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device = torch.device(device)
@@ -215,7 +215,7 @@ class DiffusersEngine(TextToImageEngine):
         self._arguments["num_inference_steps"] = steps
         return before
 
-    def _start(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
+    def _start(self, requests: Sequence[Request]) -> Callable[[], list[Pixels | Rejected]]:
         import torch
 
         padded = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
@@ -236,12 +236,12 @@ class DiffusersEngine(TextToImageEngine):
             done.record()
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(padded)
 
-        def outcomes() -> list[Picture | Rejected]:
+        def outcomes() -> list[Pixels | Rejected]:
             if done:
                 done.synchronize()
             return [
-                Rejected("unsafe", retry=True) if unsafe else picture if good else Rejected("nan", retry=True)
-                for picture, good, unsafe in zip(pixels.numpy(), finite.tolist(), flagged, strict=False)
+                Rejected("unsafe", retry=True) if unsafe else image if good else Rejected("nan", retry=True)
+                for image, good, unsafe in zip(pixels.numpy(), finite.tolist(), flagged, strict=False)
             ]
 
         return outcomes

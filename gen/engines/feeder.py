@@ -1,6 +1,6 @@
 """Feeds an engine with the work of all shards in progress, so that it is not half empty at the end of each.
 
-A thread of its own feeds the engine. Whoever makes a shard asks for all its items at once, takes outcomes as they come,
+A thread of its own feeds the engine. The maker of a shard asks for all its items at once, takes outcomes as they come,
 and may ask again. Items of older shards, second attempts among them, go first.
 """
 

@@ -7,18 +7,18 @@ taken off the device. A request that the engine raises on is rejected alone (`ge
 from collections.abc import Sequence
 
 from gen.engines.feeder import Feeder, Ticket
-from gen.engines.interface import ImageEngine, Outcomes, Picture, Rejected, Request
+from gen.engines.interface import ImageEngine, Outcomes, Pixels, Rejected, Request
 from gen.engines.isolation import Isolation, reject_reason
 
 DEFAULT_BATCH = 16
 
 
 class Closed(RuntimeError):
-    """The work was given up while a shard waited for its pictures."""
+    """The work was given up while a shard waited for its images."""
 
 
 class ImageBatches(Feeder):
-    """Feeds one engine from several shards; outcomes are pictures, or why there is none.
+    """Feeds one engine from several shards; outcomes are images, or why there is none.
 
     Args:
       engine: what draws.
@@ -26,7 +26,7 @@ class ImageBatches(Feeder):
     """
 
     def __init__(self, engine: ImageEngine, batch_size: int = 0):
-        super().__init__("pictures")
+        super().__init__("images")
         self._engine, self._batch_size = engine, batch_size or DEFAULT_BATCH
         self._isolation = Isolation()
 
@@ -35,7 +35,7 @@ class ImageBatches(Feeder):
         self.stop(Closed("the images stage was stopped"))
 
     def _work(self) -> None:
-        # Only what the engine does may fail here; whoever waits for a picture gets to know.
+        # Only the engine may fail here; the waiting shards are told.
         running: tuple[list[Ticket], Outcomes] | None = None
         while not self._failure:
             size = self._engine.batch_size or self._batch_size
@@ -53,16 +53,16 @@ class ImageBatches(Feeder):
         except Exception as raised:
             error = raised
 
-        def fail() -> Sequence[Picture | Rejected]:
+        def fail() -> Sequence[Pixels | Rejected]:
             raise error
 
         return fail
 
-    def _finish(self, batch: Sequence[Ticket], outcomes: Outcomes) -> list[Picture | Rejected]:
+    def _finish(self, batch: Sequence[Ticket], outcomes: Outcomes) -> list[Pixels | Rejected]:
         """The outcomes of a batch, each request's own, whatever the engine raises on others."""
         first: list[Outcomes] = [outcomes]
 
-        def run(requests: Sequence[Request]) -> Sequence[Picture | Rejected]:
+        def run(requests: Sequence[Request]) -> Sequence[Pixels | Rejected]:
             return (first.pop() if first else self._launch(requests))()
 
         made = self._isolation.batch(run, [ticket.item for ticket in batch])

@@ -17,7 +17,7 @@ from gen.engines.models import folder_digest
 from synthclip_jax.config.generation import Captions, Images, Recaption
 from synthclip_jax.errors import UserError
 
-Picture = UInt8[np.ndarray, "side side 3"]
+Pixels = UInt8[np.ndarray, "side side 3"]
 Settings = TypeVar("Settings", Captions, Images, Recaption)  # an engine's section of the configuration
 Asking = TypeVar("Asking", Captions, Recaption)
 
@@ -142,7 +142,7 @@ class CaptionEngine(TextEngine[Captions]):
 class VisionEngine(TextEngine[Recaption]):
     """Describes images."""
 
-    def question(self, picture: Any, prompt: str) -> Conversation:
+    def question(self, image: Any, prompt: str) -> Conversation:
         """The chat that asks about an image (PIL)."""
         raise NotImplementedError
 
@@ -154,7 +154,7 @@ def listing(texts: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One picture to make. The seed is all that its randomness depends on."""
+    """One image to make. The seed is all that its randomness depends on."""
 
     caption: str
     concept: str
@@ -163,21 +163,21 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """No picture, and why; `retry` says whether another seed can help, `detail` what an engine said that raised."""
+    """No image, and why; `retry` says whether another seed can help, `detail` what an engine said that raised."""
 
     reason: str
     retry: bool
     detail: str = ""
 
 
-Outcomes = Callable[[], Sequence[Picture | Rejected]]
+Outcomes = Callable[[], Sequence[Pixels | Rejected]]
 
 
 class ImageEngine(Engine[Images]):
-    """Makes pictures from captions.
+    """Makes images from captions.
 
     Attributes:
-      batch_size: pictures at once, which may change while it works; 0: as configured.
+      batch_size: images at once, which may change while it works; 0: as configured.
       device_name: the accelerators that it draws on, where torch does not know them; empty: it has none of its own.
     """
 
@@ -190,8 +190,8 @@ class ImageEngine(Engine[Images]):
         """What to say before it draws; empty: nothing."""
         return ""
 
-    def generate(self, requests: Sequence[Request]) -> Sequence[Picture | Rejected]:
-        """One outcome per request, in order; a picture depends on its own request alone."""
+    def generate(self, requests: Sequence[Request]) -> Sequence[Pixels | Rejected]:
+        """One outcome per request, in order; an image depends on its own request alone."""
         raise NotImplementedError
 
     def launch(self, requests: Sequence[Request]) -> Outcomes:

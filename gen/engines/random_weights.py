@@ -12,7 +12,7 @@ from synthclip_jax.formats import tokenizer_files
 SIZES = ("tiny", "full")
 # Of the schedulers.
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-TINY_SIDE = 32  # side of the pictures that tiny pipelines are made for
+TINY_SIDE = 32  # side of the images that tiny pipelines are made for
 
 
 def write_tokenizer(folder: pathlib.Path, padding: str = "<|endoftext|>") -> Any:

@@ -1,4 +1,4 @@
-"""The `sprites` engine: procedural pictures from emoji art, without a model."""
+"""The `sprites` engine: procedural images from emoji art, without a model."""
 
 import hashlib
 import importlib.metadata
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gen import sprites
-from gen.engines.interface import ImageEngine, Picture, Rejected, Request
+from gen.engines.interface import ImageEngine, Pixels, Rejected, Request
 from gen.sprites.nouns import art_folder
 from synthclip_jax.config.generation import Images
 
@@ -43,9 +43,9 @@ class SpritesEngine(ImageEngine):
         """See `Engine`."""
         return f"`sprites`, a procedural renderer. {sprites.ATTRIBUTION}"
 
-    def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
+    def generate(self, requests: Sequence[Request]) -> list[Pixels | Rejected]:
         """See `ImageEngine`; a caption that names nothing drawable is rejected for good."""
-        outcomes: list[Picture | Rejected] = []
+        outcomes: list[Pixels | Rejected] = []
         for request in requests:
             try:
                 outcomes.append(sprites.draw(request.caption, request.concept, request.seed, self.size))

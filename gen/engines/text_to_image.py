@@ -1,6 +1,6 @@
 """What engines that draw with a diffusion model share: identity, credit, notes, batches that halve out of memory.
 
-Batches are padded to one shape: a compiled model is compiled once, and a picture sees the same kernels whatever batch
+Batches are padded to one shape: a compiled model is compiled once, and an image sees the same kernels whatever batch
 it is in.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen.engines import batch_size as batch_sizes
-from gen.engines.interface import ImageEngine, Outcomes, Picture, Rejected, Request
+from gen.engines.interface import ImageEngine, Outcomes, Pixels, Rejected, Request
 from gen.engines.models import folder_digest
 from gen.engines.samplers import sampler_of, told
 from synthclip_jax.config.generation import Images
@@ -59,21 +59,21 @@ class TextToImageEngine(ImageEngine):
         notes = [TURBO_NOTE] if images.preset == "turbo" else []
         if images.size > images.generate_size:
             notes.append(
-                f"pictures of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
+                f"images of {images.generate_size} pixels are enlarged to {images.size}, which adds no detail:"
                 " gen.images.size is larger than gen.images.generate_size"
             )
         return "; ".join(notes)
 
-    def generate(self, requests: Sequence[Request]) -> list[Picture | Rejected]:
+    def generate(self, requests: Sequence[Request]) -> list[Pixels | Rejected]:
         """See `ImageEngine`. Reasons: `nan`, `unsafe`."""
-        outcomes: list[Picture | Rejected] = []
+        outcomes: list[Pixels | Rejected] = []
         while len(outcomes) < len(requests):
             outcomes += self.launch(requests[len(outcomes) : len(outcomes) + self.batch_size])()
         return outcomes
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], list[Picture | Rejected]]:
+    def launch(self, requests: Sequence[Request]) -> Callable[[], list[Pixels | Rejected]]:
         """Starts a batch, and does not wait for the device to end it; what is returned does, and gives its outcomes."""
-        parts: list[Callable[[], Sequence[Picture | Rejected]]] = []
+        parts: list[Callable[[], Sequence[Pixels | Rejected]]] = []
         started = 0
         while started < len(requests):
             part = requests[started : started + self.batch_size]
@@ -85,7 +85,7 @@ class TextToImageEngine(ImageEngine):
                 started += len(part)
         return lambda: list(itertools.chain.from_iterable(part() for part in parts))
 
-    def _finish(self, requests: Sequence[Request], outcomes: Outcomes, size: int) -> Sequence[Picture | Rejected]:
+    def _finish(self, requests: Sequence[Request], outcomes: Outcomes, size: int) -> Sequence[Pixels | Rejected]:
         """The outcomes of a batch of that size; where memory was found short only then, those of smaller ones."""
         try:
             return outcomes()

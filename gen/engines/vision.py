@@ -46,9 +46,9 @@ class TransformersVisionEngine(VisionEngine):
         end = self.model.generation_config.eos_token_id
         self.end_tokens = end if isinstance(end, list) else [] if end is None else [end]
 
-    def question(self, picture: Any, prompt: str) -> Conversation:
+    def question(self, image: Any, prompt: str) -> Conversation:
         """See `VisionEngine`."""
-        return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
+        return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
 
     def generate(self, conversations: Sequence[Conversation], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         """See `TextEngine`."""

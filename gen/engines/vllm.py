@@ -17,7 +17,7 @@ from gen.engines.models import model_location, not_found
 from synthclip_jax.config.generation import Captions, Recaption
 
 FULL = 1024  # prompts that the largest engines work on at once, by vLLM's own choice
-AT_ONCE = 256  # prompts tokenised between two steps of the engine: it must not wait for more
+MAX_TOKENISED = 256  # prompts tokenised between two steps of the engine: it must not wait for more
 
 
 class _VLLM(Feeder, TextEngine[Asking]):
@@ -88,7 +88,7 @@ class _VLLM(Feeder, TextEngine[Asking]):
 
     def _work(self) -> None:
         while not self._failure:
-            room = min(self.settings.batch_size - len(self._running), AT_ONCE)
+            room = min(self.settings.batch_size - len(self._running), MAX_TOKENISED)
             self._add(self._take(room, wait=not self._running))
             if self._running:
                 self._step()
@@ -197,7 +197,7 @@ class VLLMVisionEngine(_VLLM[Recaption], VisionEngine):
         """See `TextEngine`: shards of images are large."""
         return 2
 
-    def question(self, picture: Any, prompt: str) -> Conversation:
+    def question(self, image: Any, prompt: str) -> Conversation:
         """See `VisionEngine`."""
-        content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": prompt}]
+        content = [{"type": "image_pil", "image_pil": image}, {"type": "text", "text": prompt}]
         return [{"role": "user", "content": content}]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gen.shards.finished_pictures import SPLIT
+from gen.shards.finished_images import SPLIT
 from gen.shards.local import Worker
 from gen.shards.store import ShardOutput
 from synthclip_jax.data.readers.agreement import load_scores

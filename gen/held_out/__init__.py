@@ -1,1 +1,1 @@
-"""Test sets for models trained on sprites: captions and pictures that training has not seen."""
+"""Test sets for models trained on sprites: captions and images that training has not seen."""

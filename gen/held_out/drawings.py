@@ -1,4 +1,4 @@
-"""Test pictures: the sprites' art in scenes of their own, and the same things by another artist."""
+"""Test images: the sprites' art in scenes of their own, and the same things by another artist."""
 
 import functools
 import importlib.util
@@ -30,7 +30,7 @@ Example = tuple[bytes, int | str]  # PNG bytes; class, or caption
 
 
 def composites(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[Example]:
-    """Held-out pictures: test captions, and seeds drawn under a purpose that training never uses."""
+    """Held-out images: test captions, and seeds drawn under a purpose that training never uses."""
     for label, noun in enumerate(nouns):
         for index, caption in enumerate(held_out_captions(noun, used, PER_CLASS["composites"])):
             seed = draws.bits63(SEED, f"{noun.name} {index}", "test composite")
@@ -38,8 +38,8 @@ def composites(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterab
 
 
 def scenes(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[Example]:
-    """Held-out pictures with their captions. A class with fewer held-out captions than asked for gives each once: two
-    pictures of one caption could not be told apart."""
+    """Held-out images with their captions. A class with fewer held-out captions than asked for gives each once: two
+    images of one caption could not be told apart."""
     for noun in nouns:
         for index, caption in enumerate(dict.fromkeys(held_out_captions(noun, used, PER_CLASS["scenes"]))):
             seed = draws.bits63(SEED, f"{noun.name} {index}", "test scene")
@@ -99,11 +99,11 @@ def _centred(glyph, background: tuple[int, int, int], size: int, rng: np.random.
     return image
 
 
-def _png(picture) -> bytes:
+def _png(image) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -20,7 +20,7 @@ from synthclip_jax.text.presence import WRAPPED as WRAPPED
 from synthclip_jax.text.presence import Presence
 from synthclip_jax.text.presence import space_text as space_text
 
-AT_ONCE = 1000  # captions searched in one call: a block of text that stays in the processor's cache
+BLOCK = 1000  # captions searched in one call: a block of text that stays in the processor's cache
 
 
 class Matcher:
@@ -63,7 +63,7 @@ class Matcher:
 
     def many(self, texts: Sequence[str]) -> Matches:
         """The ids of the concepts that each text contains, ascending."""
-        parts = [self._block(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)]
+        parts = [self._block(texts[start : start + BLOCK]) for start in range(0, len(texts), BLOCK)]
         return Matches.concatenate(parts)
 
     def _block(self, texts: Sequence[str]) -> Matches:

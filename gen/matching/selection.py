@@ -31,7 +31,7 @@ from gen.matching.keep_rate import (
 from gen.matching.near_duplicates import first_of_alike, rows_of_repeated
 from synthclip_jax.errors import UserError
 
-HELD = 4_000_000  # captions whose matches may be in memory while a threshold is solved
+MAX_HELD = 4_000_000  # captions whose matches are in memory while a threshold is solved
 
 
 class BalanceError(UserError, ValueError):
@@ -231,7 +231,7 @@ class _Balance:
         index = int(np.searchsorted(kept, size))
         below = (grid[index - 1], int(kept[index - 1])) if index else (0.0, 0)
         above = (grid[index], int(kept[index]))
-        while above[1] - below[1] > HELD and above[0] - below[0] > 1e-6 * above[0]:
+        while above[1] - below[1] > MAX_HELD and above[0] - below[0] > 1e-6 * above[0]:
             # The number kept bends little between the two: the solution is near the straight line's. If not, halve.
             slope = (above[0] - below[0]) / (above[1] - below[1])
             guess, margin = below[0] + slope * (size - below[1]), (above[0] - below[0]) / 16

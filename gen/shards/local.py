@@ -163,7 +163,7 @@ def _left(
     for shard in todo:
         if record := store.record(shard["index"]):
             records[shard["index"]] = record
-            progress.update(shard["items"], record["rejects"])  # the rate is that of all who work on it
+            progress.update(shard["items"], record["rejects"])  # the rate is that of all workers
         else:
             yield shard
 

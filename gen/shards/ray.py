@@ -31,8 +31,8 @@ from synthclip_jax.files.locations import Location
 from synthclip_jax.files.state_files import to_json
 from synthclip_jax.files.storage import StoreError, list_files, write_atomic
 
-AT_ONCE = 2  # shards that an actor is given, so that the next one is there when the last one ends
-DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed
+QUEUED = 2  # shards given to an actor at once, so that the next one is there when the last one ends
+MAX_DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster on this machine: only plans and records go through it
 
 
@@ -70,7 +70,7 @@ class RayExecutor(Executor):
         made = 0
         print(f"{label}: {_demand(job.todo, resources, settings)}", file=sys.stderr, flush=True)
         actor = (store, job.make_worker, self.gen.ray.tries, os.getcwd())
-        rows = _rows(store, job.todo, actor, resources, settings, max(AT_ONCE, job.at_once))
+        rows = _rows(store, job.todo, actor, resources, settings, max(QUEUED, job.at_once))
         with contextlib.closing(rows), progress.shown(records):
             for row in rows:
                 if row["error"]:
@@ -214,7 +214,7 @@ class ShardActor:
                 return result | {"record": json.dumps(record)}
             mark = self._mark(index)
             if mark is None:
-                return result | {"failure": f"its worker died {DEATHS} times (killed or out of memory)"}
+                return result | {"failure": f"its worker died {MAX_DEATHS} times (killed or out of memory)"}
             record = self._make(shard)
             mark.unlink()
             return result | {"record": json.dumps(record)}
@@ -239,7 +239,7 @@ class ShardActor:
     def _mark(self, index: int) -> Location | None:
         """A file that stays if the process ends without a word; none is made after too many."""
         before = self._count(index, "died")
-        if before >= DEATHS:
+        if before >= MAX_DEATHS:
             return None
         mark = self._store.folder / "failures" / f"{index:05d}-died-{before + 1}-{os.getpid()}.json"
         write_atomic(mark, to_json({"shard": index, "host": socket.gethostname()}))

@@ -5,9 +5,10 @@ finished shard. A shard is done if and only if its record exists and agrees with
 The files are written first and the record last, each of them whole or absent. So killing the process at any moment
 loses at most the shards in flight, and nothing is ever half there.
 
-Any number of drivers may work on one workdir. Who finishes a shard second finds a valid record and gives up what it
-made: on a disk a lock around files and record sees to that. In an object store the record is created if absent; it
-names the files by the store's own tag of their bytes, so that a record beside files of another driver does not count.
+Any number of drivers may work on one workdir. The second one to finish a shard finds a valid record and gives up
+its own files: on a disk a lock around files and record sees to that. In an object store the record is created if
+absent; it names the files by the store's own tag of their bytes, so that a record beside files of another driver does
+not count.
 """
 
 import base64

@@ -47,7 +47,7 @@ def start_version(
 
     Args:
       name: of its dataset; empty: the next minor version.
-      why: what differs, for those who look at the record.
+      why: what differs, for readers of the record.
 
     Raises:
       StoreError: another driver has started another version at the same moment.

@@ -19,10 +19,10 @@ class Concepts(Section):
 
     sources: tuple[str, ...] = value(
         ("numbers", "wordnet", "unigrams", "bigrams"),
-        "where concepts come from, in this order; an entry belongs to the first source that has it",
+        "sources of concepts, in this order; an entry belongs to the first source that has it",
         choices=("numbers", "wordnet", "unigrams", "bigrams", "lists", "metaclip", "sprites"),
     )
-    wordnet_path: str = value("", "folder with WordNet's data.* files; empty: where Debian's wordnet-base puts them")
+    wordnet_path: str = value("", "folder with WordNet's data.* files; empty: that of Debian's wordnet-base")
     wordnet_pos: tuple[str, ...] = value(
         ("noun", "verb", "adj", "adv"), "parts of speech", choices=("noun", "verb", "adj", "adv")
     )
@@ -31,11 +31,11 @@ class Concepts(Section):
     bigrams: int = value(100_646, "word pairs (symspellpy) of highest PMI to take; MetaCLIP's count", low=0)
     bigram_min_count: int = value(1, "least count of a word pair", low=1)
     bigram_top_words: int = value(50_000, "both words of a pair must be among this many most frequent ones", low=1)
-    block_list: tuple[str, ...] = value((), "words, or paths of .txt lists, that no entry may contain")
+    block_list: tuple[str, ...] = value((), "words, or paths of .txt lists, not allowed in any entry")
     lists: tuple[str, ...] = value((), "paths of your own lists: .txt (one a line) or .json (list of strings)")
     sprites: str = value(
         "all",
-        "of the nouns that the sprites can draw: all, or the core of common ones that look unlike each other",
+        "drawable nouns: all, or the core of common ones that look unlike each other",
         choices=("all", "core"),
     )
     metaclip_path: str = value("", "MetaCLIP's metadata.json (CC-BY-NC, brought by you)")
@@ -60,7 +60,7 @@ class Captions(LanguageModel):
 
     engine: str = value(
         "vllm",
-        "what runs the LLM; templates: no LLM, the concept filled into prompt templates (the paper's NaiveCLIP)",
+        "engine that runs the LLM; templates: no LLM, the concept in prompt templates (the paper's NaiveCLIP)",
         choices=CAPTION_ENGINES,
     )
     model: str = value(
@@ -76,7 +76,7 @@ class Captions(LanguageModel):
         (), "(concept, caption) pairs shown to the LLM before the question; other concepts of the caption may follow"
     )
     concepts_per_caption: int = value(
-        1, "concepts asked for in one caption; all but the first are drawn from the bank and stand for {others}", low=1
+        1, "concepts asked for in one caption; all but the first are drawn from the bank and replace {others}", low=1
     )
     templates: tuple[str, ...] = value(
         (), "templates engine: texts with {concept}; empty: OpenAI's 80 prompts for ImageNet"
@@ -90,35 +90,35 @@ class Captions(LanguageModel):
     batch_size: int = value(2048, "prompts inside the engine at once; vLLM schedules them itself", low=1)
     filters: tuple[str, ...] = value(
         ("refusal", "concept", "length", "one_sentence"),
-        "what an answer must pass to be a caption, of refusal (or talk of the task, or a question), concept (is named),"
-        " length, one_sentence, language; empty, cut off, damaged and marked-up answers never are",
+        "filters that a caption must pass: refusal (also talk of the task, questions), concept (is named), length,"
+        " one_sentence, language; empty, cut off, damaged and marked-up answers are always rejected",
         choices=("refusal", "concept", "length", "one_sentence", "language"),
     )
     min_words: int = value(
         3, "shortest caption accepted, words; in languages without spaces two characters are a word", low=1
     )
-    max_words: int = value(15, "longest caption accepted, words, counted as min_words are", low=1)
-    refusals: tuple[str, ...] = value((), "phrases of answers that are no captions, beside those that are known")
+    max_words: int = value(15, "longest caption accepted, words, counted as for min_words", low=1)
+    refusals: tuple[str, ...] = value((), "more phrases that mark an answer as a refusal, beside the built-in ones")
     language: str = value(
         "en",
-        "language of captions and concepts, which says how a concept is looked for in a caption (en: as in MetaCLIP):"
+        "language of captions and concepts; it decides how concepts are matched (en: as in MetaCLIP):"
         f" {', '.join(LANGUAGES)}",
     )
     max_attempts: int = value(3, "attempts per caption before it is rejected", low=1)
-    shard_size: int = value(4096, "captions per shard: what a crash can cost", low=1)
+    shard_size: int = value(4096, "captions per shard; a crash costs at most the unfinished shards", low=1)
 
 
 class Balance(Section):
     """Which captions are kept, so that no concept has too many."""
 
-    t: float = value(10.0, "MetaCLIP's threshold: matches a concept may have before its captions are thinned", low=0.0)
+    t: float = value(10.0, "MetaCLIP's threshold: captions of concepts with more matches are thinned", low=0.0)
     target_size: int = value(0, "solve t so that about this many captions are kept; needs t = 0", low=0)
     tail_share: float = value(
         0.0, "solve t so that concepts under t hold this share of matches; needs t = 0", low=0, high=1
     )
     method: str = value(
         "balanced",
-        "how captions are chosen; random: a uniform sample as large as balancing would keep (the paper's ablation)",
+        "choice of captions; random: a uniform sample as large as balancing would keep (the paper's ablation)",
         choices=("balanced", "random"),
     )
     fold_case: bool = value(False, "match without regard to case (MetaCLIP and SynthCLIP do not)")
@@ -130,7 +130,7 @@ class Balance(Section):
         high=1,
     )
     processes: int = value(
-        0, "processes that match, with the local executor; 0: as many as pay off, one per core", low=0
+        0, "matching processes of the local executor; 0: up to one per core, as many as pay off", low=0
     )
 
 
@@ -139,7 +139,7 @@ class Images(Section):
 
     engine: str = value(
         "diffusers",
-        "what draws the pictures; flax: Stable Diffusion 1, 2 and XL in JAX, on TPUs too; sprites: no model",
+        "engine that generates the images; flax: Stable Diffusion 1, 2 and XL in JAX, on TPUs too; sprites: no model",
         choices=IMAGE_ENGINES,
     )
     model: str = value("stable-diffusion-v1-5/stable-diffusion-v1-5", "engines diffusers and flax: folder or hub id")
@@ -164,22 +164,24 @@ class Images(Section):
     negative_prompt: str = value("", "text to steer away from")
     dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
     device: str = value("auto", "auto takes a GPU if there is one")
-    generate_size: int = value(512, "side of the generated picture, pixels", low=8)
-    size: int = value(256, "side of the stored picture, pixels", low=8)
+    generate_size: int = value(512, "side of the generated image, pixels", low=8)
+    size: int = value(256, "side of the stored image, pixels", low=8)
     jpeg_quality: int = value(75, "JPEG quality (75: PIL's default, which the paper used)", low=1, high=100)
-    per_caption: int = value(1, "pictures of each caption, each with its own seed", low=1, high=99)
-    batch_size: int = value(0, "pictures generated at once; 0: fastest size, measured once and cached", low=0)
+    per_caption: int = value(1, "images per caption, each with its own seed", low=1, high=99)
+    batch_size: int = value(0, "images generated at once; 0: fastest size, measured once and cached", low=0)
     compile: str = value(
         "auto",
         "torch.compile's mode for denoiser and decoder; auto: default on a GPU, none elsewhere",
         choices=("auto", "none", "default", "max-autotune", "max-autotune-no-cudagraphs"),
     )
-    max_attempts: int = value(3, "attempts per picture before it is rejected", low=1)
-    shard_size: int = value(2048, "pictures per shard: what a crash can cost", low=1)
+    max_attempts: int = value(3, "attempts per image before it is rejected", low=1)
+    shard_size: int = value(2048, "images per shard; a crash costs at most the unfinished shards", low=1)
     threads: int = value(2, "threads that encode JPEG", low=1)
-    min_std: float = value(2.0, "a picture whose pixels vary less (standard deviation, 0-255) counts as blank", low=0.0)
+    min_std: float = value(
+        2.0, "least standard deviation of pixels (0-255); below it an image counts as blank", low=0.0
+    )
     max_saturated: float = value(
-        0.5, "a picture is rejected where more of its pixels than this share have a clipped colour", low=0.0, high=1.0
+        0.5, "largest share of pixels with a clipped colour; above it an image is rejected", low=0.0, high=1.0
     )
     safety: bool = value(True, "use the pipeline's safety checker when its weights are there")
 
@@ -187,36 +189,34 @@ class Images(Section):
 class Recaption(LanguageModel):
     """A vision-language model that describes the generated images."""
 
-    model: str = value("", "vision-language model that describes the pictures, folder or hub id; empty: none does")
-    engine: str = value("vllm", "what runs it", choices=VISION_ENGINES)
+    model: str = value("", "vision-language model, folder or hub id; empty: no descriptions")
+    engine: str = value("vllm", "engine that runs the model", choices=VISION_ENGINES)
     dtype: str = value("bfloat16", "weights and activations", choices=("float16", "bfloat16", "float32"))
-    max_model_len: int = value(4096, "longest prompt, picture included, plus caption, tokens", low=64)
+    max_model_len: int = value(4096, "longest prompt, image included, plus caption, tokens", low=64)
     prompt: str = value(
         "Describe this picture in one sentence of no more than 20 words. Reply with the sentence alone.",
-        "what is asked about each picture",
+        "question about each image",
     )
     temperature: float = value(0.0, "sampling temperature; 0: the likeliest answer", low=0.0)
     top_p: float = value(1.0, "nucleus sampling: probability mass kept", low=1e-6, high=1.0)
     presence_penalty: float = value(0.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0)
     frequency_penalty: float = value(0.0, "the same, for each time a token was generated", low=-2.0, high=2.0)
     max_new_tokens: int = value(64, "longest answer, tokens", low=1)
-    batch_size: int = value(256, "pictures inside the engine at once", low=1)
+    batch_size: int = value(256, "images inside the engine at once", low=1)
     min_words: int = value(3, "shortest caption accepted, words", low=1)
     max_words: int = value(40, "longest caption accepted, words", low=1)
-    max_attempts: int = value(3, "attempts per picture before it is left without", low=1)
+    max_attempts: int = value(3, "attempts per image before it stays without a description", low=1)
 
 
 class Agreement(Section):
     """How well image and caption agree, scored by a trained checkpoint."""
 
-    checkpoint: str = value(
-        "", "workdir or checkpoint that scores how well picture and caption agree; empty: no scores"
-    )
-    step: int = value(-1, "which of its checkpoints; -1: the newest", low=-1)
-    batch_size: int = value(256, "pictures encoded at once", low=1)
+    checkpoint: str = value("", "workdir or checkpoint whose model scores each pair; empty: no scores")
+    step: int = value(-1, "step of the checkpoint; -1: the newest", low=-1)
+    batch_size: int = value(256, "images encoded at once", low=1)
     min_score: float = value(
         -1.0,
-        "pairs that score lower are left out of NAME_filtered, a dataset beside the first; -1: there is none",
+        "lowest score of a pair in NAME_filtered, a second dataset; -1: no such dataset",
         low=-1.0,
         high=1.0,
     )
@@ -227,13 +227,13 @@ class Workers(Section):
 
     gpus: float = value(
         -1.0,
-        "GPUs of one worker, or a part of one; -1: what the stage's engine uses (tensor_parallel with vllm, 1 with"
+        "GPUs per worker, or a part of one; -1: as many as the stage's engine uses (tensor_parallel with vllm, 1 with"
         " diffusers and for agreement, else none); 0 on a machine without",
         low=-1.0,
     )
-    cpus: float = value(1.0, "CPU cores of one worker", low=0.0)
-    workers_min: int = value(1, "workers that are asked for at once", low=1)
-    workers_max: int = value(0, "most workers; 0: as many as there is room for on the cluster", low=0)
+    cpus: float = value(1.0, "CPU cores per worker", low=0.0)
+    workers_min: int = value(1, "workers requested at the start", low=1)
+    workers_max: int = value(0, "maximum of workers; 0: as many as fit on the cluster", low=0)
 
 
 class Ray(Section):
@@ -244,9 +244,7 @@ class Ray(Section):
     images: Workers
     recaption: Workers
     agreement: Workers
-    tries: int = value(
-        3, "times that a shard may end its worker's process by an error before it counts as failed", low=1
-    )
+    tries: int = value(3, "worker crashes after which a shard counts as failed", low=1)
 
 
 class Gen(Section):

@@ -33,50 +33,49 @@ class Data(Section):
         " smaller part is inside a larger one",
         low=1e-9,
     )
-    image_key: str = value("image", "feature with the encoded picture")
+    image_key: str = value("image", "feature with the encoded image")
     recaptions: str = value(
         "none",
-        "captions that gen.recaption wrote beside generated pictures: none; instead of the pictures' own, where there"
-        " are any; or both, of which one is drawn at each step",
+        "use of gen.recaption's captions: none; instead of the image's own, where there is one; or both, one of them"
+        " drawn at each step",
         choices=("none", "instead", "both"),
     )
     caption_key: str = value("caption", "feature with the caption; of several captions one is drawn at each step")
     min_agreement: float = value(
         -1.0,
-        "generated pairs whose agreement score is lower are not trained on; -1: all are, scored or not",
+        "lowest agreement score of a generated pair to train on; -1: all pairs, scored or not",
         low=-1.0,
         high=1.0,
     )
-    image_size: int = value(224, "side of the picture that the model sees, pixels", low=8)
+    image_size: int = value(224, "side of the model's input image, pixels", low=8)
     crop_scale: tuple[float, float] = value((0.5, 1.0), "random crop: share of the area", low=0.01, high=1.0)
     crop_ratio: tuple[float, float] = value((3 / 4, 4 / 3), "random crop: width over height", low=0.1, high=10.0)
-    interpolation: str = value("bilinear", "resampling of pictures", choices=("bilinear", "bicubic"))
+    interpolation: str = value("bilinear", "resampling of images", choices=("bilinear", "bicubic"))
     mean: tuple[float, float, float] = value(IMAGENET_MEAN, "per-channel mean, of pixels in [0, 1]", low=0.0, high=1.0)
     std: tuple[float, float, float] = value(
         IMAGENET_STD, "per-channel standard deviation, of pixels in [0, 1]", low=1e-6, high=1.0
     )
-    grayscale: float = value(0.0, "probability of turning a training picture gray", low=0.0, high=1.0)
-    invert: float = value(0.0, "probability of inverting a training picture's brightness", low=0.0, high=1.0)
-    flip: float = value(0.0, "probability of mirroring a training picture", low=0.0, high=1.0)
+    grayscale: float = value(0.0, "probability of turning a training image gray", low=0.0, high=1.0)
+    invert: float = value(0.0, "probability of inverting a training image's brightness", low=0.0, high=1.0)
+    flip: float = value(0.0, "probability of mirroring a training image", low=0.0, high=1.0)
     max_pixels: int = value(
         MAX_PIXELS,
-        "largest picture that is decoded, width times height; one that claims more counts as damaged, and takes no"
-        " memory",
+        "largest image that is decoded, width times height; a larger one counts as damaged and takes no memory",
         low=1,
     )
     threads: int = value(0, "threads that read and decode, per process; 0: one more than cores, at most 16", low=0)
     workers: int = value(0, "worker processes; 0: threads of this process do the work", low=0)
     prefetch: int = value(2, "batches kept ready", low=1)
-    cache: bool = value(False, "keep every decoded picture in memory: pays where pictures are few and small")
+    cache: bool = value(False, "keep all decoded images in memory; pays where images are few and small")
     check_crc: bool = value(True, "check every record's checksum when it is read")
-    verify: bool = value(False, "read every shard to its end before training and name those that are damaged")
+    verify: bool = value(False, "read every shard to its end before training and name damaged ones")
     on_error: str = value(
         "raise",
-        "a shard or a picture that cannot be read: stop, or count it and go on without it",
+        "for unreadable shards and images: raise stops, skip counts and skips them",
         choices=("raise", "skip"),
     )
     allow_outside: bool = value(
-        False, "images that a table names may lie outside its folder: absolute paths, '..', links that lead out of it"
+        False, "read images outside a table's folder: absolute paths, '..', links that lead out of it"
     )
     text_buckets: tuple[int, ...] = value(
         (), "text is trimmed to the shortest of these lengths that holds a batch's longest caption", low=3
@@ -112,7 +111,7 @@ class Model(Section):
     quick_gelu: bool = value(
         True, "text tower and openai tower: QuickGELU (OpenAI, the paper), or exact GELU (most of open_clip's weights)"
     )
-    logit_bias: bool = value(False, "a learned bias on the logits, which the sigmoid loss needs")
+    logit_bias: bool = value(False, "learned bias on the logits; the sigmoid loss needs it")
     compute_dtype: str = value("bfloat16", "activations; parameters are float32", choices=("bfloat16", "float32"))
     remat: str = value(
         "none", "activations recomputed in the backward pass", choices=("none", "elementwise", "dots", "full")
@@ -130,7 +129,7 @@ class Model(Section):
 class Mesh(Section):
     """How many devices there are along each axis of the mesh."""
 
-    data: int = value(-1, "devices along the batch; -1: all that are left", low=-1)
+    data: int = value(-1, "devices along the batch; -1: all remaining ones", low=-1)
     fsdp: int = value(1, "devices that share parameters and batch", low=-1)
     tensor: int = value(1, "devices that share each layer", low=-1)
 
@@ -154,42 +153,42 @@ class Train(Section):
     lr_start: float = value(1e-6, "at the first step of the warm-up", low=0.0)
     lr_end: float = value(1e-5, "at the last step", low=0.0)
     warmup_epochs: float = value(1.0, "linear warm-up", low=0.0)
-    optimizer: str = value("adamw", "what turns gradients into updates", choices=registry.OPTIMIZERS)
+    optimizer: str = value("adamw", "update rule", choices=registry.OPTIMIZERS)
     beta1: float = value(0.9, "AdamW", low=0.0, high=1.0)
     beta2: float = value(0.98, "AdamW", low=0.0, high=1.0)
     eps: float = value(1e-8, "AdamW", low=0.0)
     weight_decay: float = value(0.5, "AdamW, decoupled and scaled by the learning rate", low=0.0)
     no_decay: tuple[str, ...] = value(
         (r"bias", r"ln", r"norm", r"logit_scale"),
-        "regular expressions searched in parameter paths that are not decayed; vectors and scalars never are",
+        "regular expressions, searched in paths, of parameters without decay; vectors and scalars never decay",
     )
     learning_rate_multipliers: tuple[tuple[Any, ...], ...] = value(
-        (), "(regular expression, factor) pairs; the first that is found in a parameter's path counts"
+        (), "(regular expression, factor) pairs; the first one found in a parameter's path counts"
     )
-    frozen: tuple[str, ...] = value((), "regular expressions searched in paths of parameters that stay as they are")
+    frozen: tuple[str, ...] = value((), "regular expressions, searched in paths, of parameters that are not trained")
     logit_scale_init: float = value(math.log(1 / 0.07), "start of the learned log temperature")
     logit_bias_init: float = value(-10.0, "start of the learned bias of the logits, if the model has one")
     logit_scale_max: float = value(math.log(100), "clamped to [0, this] after every step", low=0.0)
     grad_clip: float = value(0.0, "largest global gradient norm; 0: no clipping", low=0.0)
     ema: float = value(
-        0.0, "decay of an average of the parameters, which is then what is evaluated; 0: none", low=0.0, high=0.99999
+        0.0, "decay of an average of the parameters, which is evaluated instead of them; 0: none", low=0.0, high=0.99999
     )
-    patch_dropout: float = value(0.0, "share of a picture's patches left out in training (FLIP)", low=0.0, high=0.95)
+    patch_dropout: float = value(0.0, "share of an image's patches left out in training (FLIP)", low=0.0, high=0.95)
     init_from: str = value("", "workdir or checkpoint whose parameters this run starts from; empty: random ones")
     non_finite: str = value(
         "stop",
-        "a loss or gradient that is not finite: stop, or skip that update and count it",
+        "for a loss or gradient that is not finite: stop, or skip the update and count it",
         choices=("stop", "skip"),
     )
-    log_every: int = value(50, "steps between two lines of the log", low=1)
+    log_every: int = value(50, "steps between two log lines", low=1)
     save_every: int = value(1000, "steps between two checkpoints", low=1)
     eval_every: int = value(0, "steps between two evaluations; 0: only at the end", low=0)
     keep: int = value(2, "newest checkpoints kept", low=1)
-    keep_every: int = value(0, "checkpoints at multiples of so many steps are kept as well; 0: none", low=0)
-    keep_best: str = value("", "metric, such as zeroshot/NAME/acc1, whose best checkpoint is kept as well; empty: none")
-    tensorboard: bool = value(True, "write TensorBoard's files too, where the package is installed")
-    wandb: str = value("", "project at Weights & Biases to report to, where the package is installed; empty: none")
-    profile: tuple[int, int] = value((0, 0), "(first, last) step that the profiler records; (0, 0): none", low=0)
+    keep_every: int = value(0, "also keep checkpoints at multiples of this many steps; 0: none", low=0)
+    keep_best: str = value("", "also keep the best checkpoint by this metric, such as zeroshot/NAME/acc1; empty: none")
+    tensorboard: bool = value(True, "also write TensorBoard files, where the package is installed")
+    wandb: str = value("", "Weights & Biases project, where the package is installed; empty: none")
+    profile: tuple[int, int] = value((0, 0), "(first, last) step to profile; (0, 0): none", low=0)
     peer_timeout: int = value(100, "heartbeat timeout, seconds, after which all processes exit", low=1)
     mesh: Mesh
 
@@ -199,15 +198,17 @@ class Features(Section):
 
     layer: str = value(
         "tower",
-        "the image tower's output before the projection, as the paper's evaluators take it, or the embedding",
+        "tower: the image tower's output before the projection, as in the paper's evaluators; or the embedding",
         choices=("tower", "embedding"),
     )
     interpolation: str = value(
         "bicubic",
-        "resampling of pictures: the paper's evaluators' own; empty: as the checkpoint has it",
+        "resampling of images: the paper's evaluators' own; empty: as the checkpoint has it",
         choices=("bicubic", "bilinear", ""),
     )
-    folder: str = value("", "where features are kept; empty: eval/features of the workdir, in training only in memory")
+    folder: str = value(
+        "", "folder of cached features; empty: eval/features of the workdir, during training memory alone"
+    )
 
 
 class LinearProbe(Section):
@@ -215,10 +216,10 @@ class LinearProbe(Section):
 
     penalty: str = value(
         "norm",
-        "what the cost C divides: the norm of the weights (the paper's evaluator) or its square (scikit-learn)",
+        "penalty divided by the cost C: the norm of the weights (the paper's evaluator) or its square (scikit-learn)",
         choices=("norm", "squared"),
     )
-    max_iter: int = value(1000, "most iterations of L-BFGS for each value of C", low=1)
+    max_iter: int = value(1000, "maximum of L-BFGS iterations for each value of C", low=1)
 
 
 class Fewshot(Section):
@@ -226,8 +227,8 @@ class Fewshot(Section):
 
     episodes: int = value(5000, "episodes drawn", low=2)
     ways: int = value(5, "classes of an episode", low=2)
-    shots: int = value(5, "pictures of each to learn from", low=1)
-    queries: int = value(6, "pictures of each to classify", low=1)
+    shots: int = value(5, "training images per class", low=1)
+    queries: int = value(6, "test images per class", low=1)
 
 
 class Eval(Section):
@@ -235,7 +236,7 @@ class Eval(Section):
 
     suites: tuple[str, ...] = value(
         ("zeroshot",),
-        "what is evaluated, each on the test sets that suit it; see synthclip_jax.evals.suite",
+        "evaluation suites, each run on the test sets that suit it; see synthclip_jax.evals.suite",
         choices=registry.SUITES,
     )
     datasets: tuple[str, ...] = value(
@@ -243,10 +244,8 @@ class Eval(Section):
         "test sets: 'wds:FOLDER' (CLIP_benchmark's layout), 'folder:FOLDER' (one folder a class), 'tfds:NAME' or"
         " 'karpathy:FILE.json', with 'NAME=' before it to rename; relative to the workdir",
     )
-    allow_outside: bool = value(
-        False, "take pictures that lie outside of a test set's folder, where links or paths in it lead there"
-    )
-    batch_size: int = value(256, "pictures encoded at once", low=1)
+    allow_outside: bool = value(False, "read images outside a test set's folder, where links or paths in it lead there")
+    batch_size: int = value(256, "images encoded at once", low=1)
     templates: str = value(
         "", "prompt set; empty: the test set's own templates, else the set of its name, else 'simple'"
     )

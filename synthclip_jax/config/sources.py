@@ -12,7 +12,7 @@ KIND is one of
     wds          webdataset tars: a folder, one .tar, or a pattern such as /data/cc3m/{00000..00331}.tar, *, {a,b},
                  several of them separated by ::, all on a disk (`readers.patterns`)
     tfds         a name of TensorFlow Datasets, already prepared on this machine (`tfds build NAME`), or its folder
-    table        CSV or Parquet file with a column of picture files and one of captions
+    table        CSV or Parquet file with a column of image files and one of captions
 
 A key may name several, the first that is there counts: 'jpg;png'. The default `image` also finds jpg, jpeg, png,
 webp and the other usual extensions (in a table path and filepath), the default `caption` also finds txt and

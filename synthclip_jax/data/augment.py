@@ -1,4 +1,4 @@
-"""Random crop, mirror, grey and inversion of a decoded training picture."""
+"""Random crop, mirror, grey and inversion of a decoded training image."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from synthclip_jax.config.schema import Data
-from synthclip_jax.images.decoding import Picture, decode_picture
+from synthclip_jax.images.decoding import Pixels, decode_image
 from synthclip_jax.model.preprocess import INTERPOLATIONS
 
-__all__ = ("Augment", "Picture", "decode_picture", "draw_crop", "resize")
+__all__ = ("Augment", "Pixels", "decode_image", "draw_crop", "resize")
 
 # From this factor of shrinking on, resampling takes the slower antialiased path (PIL's). Below it the difference is a
-# grey level or two, and pictures stored at 256 px and cropped to 224 px always stay below.
+# grey level or two, and images stored at 256 px and cropped to 224 px always stay below.
 ANTIALIAS_FROM = 1.25
 
 
@@ -29,7 +29,7 @@ def draw_crop(
     """Draws the window (top, left, height, width) of torchvision's `RandomResizedCrop`.
 
     Args:
-      scale: smallest and largest share of the picture's area.
+      scale: smallest and largest share of the image's area.
       ratio: smallest and largest width over height, drawn log-uniformly.
     """
     area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
@@ -48,7 +48,7 @@ def draw_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(image: Picture, size: int, interpolation: str) -> UInt8[np.ndarray, "size size 3"]:
+def resize(image: Pixels, size: int, interpolation: str) -> UInt8[np.ndarray, "size size 3"]:
     """Resamples a window to a square.
 
     Bilinear is PIL's to within a grey level. OpenCV's bicubic kernel is a little sharper than PIL's, which is of no
@@ -64,7 +64,7 @@ _OPENCV_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUB
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random crop, mirror, grey and inversion of a picture, all drawn from the generator given."""
+    """Random crop, mirror, grey and inversion of an image, all drawn from the generator given."""
 
     image_size: int
     crop_scale: tuple[float, float]
@@ -78,7 +78,7 @@ class Augment:
     def from_config(cls, data: Data) -> "Augment":
         return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
 
-    def __call__(self, image: Picture, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+    def __call__(self, image: Pixels, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         height, width = image.shape[:2]
         top, left, h, w = draw_crop(rng, height, width, self.crop_scale, self.crop_ratio)
         image = resize(image[top : top + h, left : left + w], self.image_size, self.interpolation)

@@ -36,7 +36,7 @@ class DeviceFeed(Iterator[DeviceBatch]):
         """The next batch.
 
         Raises:
-          RecordError, PictureError: an example of it cannot be read.
+          RecordError, ImageError: an example of it cannot be read.
           StopIteration: there was one for each step.
         """
         if self._next is None:

@@ -1,6 +1,6 @@
 """Batches of a stream of examples, filled ahead of need by threads or worker processes that share each batch.
 
-The stream is random access and pure: example k is the same whoever makes it and whenever. So a batch is an empty array
+The stream is random access and pure: example k is the same in any thread, at any time. So a batch is an empty array
 at first, and each thread fills rows of it, a few at a time: batches come out in order, no row is copied twice, and
 memory is that of `prefetch` batches beside the one in use, however many threads there are.
 """
@@ -161,7 +161,7 @@ class Loader:
         """The next batch.
 
         Raises:
-          RecordError, PictureError: an example of it cannot be read.
+          RecordError, ImageError: an example of it cannot be read.
         """
         if not self._pending:
             self.start_prefetch()

@@ -1,4 +1,4 @@
-"""Training data: pictures and captions from one dataset or several, as batches for the device.
+"""Training data: images and captions from one dataset or several, as batches for the device.
 
 The stream is a pure function of (seed, examples seen): the same for any number of hosts, threads and worker
 processes, so that nothing about the loader has to be saved but one integer. The order of the stages makes it so:
@@ -34,27 +34,27 @@ from synthclip_jax.data.readers.reader import Reader
 from synthclip_jax.data.readers.recaptions import recaptioned
 from synthclip_jax.data.readers.subset import part_of
 from synthclip_jax.data.records import RecordError
-from synthclip_jax.images.decoding import MAX_PIXELS, Picture, PictureError, decode_picture
+from synthclip_jax.images.decoding import MAX_PIXELS, ImageError, Pixels, decode_image
 from synthclip_jax.left_out import LeftOut
 
-# `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad picture.
-MOST_SKIPPED_IN_A_ROW = 100
+# `on_error="skip"` gives up after this many unreadable records in a row: that is a broken dataset, not a bad image.
+MAX_SKIPPED_IN_A_ROW = 100
 OPEN_FILES_SPARE = 256
 
 
 class Pair(NamedTuple):
-    """One example as the dataset holds it, the picture decoded."""
+    """One example as the dataset holds it, the image decoded."""
 
-    image: Picture
+    image: Pixels
     captions: tuple[str, ...]
     skipped: int  # unreadable records that this one stands in for
 
 
 class Pairs:
-    """Decoded pictures with their captions, of the sources one after the other.
+    """Decoded images with their captions, of the sources one after the other.
 
     With `on_error="skip"` a record that cannot be read or does not decode is replaced by the next one of its source
-    that does, and counted. With `cache` every decoded picture is kept in memory, which pays where pictures are few and
+    that does, and counted. With `cache` every decoded image is kept in memory, which pays where images are few and
     small.
 
     Attributes:
@@ -88,7 +88,7 @@ class Pairs:
 
         Raises:
           RecordError: the record is damaged or lacks a feature (`on_error="raise"`).
-          PictureError: its picture does not decode (`on_error="raise"`).
+          ImageError: its image does not decode (`on_error="raise"`).
         """
         if self._cache is None:
             return self._read(index)
@@ -143,26 +143,26 @@ class Pairs:
         reader, index = self.locate(index)
         if self.on_error == "raise":
             return read_pair(reader, index, self.max_pixels)
-        for skipped in range(MOST_SKIPPED_IN_A_ROW):
+        for skipped in range(MAX_SKIPPED_IN_A_ROW):
             try:
                 pair = read_pair(reader, (index + skipped) % len(reader), self.max_pixels)
                 return pair._replace(skipped=skipped)
-            except (RecordError, PictureError) as error:
+            except (RecordError, ImageError) as error:
                 last = error
-        raise RecordError(f"{MOST_SKIPPED_IN_A_ROW} records in a row cannot be read, the last one: {last}")
+        raise RecordError(f"{MAX_SKIPPED_IN_A_ROW} records in a row cannot be read, the last one: {last}")
 
 
 def read_pair(reader: Reader, index: int, max_pixels: int = MAX_PIXELS) -> Pair:
     """Reads and decodes an example.
 
     Raises:
-      RecordError, PictureError: it is damaged; the text names file and record.
+      RecordError, ImageError: it is damaged; the text names file and record.
     """
     sample = reader[index]
     try:
-        return Pair(decode_picture(sample.image, max_pixels), sample.captions, 0)
-    except PictureError as error:
-        raise PictureError(
+        return Pair(decode_image(sample.image, max_pixels), sample.captions, 0)
+    except ImageError as error:
+        raise ImageError(
             f"{reader.where(index)}: {error}. Make the record again, or set config.data.on_error=skip"
         ) from None
 
@@ -177,7 +177,7 @@ class Draw:
     def __call__(self, index: int, rng: np.random.Generator) -> Example:
         pair = self.pairs[index]
         image = self.augment(pair.image, rng)
-        # As with the picture: no draw where there is nothing to choose.
+        # As with the image: no draw where there is nothing to choose.
         which = int(rng.integers(len(pair.captions))) if len(pair.captions) > 1 else 0
         return Example(image, pair.captions[which], pair.skipped)
 
@@ -244,7 +244,7 @@ def make_loader(
     if batch_size % hosts:
         raise ValueError(f"train.batch_size={batch_size} cannot be divided among {hosts} hosts")
     # Indexes are shuffled and pairs looked up by `Draw`: grain's own source node measures every element it hands on,
-    # which takes longer than a small picture.
+    # which takes longer than a small image.
     stream = _indexes(pairs, _stream_seed(seed)).random_map(Draw(pairs, Augment.from_config(data)))
     stream = stream[examples_seen + host :: hosts]
     fill = Fill(tokenize, data.image_size, data.cache)
@@ -268,7 +268,7 @@ def _stream_seed(seed: int) -> int:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises the soft limit of open files, since every shard stays open: 30M pictures are some 15,000 shards."""
+    """Raises the soft limit of open files, since every shard stays open: 30M images are some 15,000 shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= count or soft == resource.RLIM_INFINITY:
         return

@@ -1,4 +1,4 @@
-"""Reads a dataset to its end before training: every record's checksum and framing, its captions, and that every picture
+"""Reads a dataset to its end before training: every record's checksum and framing, its captions, and that every image
 decodes. It says exactly what training would leave out."""
 
 import time
@@ -9,7 +9,7 @@ from synthclip_jax.data.readers.reader import Reader, damage_report
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.data.stream import Pairs
 from synthclip_jax.devices.cores import thread_count
-from synthclip_jax.images.decoding import PictureError, check_picture
+from synthclip_jax.images.decoding import ImageError, check_image
 from synthclip_jax.wording import duration
 
 RECORDS_PER_TASK = 512
@@ -83,8 +83,8 @@ def _damage(reader: Reader, records: range, max_pixels: int) -> list[str]:
     for index in records:
         try:
             sample = reader[index]
-            check_picture(sample.image, max_pixels)
-        except PictureError as error:
+            check_image(sample.image, max_pixels)
+        except ImageError as error:
             text = f"{reader.where(index)}: {error}. Make the record again."
             problems.append(f"{RECORDS}\n{error.cause}\n{text}")
         except RecordError as error:

@@ -2,7 +2,7 @@
 
 import os
 
-MOST_THREADS = 16  # beyond, they wait for the interpreter lock; worker processes help there
+MAX_THREADS = 16  # beyond, they wait for the interpreter lock; worker processes help there
 
 
 def core_count() -> int:
@@ -15,4 +15,4 @@ def thread_count(asked: int, processes: int = 1) -> int:
 
     Decoding fills a core, and reading now and then waits for the disk; more than that costs speed on few cores.
     """
-    return asked or min(core_count() // processes + 1, MOST_THREADS)
+    return asked or min(core_count() // processes + 1, MAX_THREADS)

@@ -20,7 +20,7 @@ class Entry:
     Attributes:
       table: of the paper, where its numbers are.
       suites: which suites it is in, and the metrics that the paper reports.
-      pictures: how many the split has that is evaluated.
+      images: how many the split has that is evaluated.
       templates: prompt set; empty: its own.
       places: specs without a name, relative to the data folder; the first that exists counts.
       get: command that fetches it into the data folder, `{data}`.
@@ -29,7 +29,7 @@ class Entry:
     name: str
     table: str
     suites: Mapping[str, str]
-    pictures: int
+    images: int
     split: str
     templates: str
     places: tuple[str, ...]

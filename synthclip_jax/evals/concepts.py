@@ -115,11 +115,11 @@ def of_run(workdir: str | pathlib.Path, names: Sequence[str]) -> list[Class]:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Classes of one kind: how many, how many pictures, and their accuracy with its 95% interval."""
+    """Classes of one kind: how many, how many images, and their accuracy with its 95% interval."""
 
     name: str
     classes: int
-    pictures: int
+    images: int
     accuracy: float
     low: float
     high: float
@@ -128,7 +128,7 @@ class Group:
 def by_kind(
     classes: Sequence[Class], right: Int[np.ndarray, " classes"], count: Int[np.ndarray, " classes"]
 ) -> list[Group]:
-    """Accuracy of the classes in, near and out of the bank; kinds without pictures are left out."""
+    """Accuracy of the classes in, near and out of the bank; kinds without images are left out."""
     return _groups([each.kind for each in classes], KINDS, right, count)
 
 
@@ -152,10 +152,10 @@ def _groups(
     groups = []
     for name in names:
         rows = [row for row, place in enumerate(places) if place == name]
-        pictures, hits = int(count[rows].sum()), int(right[rows].sum())
-        if pictures:
-            low, high = intervals.wilson(hits, pictures)
-            groups.append(Group(name, len(rows), pictures, hits / pictures, low, high))
+        images, hits = int(count[rows].sum()), int(right[rows].sum())
+        if images:
+            low, high = intervals.wilson(hits, images)
+            groups.append(Group(name, len(rows), images, hits / images, low, high))
     return groups
 
 

@@ -53,12 +53,12 @@ def encode(
     answer = "label" if dataset.task == CLASSIFICATION else "captions"
     examples = (((example.key, getattr(example, answer)), example.image) for example in dataset)
     decoded, skipped, kept = [], [], []
-    for batch in _told(encoder.pictures(examples), dataset.name, log, left_out):
+    for batch in _told(encoder.images(examples), dataset.name, log, left_out):
         decoded += batch.keys
         skipped += [key for key, _ in batch.skipped]
         kept.append(keep(batch.embeddings))
     if not decoded:
-        raise EvaluationError(f"{dataset.name}: none of its {len(skipped):,} pictures decodes")
+        raise EvaluationError(f"{dataset.name}: none of its {len(skipped):,} images decodes")
     keys, answers = zip(*decoded, strict=True)
     return Encoded(keys, list(answers), [np.concatenate(parts) for parts in zip(*kept, strict=True)], tuple(skipped))
 
@@ -69,13 +69,13 @@ class Pairs(NamedTuple):
     Attributes:
       keys: of the images that decode.
       captions: all of theirs, image by image.
-      picture: for each caption, its image's place in `keys`.
+      image_of: for each caption, its image's place in `keys`.
       skipped: keys of images that do not decode; they and their captions are left out.
     """
 
     keys: tuple[str, ...]
     captions: tuple[str, ...]
-    picture: Int[np.ndarray, " captions"]
+    image_of: Int[np.ndarray, " captions"]
     images: Float[np.ndarray, "images d"]
     texts: Float[np.ndarray, "captions d"]
     skipped: tuple[str, ...]
@@ -91,14 +91,14 @@ def encode_pairs(encoder: "Encoder", dataset: Dataset, log: Callable[[str], Any]
     keys, answers, (images,), skipped = encode(encoder, dataset, log, left_out)
     if len(keys) < 2:
         raise EvaluationError(
-            f"{dataset.name}: {len(keys)} of its {len(keys) + len(skipped):,} pictures decode; two are needed"
+            f"{dataset.name}: {len(keys)} of its {len(keys) + len(skipped):,} images decode; two are needed"
         )
     captions = tuple(caption for own in answers for caption in own)
-    picture = np.repeat(np.arange(len(keys)), [len(own) for own in answers])
+    image_of = np.repeat(np.arange(len(keys)), [len(own) for own in answers])
     texts = encoder.texts(captions)
     for line in encoder.account_of_cut(dataset.name, "captions", len(captions)):
         log(line)
-    return Pairs(keys, captions, picture, images, texts, skipped)
+    return Pairs(keys, captions, image_of, images, texts, skipped)
 
 
 def _told(
@@ -115,6 +115,6 @@ def _told(
         count += len(batch.keys) + len(batch.skipped)
         if time.monotonic() - reported > SECONDS:
             reported = time.monotonic()
-            log(f"{name}: {count:,} pictures, {count / (reported - started):,.0f}/s")
+            log(f"{name}: {count:,} images, {count / (reported - started):,.0f}/s")
     for line in account.lines() if left_out is None else ():
         log(f"{name}: {line}")

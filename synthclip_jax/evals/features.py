@@ -1,7 +1,7 @@
 """Features of a dataset's splits, extracted once: what linear probes and few-shot episodes are fitted on.
 
 They are what the paper's evaluators take: the image tower's output before the projection, as it is (neither scaled nor
-normalised), of pictures resized bicubically (mbanani/lgssl, `configs/evaluation.yaml`); `config.eval.features` has
+normalised), of images resized bicubically (mbanani/lgssl, `configs/evaluation.yaml`); `config.eval.features` has
 other choices. Suites that run one after the other on the same parameters share them in memory; `evaluate` keeps them
 in `WORKDIR/eval/features` as well, under a digest of parameters, preparation and what the dataset's `identity` says, so
 that none is ever stale.
@@ -41,10 +41,10 @@ class Features:
     """Features of one split.
 
     Attributes:
-      keys: the pictures' keys, in the split's order, without the skipped ones.
+      keys: the images' keys, in the split's order, without the skipped ones.
       labels: their classes.
       vectors: their features, float32.
-      skipped: how many pictures do not decode.
+      skipped: how many images do not decode.
     """
 
     keys: Any
@@ -124,11 +124,11 @@ class Extractor:
         divided by class, two thirds to learn from and one to test on.
 
         Labels are those of the union of all splits' classes (see `join`): what is learned and what is tested is the
-        same class, also where a split lacks one. A class that cannot be learned is an error of each of its pictures.
+        same class, also where a split lacks one. A class that cannot be learned is an error of each of its images.
 
         Raises:
           DatasetError: a split turns out damaged.
-          EvaluationError: features are not finite, or there are too few pictures.
+          EvaluationError: features are not finite, or there are too few images.
         """
         train_set, validation_set = open_splits(dataset)
         others = [split for split in (train_set, validation_set) if split is not None]
@@ -156,8 +156,8 @@ class Extractor:
             self.log(f"{dataset.name}: {note}")
         if min(len(train), len(validation), len(test)) == 0:
             raise EvaluationError(
-                f"{dataset.name}: {len(train)} pictures to learn from, {len(validation)} to choose by and {len(test)}"
-                " to test on; none may be 0. A class needs 5 pictures or more to learn from"
+                f"{dataset.name}: {len(train)} images to learn from, {len(validation)} to choose by and {len(test)}"
+                " to test on; none may be 0. A class needs 5 images or more to learn from"
             )
         return Splits(joined.class_names, train, validation, test, skipped)
 

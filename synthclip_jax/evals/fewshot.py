@@ -1,10 +1,10 @@
 """Few-shot classification: episodes as the paper has them (mbanani/lgssl), and ridge regression on all classes.
 
-An episode: 5 classes, 5 pictures of each to learn from (train and validation), up to 6 of each to classify (test).
-Features are centred by the mean of the episode's train pictures and normalised; a class is the mean of its own; a test
-picture belongs to the class whose mean is nearest. The number reported is the mean over 5,000 episodes, and its
+An episode: 5 classes, 5 images of each to learn from (train and validation), up to 6 of each to classify (test).
+Features are centred by the mean of the episode's train images and normalised; a class is the mean of its own; a test
+image belongs to the class whose mean is nearest. The number reported is the mean over 5,000 episodes, and its
 interval is over the draw of episodes; chance is 1 of 5. That is much easier than choosing among all classes, which is
-what the ridge regression does: k pictures of every class, three draws, closed form.
+what the ridge regression does: k images of every class, three draws, closed form.
 """
 
 import math
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 CHUNK = 250  # episodes whose features are held at once
 RIDGE_SHOTS = (1, 5, 10)
 RIDGE_DRAWS = 3
-PENALTIES = tuple(10.0**power for power in range(-4, 5))  # times the number of pictures; standardised features
+PENALTIES = tuple(10.0**power for power in range(-4, 5))  # times the number of images; standardised features
 
 
 class Episodes(NamedTuple):
     """Drawn episodes. Rows of the train split, rows of the test split, and which of the latter count (a class with
-    fewer test pictures than asked for gives all that it has)."""
+    fewer test images than asked for gives all that it has)."""
 
     support: Int[np.ndarray, "episodes ways shots"]
     query: Int[np.ndarray, "episodes ways queries"]
@@ -50,8 +50,8 @@ def draw_episodes(
     queries: int = 6,
     seed: int = 0,
 ) -> Episodes:
-    """Draws episodes from the labels of both splits. Classes with fewer train pictures than shots, or without a test
-    picture, are not drawn.
+    """Draws episodes from the labels of both splits. Classes with fewer train images than shots, or without a test
+    image, are not drawn.
 
     Raises:
       EvaluationError: fewer classes than `ways` are left.
@@ -63,7 +63,7 @@ def draw_episodes(
     usable = np.flatnonzero((train_count >= shots) & (test_count > 0))
     if len(usable) < ways:
         raise EvaluationError(
-            f"few-shot: {len(usable)} classes have {shots} pictures to learn from and one to test; {ways} are needed"
+            f"few-shot: {len(usable)} classes have {shots} images to learn from and one to test; {ways} are needed"
         )
     chosen = usable[_distinct(rng, np.full(episodes, len(usable)), ways)]
     support = train_rows[train_start[chosen][..., None] + _distinct(rng, train_count[chosen], shots)]
@@ -96,7 +96,7 @@ def _distinct(rng: np.random.Generator, limits: Int[np.ndarray, "*shape"], k: in
 def episode_accuracies(
     train: Float[np.ndarray, "n d"], test: Float[np.ndarray, "m d"], episodes: Episodes
 ) -> Float[np.ndarray, " episodes"]:
-    """The share of each episode's test pictures that are nearest to their own class."""
+    """The share of each episode's test images that are nearest to their own class."""
     accuracies = []
     for start in range(0, len(episodes.support), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -144,7 +144,7 @@ def ridge(
 
 
 def ridge_accuracies(splits: "Splits", shots: int, draws: int = RIDGE_DRAWS, seed: int = 0) -> list[float]:
-    """Accuracy on the test split of ridge regression on `shots` pictures of each class, for each draw; none where a
+    """Accuracy on the test split of ridge regression on `shots` images of each class, for each draw; none where a
     class has fewer."""
     pool = splits.train_and_validation
     rows, start, count = _by_class(pool.labels, len(splits.class_names))
@@ -162,7 +162,7 @@ def ridge_accuracies(splits: "Splits", shots: int, draws: int = RIDGE_DRAWS, see
 
 def metrics(splits: "Splits", settings: Fewshot) -> dict[str, float]:
     """acc1 of the episodes with `_low` and `_high` (95%, over episodes), chance; ridgeK_acc1 for each K, the mean over
-    draws, with `_low` and `_high` (95%, over test pictures) and `_chance`; then n (test pictures), classes, episodes,
+    draws, with `_low` and `_high` (95%, over test images) and `_chance`; then n (test images), classes, episodes,
     ways, shots and skipped."""
     pool = splits.train_and_validation
     how = (settings.episodes, settings.ways, settings.shots, settings.queries)
@@ -205,7 +205,7 @@ class FewShot(Fitted):
     )
     title = "Few-shot"
     about = (
-        "Five pictures of each class to learn from: among 5 classes drawn at random, and among all of them (ridge"
+        "Five images of each class to learn from: among 5 classes drawn at random, and among all of them (ridge"
         " regression)."
     )
     measures = (

@@ -1,4 +1,4 @@
-"""95% intervals of accuracies and recalls: what another draw of as many test pictures could have given."""
+"""95% intervals of accuracies and recalls: what another draw of as many test images could have given."""
 
 import math
 
@@ -47,12 +47,12 @@ def mean_per_class(
 ) -> tuple[float, float, float]:
     """Mean over classes of the share of each class that is right, with its interval.
 
-    Classes without pictures are left out, as scikit-learn's balanced accuracy leaves them out.
+    Classes without images are left out, as scikit-learn's balanced accuracy leaves them out.
 
-    The interval is Wilson's at the effective sample size (Korn and Graubard, 1998): the pictures are a sample
-    stratified by class, whose mean has the variance `sum p(1-p)/(n-1) / classes^2`; the number of pictures that a
-    plain sample would need for the same variance takes the place of n. A class of one picture tells nothing of its own
-    variance and takes the pooled one. The effective size never exceeds the number of pictures, so that with classes of
+    The interval is Wilson's at the effective sample size (Korn and Graubard, 1998): the images are a sample
+    stratified by class, whose mean has the variance `sum p(1-p)/(n-1) / classes^2`; the number of images that a
+    plain sample would need for the same variance takes the place of n. A class of one image tells nothing of its own
+    variance and takes the pooled one. The effective size never exceeds the number of images, so that with classes of
     equal size the interval is never narrower than that of the accuracy, to which the mean is then equal.
 
     Returns:
@@ -78,7 +78,7 @@ def mean_per_class(
 def clustered(hits: Float[np.ndarray, " clusters"], count: Int[np.ndarray, " clusters"]) -> tuple[float, float, float]:
     """Share of all trials that hit, with its interval, where trials come in clusters that are alike.
 
-    Five captions of one picture are not five independent queries. The share is a ratio of totals, whose variance is
+    Five captions of one image are not five independent queries. The share is a ratio of totals, whose variance is
     that of the clusters' residuals (Cochran, Sampling Techniques, 1977, 9.24-25); the interval is Wilson's at the
     number of independent trials that would have this variance, at least the clusters' and at most the trials' number.
 

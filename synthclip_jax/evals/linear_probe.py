@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def metrics(result: "Result", splits: "Splits") -> dict[str, float]:
-    """acc1 and mean_per_class_recall, each with `_low` and `_high` (95%), then n, train (pictures learned from,
+    """acc1 and mean_per_class_recall, each with `_low` and `_high` (95%), then n, train (images learned from,
     validation included), classes, chance, the cost chosen, its validation accuracy, and skipped."""
     classes, n = len(splits.class_names), len(splits.test)
     right, count = intervals.per_class(result.predicted, splits.test.labels, classes)

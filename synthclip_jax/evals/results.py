@@ -290,7 +290,7 @@ def table(
     lines.insert(1, "  ".join("-" * width for width in widths))
     for name, values in group(metrics, suite).items():
         if count := int(values.get("skipped", 0)):
-            lines.append(f"{name}: {count:,} pictures do not decode and are not counted")
+            lines.append(f"{name}: {count:,} images do not decode and are not counted")
             lines += [f"{name}: {line}" for line in left_out.get(name, LeftOut()).lines()]
     return "\n".join(lines)
 

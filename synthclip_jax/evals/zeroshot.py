@@ -1,6 +1,6 @@
 """Zero-shot classification, as open_clip and CLIP_benchmark do it.
 
-A class is the mean of its prompts' normalised text embeddings, normalised again; a picture belongs to the class whose
+A class is the mean of its prompts' normalised text embeddings, normalised again; an image belongs to the class whose
 vector has the largest product with its embedding. Protocol: CLIP_benchmark's `metrics/zeroshot_classification.py`;
 the prompts are used as they are, with no lower-casing or punctuation stripped (big_vision does both, so its numbers
 differ).
@@ -21,19 +21,19 @@ from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset, account
 from synthclip_jax.evals.results import Column
 from synthclip_jax.evals.suite import Measured, Suite
 
-TOP = 5  # predictions kept for each picture
+TOP = 5  # predictions kept for each image
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model said to each picture of a test set.
+    """What a model said to each image of a test set.
 
     Attributes:
-      keys: the pictures' keys, in the test set's order, without the skipped ones.
+      keys: the images' keys, in the test set's order, without the skipped ones.
       labels: their classes.
       top: the classes predicted, best first.
-      scores: cosine similarity of the picture with each of them.
-      skipped: keys of pictures that do not decode; they count in no metric.
+      scores: cosine similarity of the image with each of them.
+      skipped: keys of images that do not decode; they count in no metric.
     """
 
     name: str
@@ -76,7 +76,7 @@ def metrics(predictions: Predictions) -> dict[str, float]:
 def best_classes(
     embeddings: Float[np.ndarray, "n embed"], classifier: Float[np.ndarray, "classes embed"], k: int = TOP
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The k best classes of each picture, best first (of equal ones the first), and their products."""
+    """The k best classes of each image, best first (of equal ones the first), and their products."""
     scores = embeddings @ classifier.T
     top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return top.astype(np.int32), np.take_along_axis(scores, top, 1).astype(np.float32)
@@ -118,7 +118,7 @@ class ZeroShot(Suite):
     name, task, main = "zeroshot", CLASSIFICATION, "acc1"
     columns = (
         Column("classes", "classes", percent=False),
-        Column("pictures", "n", percent=False),
+        Column("images", "n", percent=False),
         Column("acc1 % [95%]", "acc1", interval=True),
         Column("acc5 % [95%]", "acc5", interval=True),
         Column("mean per class % [95%]", "mean_per_class_recall", interval=True),

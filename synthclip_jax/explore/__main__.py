@@ -2,9 +2,9 @@
 
     python -m synthclip_jax.explore --workdir=runs/quickstart
 
-Type a text and see the nearest pictures; drop a picture and see its zero-shot scores over class names that can be
+Type a text and see the nearest images; drop an image and see its zero-shot scores over class names that can be
 edited; walk through the dataset concept by concept. The page is for this machine alone unless --host says otherwise:
-whoever reaches it can read the dataset.
+anyone who reaches it can read the dataset.
 """
 
 import argparse
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, embeds a sample of the dataset once, and serves until interrupted."""
     parser = make_parser("synthclip_jax.explore", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--data", type=pathlib.Path, help="dataset folder; default: what the run was trained on")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    parser.add_argument("--pictures", type=int, default=20_000, help="most pictures to look at; 0: all (default 20000)")
+    parser.add_argument("--data", type=pathlib.Path, help="dataset folder; default: the run's training data")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument("--images", type=int, default=20_000, help="maximum of images to load; 0: all (default 20000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port (default 7860)")
     arguments = parser.parse_args(argv)
@@ -58,7 +58,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     step = int(checkpoint.name)
     encoder = load_encoder(workdir, step)
     config = encoder.config
-    collection = Collection(trained_on(config, workdir, arguments.data), arguments.pictures)
+    collection = Collection(trained_on(config, workdir, arguments.data), arguments.images)
     collection.embed(encoder, workdir / "explore" / str(step), checkpoint_digest(checkpoint))
     classes = collection.concepts[:: max(1, len(collection.concepts) // CLASSES)][:CLASSES]
     page = build_page(Explorer(collection, encoder), f"{config.name}, step {step:,}", classes)

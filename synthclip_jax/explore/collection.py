@@ -1,4 +1,4 @@
-"""The pictures that the page shows: a sample of the training data spread evenly over it, and its embeddings."""
+"""The images that the page shows: a sample of the training data spread evenly over it, and its embeddings."""
 
 import collections
 import dataclasses
@@ -42,7 +42,7 @@ def trained_on(config: Any, workdir: pathlib.Path, folder: pathlib.Path | None =
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One picture of the collection; its bytes stay in the files."""
+    """One image of the collection; its bytes stay in the files."""
 
     caption: str
     concept: str
@@ -54,7 +54,7 @@ class Collection:
 
     Args:
       pairs: the data, from any kind of source.
-      limit: most pictures taken; of more, some at even distances. 0: all of them.
+      limit: most images taken; of more, some at even distances. 0: all of them.
 
     Raises:
       RecordError: a record is damaged (where the run trains with `data.on_error="raise"`).
@@ -77,7 +77,7 @@ class Collection:
         return len(self.entries)
 
     def image(self, number: int) -> bytes:
-        """The encoded picture of an entry."""
+        """The encoded image of an entry."""
         reader, index = self._pairs.locate(self.entries[number].index)
         return reader[index].image
 
@@ -91,7 +91,7 @@ class Collection:
         return list(self._by_concept.get(concept, ()))
 
     def made_from(self, encoder: Encoder, weights: str) -> dict[str, str]:
-        """What embeddings of these pictures are made from; `weights`: digest of the checkpoint."""
+        """What embeddings of these images are made from; `weights`: digest of the checkpoint."""
         return {
             "checkpoint": weights,
             "preparation": str(encoder.preprocess),
@@ -101,7 +101,7 @@ class Collection:
         }
 
     def embed(self, encoder: Encoder, cache: pathlib.Path, weights: str, log: Callable[[str], None] = print) -> None:
-        """Embeds every picture, or reads what an earlier start has left in the folder `cache` for the same ones.
+        """Embeds every image, or reads what an earlier start has left in the folder `cache` for the same ones.
 
         Args:
           weights: digest of the checkpoint.
@@ -111,7 +111,7 @@ class Collection:
         if self._read(path, made_from, log):
             return
         started, reported, parts, numbers, skipped = time.monotonic(), time.monotonic(), [], [], 0
-        for batch in encoder.pictures((number, self.image(number)) for number in range(len(self))):
+        for batch in encoder.images((number, self.image(number)) for number in range(len(self))):
             parts.append(batch.embeddings)
             numbers += batch.keys
             skipped += len(batch.skipped)
@@ -119,9 +119,9 @@ class Collection:
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
                 left = (reported - started) / done * (len(self) - done)
-                log(f"embedding pictures: {done:,} of {len(self):,}, {duration(left)} left")
+                log(f"embedding images: {done:,} of {len(self):,}, {duration(left)} left")
         if skipped:
-            log(f"{skipped:,} pictures do not decode and are left out of the search")
+            log(f"{skipped:,} images do not decode and are left out of the search")
         self.embeddings = np.concatenate(parts) if parts else np.zeros((0, encoder.embed_dim), np.float32)
         self._embedded = np.array(numbers, np.int64)
         arrays = {
@@ -132,30 +132,30 @@ class Collection:
         try:
             array_files.write(path, arrays)
         except StoreError as error:
-            log(f"the next start embeds the pictures again: {error}")
+            log(f"the next start embeds the images again: {error}")
 
     def _read(self, path: pathlib.Path, made_from: dict[str, str], log: Callable[[str], None]) -> bool:
-        """Reads embeddings if they are of the same pictures and weights; `log` is told why not."""
+        """Reads embeddings if they are of the same images and weights; `log` is told why not."""
         try:
-            arrays = array_files.read(path, _ARRAYS, "The pictures are embedded again.")
-            before = state_files.parse(str(arrays["made_from"]).encode(), path, "The pictures are embedded again.")
+            arrays = array_files.read(path, _ARRAYS, "The images are embedded again.")
+            before = state_files.parse(str(arrays["made_from"]).encode(), path, "The images are embedded again.")
         except FileNotFoundError:
             return False
         except UserError as error:
             log(str(error))
             return False
         if changed := [key for key in {**before, **made_from} if before.get(key) != made_from.get(key)]:
-            log(f"the pictures are embedded again: {', '.join(changed)} changed")
+            log(f"the images are embedded again: {', '.join(changed)} changed")
             return False
         embeddings, entries = arrays["embeddings"], arrays["entries"]
         if len(embeddings) != len(entries) or (entries.size and not 0 <= entries.min() <= entries.max() < len(self)):
-            log(f"{path}: damaged (its arrays do not fit together). The pictures are embedded again.")
+            log(f"{path}: damaged (its arrays do not fit together). The images are embedded again.")
             return False
         self.embeddings, self._embedded = embeddings, entries
         return True
 
     def nearest(self, vector: Float[np.ndarray, "embed"], count: int) -> Iterator[tuple[int, float]]:
-        """The entries whose pictures lie nearest to a unit vector, with their cosine similarity, best first."""
+        """The entries whose images lie nearest to a unit vector, with their cosine similarity, best first."""
         similarity = self.embeddings @ vector
         count = min(count, len(similarity))
         best = np.argpartition(-similarity, count - 1)[:count] if count else np.zeros(0, np.int64)

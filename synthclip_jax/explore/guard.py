@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
-UPLOAD = 32 * 2**20  # bytes of a picture that is dropped on the page
+UPLOAD = 32 * 2**20  # bytes of an image that is dropped on the page
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),

@@ -15,11 +15,11 @@ from scipy.special import softmax
 from synthclip_jax.evals.prompts import template_sets
 from synthclip_jax.evals.zeroshot import text_classifier
 from synthclip_jax.explore.collection import Collection
-from synthclip_jax.images.decoding import PictureError, check_picture, open_picture
+from synthclip_jax.images.decoding import ImageError, check_image, open_image
 from synthclip_jax.model.encoder import Encoder
 
-SHOWN = 24  # pictures of a gallery
-SIDE = 1024  # of the largest picture in it, pixels
+SHOWN = 24  # images of a gallery
+SIDE = 1024  # of the largest image in it, pixels
 TOP = 10  # classes of a classification
 
 
@@ -30,41 +30,41 @@ class Explorer:
         self.collection, self.encoder = collection, encoder
 
     def search(self, text: str) -> list[tuple[Image.Image, str]]:
-        """The nearest pictures to a text, each with its similarity and caption."""
+        """The nearest images to a text, each with its similarity and caption."""
         if not text.strip():
             return []
         (vector,) = self.encoder.texts([text])
         found = self.collection.nearest(vector, SHOWN)
         return [self._shown(number, f"{similarity:.3f}  ") for number, similarity in found]
 
-    def classify(self, picture: str | None, classes: str, templates: str) -> dict[str, float]:
-        """Probability of each class name (one a line) for a picture, by the model's own logit scale.
+    def classify(self, image: str | None, classes: str, templates: str) -> dict[str, float]:
+        """Probability of each class name (one a line) for an image, by the model's own logit scale.
 
         Args:
-          picture: the file that was dropped on the page, as it came.
+          image: the file that was dropped on the page, as it came.
 
         Raises:
-          gr.Error: there are no class names, or the picture cannot be encoded.
+          gr.Error: there are no class names, or the image cannot be encoded.
         """
-        if picture is None:
+        if image is None:
             return {}
         names = list(dict.fromkeys(line.strip() for line in classes.split("\n") if line.strip()))
         if not names:
             raise gr.Error("Write at least one class name, one a line.", print_exception=False)
         classifier = text_classifier(self.encoder.texts, names, template_sets()[templates], self.encoder.batch_size)
-        data = pathlib.Path(picture).read_bytes()
+        data = pathlib.Path(image).read_bytes()
         try:  # by its header, and a JPEG at an eighth of its size: to say what is wrong with it
-            check_picture(data, self.encoder.max_pixels)
-        except PictureError as error:
+            check_image(data, self.encoder.max_pixels)
+        except ImageError as error:
             raise gr.Error(f"This picture cannot be read: {error}.", print_exception=False) from None
-        (batch,) = self.encoder.pictures([(0, data)])
+        (batch,) = self.encoder.images([(0, data)])
         if batch.skipped:
             raise gr.Error("This picture does not decode.", print_exception=False)
         logits = np.exp(np.asarray(self.encoder.params["logit_scale"])) * (classifier @ batch.embeddings[0])
         return dict(zip(names, map(float, softmax(logits)), strict=True))
 
     def walk(self, concept: str | None, page: int) -> tuple[list[tuple[Image.Image, str]], str, int]:
-        """One screen of a concept's pictures, what is shown in words, and the page that it is."""
+        """One screen of a concept's images, what is shown in words, and the page that it is."""
         numbers = self.collection.of_concept(concept or "")
         pages = max(1, -(-len(numbers) // SHOWN))
         page %= pages
@@ -74,8 +74,8 @@ class Explorer:
     def _shown(self, number: int, before: str = "") -> tuple[Image.Image, str]:
         caption = before + self.collection.entries[number].caption
         try:
-            image = open_picture(self.collection.image(number)).convert("RGB")
-        except PictureError:
+            image = open_image(self.collection.image(number)).convert("RGB")
+        except ImageError:
             return Image.new("RGB", (64, 64)), f"(does not decode) {caption}"
         image.thumbnail((SIDE, SIDE))
         return image, caption
@@ -96,7 +96,7 @@ def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -
             text.submit(explorer.search, text, found)
         with gr.Tab("Name a picture"):
             with gr.Row():
-                picture = gr.Image(
+                image = gr.Image(
                     label="Picture",
                     type="filepath",
                     image_mode=None,  # as it came: no decoding before the size is known
@@ -109,9 +109,9 @@ def build_page(explorer: Explorer, title: str, default_classes: Sequence[str]) -
             label = gr.Label(label="Zero-shot", num_top_classes=TOP, elem_id="label")
             # One event for all three: what was changed last is what is shown last.
             gr.on(
-                [picture.change, classes.change, templates.change],
+                [image.change, classes.change, templates.change],
                 explorer.classify,
-                [picture, classes, templates],
+                [image, classes, templates],
                 label,
                 show_progress="minimal",
                 trigger_mode="always_last",

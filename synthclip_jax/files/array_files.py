@@ -22,7 +22,7 @@ from synthclip_jax.files.storage import write_stream
 
 # Kinds of NumPy's types that an array may have, and its number of dimensions: ("iu", 1) is a list of integers.
 Form = tuple[str, int]
-# What may come out of a compressed file: keys of pictures, whose letters take four bytes each, shrink to a hundredth.
+# What may come out of a compressed file: keys of images, whose letters take four bytes each, shrink to a hundredth.
 SLACK, RATIO = 2**28, 100
 MEMBERS = 1000
 # What NumPy writes ahead of an array, and nothing else: to read it takes no evaluation of Python.

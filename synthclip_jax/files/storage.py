@@ -110,7 +110,7 @@ class _Measured:
         self._file.flush()
 
     def close(self) -> None:
-        """The file is closed by who opened it."""
+        """Does nothing: the opener closes the file."""
 
 
 def create_if_absent(path: str | os.PathLike | Location, data: bytes) -> bool:
@@ -175,7 +175,7 @@ def locked(path: Location) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            # Removed while it is held: who waits for it sees that, and makes a new one.
+            # Removed while it is held: a waiting process sees that and makes a new one.
             with contextlib.suppress(OSError):
                 lock.unlink()
             os.close(handle)

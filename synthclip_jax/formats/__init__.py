@@ -27,7 +27,7 @@ class Description:
 
     Attributes:
       model: values of `config.model`, its sections nested.
-      preprocess: how pictures are prepared.
+      preprocess: how images are prepared.
       notes: what the files did not say and was assumed.
     """
 

@@ -65,7 +65,7 @@ def _summary(model: LoadedModel, imported: Mapping[str, Any] | None, provenance:
     if imported:
         origin = f"Imported from `{imported['file']}` ({imported['kind']}, sha256 `{imported['sha256']}`)."
     elif provenance:
-        origin = f"Trained on {provenance['records']:,} generated pictures and captions."
+        origin = f"Trained on {provenance['records']:,} generated images and captions."
     else:
         origin = "Trained with synthclip_jax."
     vision, text = config.vision, config.text
@@ -74,11 +74,11 @@ def _summary(model: LoadedModel, imported: Mapping[str, Any] | None, provenance:
         f"{', averaged parameters' if model.config.train.ema and not imported else ''}.\n\n"
         f"| | |\n|---|---|\n"
         f"| image tower | {tower}, width {vision.width}, {vision.layers} layers, {vision.heads} heads, patches of"
-        f" {vision.patch_size}, pictures of {model.config.data.image_size} pixels |\n"
+        f" {vision.patch_size}, images of {model.config.data.image_size} pixels |\n"
         f"| text tower | width {text.width}, {text.layers} layers, {text.heads} heads, {text.context_length} tokens,"
         f" {'QuickGELU' if config.quick_gelu else 'GELU'} |\n"
         f"| embedding | {config.embed_dim} |\n"
-        f"| pictures | short side resized ({model.config.data.interpolation}), centre crop, mean"
+        f"| images | short side resized ({model.config.data.interpolation}), centre crop, mean"
         f" {tuple(model.config.data.mean)}, std {tuple(model.config.data.std)} |"
     )
 
@@ -95,7 +95,7 @@ def _usage(name: str, formats: Sequence[str]) -> str:
         parts.append(
             "```python\nfrom transformers import pipeline\n"
             f'classify = pipeline("zero-shot-image-classification", model="{name}")\n'
-            'classify("picture.jpg", candidate_labels=["a dog", "a cat"])\n```\n\n' + UNCLEANED
+            'classify("image.jpg", candidate_labels=["a dog", "a cat"])\n```\n\n' + UNCLEANED
         )
     return "\n\n".join(parts)
 
@@ -167,9 +167,9 @@ def _data(model: LoadedModel, provenance: Mapping[str, Any] | None, imported: Ma
         f" {provenance['created']}, seed {provenance['seed']}",
         f"- concepts: {sources}" + (f", digest `{bank}`" if bank else ""),
         f"- captions by {author}",
-        f"- pictures by {artist}",
+        f"- images by {artist}",
         *_left_out(provenance),
-        "- no picture and no caption was made by a person or taken from the web; the licences of what made them apply",
+        "- no image and no caption was made by a person or taken from the web; the licences of what made them apply",
     ]
     return "\n".join(lines)
 
@@ -234,7 +234,7 @@ def _limits(synthetic: bool) -> str:
     if synthetic:
         first = (
             "It has seen what a text-to-image model makes of a language model's captions, with the errors and biases of"
-            " both, and traces of the real pictures that the generator was trained on. "
+            " both, and traces of the real images that the generator was trained on. "
         )
     return first + "For research. Not for decisions about people, and not for surveillance."
 

@@ -2,7 +2,7 @@
 
 First the files are read back by our own reader, which must find the same architecture, the same preprocessing and bit
 for bit the same parameters. Then, where open_clip or transformers can be imported, they load the folder as a user
-would, and their features and pixels are compared with ours on random pictures and texts.
+would, and their features and pixels are compared with ours on random images and texts.
 """
 
 import dataclasses
@@ -60,13 +60,13 @@ def check_export(folder: pathlib.Path, model: LoadedModel, formats: Sequence[str
     Raises:
       ExportMismatch: names the format and the difference.
     """
-    pictures, ours = _pictures(model.config.data.image_size), None
+    images, ours = _images(model.config.data.image_size), None
     checks = []
     for name in formats:
         _check_files(folder, model, name)
         library: Callable[..., Any] = _by_open_clip if name == "open_clip" else _by_transformers
         try:
-            features = library(folder, pictures, list(TEXTS))
+            features = library(folder, images, list(TEXTS))
         except (ImportError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _is_about_importing(error):
                 raise ExportMismatch(f"{name} does not load what was written: {error}") from error
@@ -74,7 +74,7 @@ def check_export(folder: pathlib.Path, model: LoadedModel, formats: Sequence[str
             checks.append(Check("our own reader", note=note))
             log(f"{name}: read back, parameters are bit for bit the same; {note}")
             continue
-        ours = ours or _by_us(model, pictures, list(TEXTS))
+        ours = ours or _by_us(model, images, list(TEXTS))
         checks.append(_compare(name, model, ours, features, log))
     return checks
 
@@ -115,7 +115,7 @@ def _compare(name: str, model: LoadedModel, ours: _Features, theirs: _Features, 
     # Written so that a NaN fails.
     if not features < FEATURES:
         raise ExportMismatch(
-            f"{name}: features differ by {images:.2e} (pictures) and {texts:.2e} (texts), allowed: {FEATURES:g}"
+            f"{name}: features differ by {images:.2e} (images) and {texts:.2e} (texts), allowed: {FEATURES:g}"
         )
     if not pixels < PIXELS:
         raise ExportMismatch(f"{name}: pixels differ by {pixels:.2e}, allowed: {PIXELS:.2e}")
@@ -127,25 +127,25 @@ def _is_about_importing(error: RuntimeError) -> bool:
     return "Failed to import" in str(error) or "operator torchvision" in str(error)
 
 
-def _pictures(size: int) -> list[Image.Image]:
-    """Smooth and rough pictures that have to be resized and cropped both ways.
+def _images(size: int) -> list[Image.Image]:
+    """Smooth and rough images that have to be resized and cropped both ways.
 
     Their margins are even numbers of pixels: half of an odd one is rounded by open_clip, as torchvision does, and cut
     off by transformers, which moves the crop by a pixel.
     """
     draw = np.random.default_rng(0)
-    pictures = []
+    images = []
     for short, long in ((size + 41, size + 90), (size // 2 + 3, 2 * size), (size, size + 8)):
         while (int(size * long / short) - size) % 2:
             long += 1
         for width, height in ((short, long), (long, short)):
             rough = Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8))
             smooth = Image.fromarray(draw.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
-            pictures += [rough, smooth]
-    return pictures
+            images += [rough, smooth]
+    return images
 
 
-def _by_us(model: LoadedModel, pictures: list[Image.Image], texts: list[str]) -> _Features:
+def _by_us(model: LoadedModel, images: list[Image.Image], texts: list[str]) -> _Features:
     config = ml_collections.ConfigDict(model.config.model)
     config.update(compute_dtype="float32", attention="xla", remat="none")
     preprocess = Preprocess.from_config(model.config.data)
@@ -159,11 +159,11 @@ def _by_us(model: LoadedModel, pictures: list[Image.Image], texts: list[str]) ->
         return module.encode_image(pixels), module.encode_text(tokens), pixels
 
     with jax.default_matmul_precision("highest"):  # an accelerator would round
-        results = encode(model.params, preprocess.batch(pictures), tokens)
+        results = encode(model.params, preprocess.batch(images), tokens)
     return _Features("ours", *(np.asarray(result) for result in results))
 
 
-def _by_open_clip(folder: pathlib.Path, pictures: list[Image.Image], texts: list[str]) -> _Features:
+def _by_open_clip(folder: pathlib.Path, images: list[Image.Image], texts: list[str]) -> _Features:
     import open_clip
     import torch
 
@@ -172,23 +172,23 @@ def _by_open_clip(folder: pathlib.Path, pictures: list[Image.Image], texts: list
     tokenizer = open_clip.get_tokenizer(place)
     model.eval()
     with torch.inference_mode():
-        pixels = torch.stack([preprocess(picture) for picture in pictures])
-        images = model.encode_image(pixels, normalize=True)
+        pixels = torch.stack([preprocess(image) for image in images])
+        vectors = model.encode_image(pixels, normalize=True)
         words = model.encode_text(tokenizer(texts), normalize=True)
     pixels = pixels.permute(0, 2, 3, 1)
-    return _Features(f"open_clip {open_clip.__version__}", images.numpy(), words.numpy(), pixels.numpy())
+    return _Features(f"open_clip {open_clip.__version__}", vectors.numpy(), words.numpy(), pixels.numpy())
 
 
-def _by_transformers(folder: pathlib.Path, pictures: list[Image.Image], texts: list[str]) -> _Features:
+def _by_transformers(folder: pathlib.Path, images: list[Image.Image], texts: list[str]) -> _Features:
     import torch
     import transformers
 
     model = transformers.AutoModel.from_pretrained(folder).eval()
     # PIL's resampling, which open_clip and we use too.
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
-    inputs = processor(text=texts, images=pictures, padding=True, truncation=True, return_tensors="pt")
+    inputs = processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         outputs = model(**inputs)
     pixels = inputs["pixel_values"].permute(0, 2, 3, 1)
-    images, words = outputs.image_embeds, outputs.text_embeds
-    return _Features(f"transformers {transformers.__version__}", images.numpy(), words.numpy(), pixels.numpy())
+    vectors, words = outputs.image_embeds, outputs.text_embeds
+    return _Features(f"transformers {transformers.__version__}", vectors.numpy(), words.numpy(), pixels.numpy())

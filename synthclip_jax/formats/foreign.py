@@ -156,7 +156,7 @@ def make_config(description: Description) -> ml_collections.FrozenConfigDict:
 
 
 def resized(foreign: Foreign, image_size: int = 0, context_length: int = 0) -> Foreign:
-    """The same weights for pictures of another side (pixels) or another context length (tokens); 0 keeps it.
+    """The same weights for images of another side (pixels) or another context length (tokens); 0 keeps it.
 
     Positions are interpolated as open_clip does it: the grid bicubic and antialiased, the text's line linear.
 
@@ -174,7 +174,7 @@ def resized(foreign: Foreign, image_size: int = 0, context_length: int = 0) -> F
         config.data.image_size = image_size
         notes.append(
             f"positions of the image tower interpolated from a grid of {old // patch} x {old // patch} to"
-            f" {image_size // patch} x {image_size // patch} (pictures of {old} to {image_size} pixels)"
+            f" {image_size // patch} x {image_size // patch} (images of {old} to {image_size} pixels)"
         )
     old = config.model.text.context_length
     if context_length and context_length != old:

@@ -19,7 +19,7 @@ from synthclip_jax.formats import (
 from synthclip_jax.model.preprocess import Preprocess
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-# timm's plain ViTs: width, layers, heads, and the patch and picture sizes that there are.
+# timm's plain ViTs: width, layers, heads, and the patch and image sizes that there are.
 _TIMM = {
     "tiny": (192, 12, 3, ((16, 224), (16, 384))),
     "small": (384, 12, 6, ((8, 224), (16, 224), (32, 224), (16, 384), (32, 384))),
@@ -27,7 +27,7 @@ _TIMM = {
     "large": (1024, 24, 16, ((14, 224), (16, 224), (32, 224), (16, 384), (32, 384))),
     "huge": (1280, 32, 16, ((14, 224),)),
 }
-# (width, layers, heads, patch size, picture size) -> timm's name.
+# (width, layers, heads, patch size, image size) -> timm's name.
 TIMM_SIZES = {
     (width, layers, heads, patch, image): f"vit_{name}_patch{patch}_{image}"
     for name, (width, layers, heads, sizes) in _TIMM.items()
@@ -98,7 +98,7 @@ def write(model: Any, preprocess: Preprocess) -> dict[str, Any]:
             known = ", ".join(TIMM_SIZES.values())
             raise FormatError(
                 f"open_clip cannot hold this slip tower (width {wanted[0]}, layers {wanted[1]}, heads {wanted[2]},"
-                f" patches of {wanted[3]}, pictures of {size}): it makes a timm trunk by its name alone and cannot"
+                f" patches of {wanted[3]}, images of {size}): it makes a timm trunk by its name alone and cannot"
                 f" resize it. It can hold {known}. --format=transformers holds any size, and so does the tower openai"
             )
         tower = {"timm_model_name": TIMM_SIZES[wanted], "timm_model_pretrained": False, **_PLAIN_TIMM}
@@ -180,7 +180,7 @@ def read(config: dict[str, Any]) -> Description:
 
 
 def _timm(name: str, vision: Options) -> tuple[int, dict[str, int]]:
-    """Picture size and sizes of the tower that timm has under a name."""
+    """Image size and sizes of the tower that timm has under a name."""
     Options(vision.where, {"timm_pool": "avg", **vision.values}).require(_PLAIN_TIMM)
     sizes = {known: size for size, known in TIMM_SIZES.items()}
     if name.partition(".")[0] not in sizes:
@@ -194,7 +194,7 @@ def _timm(name: str, vision: Options) -> tuple[int, dict[str, int]]:
 
 
 def _side(options: Options, default: int = 224) -> int:
-    """The side of a square picture, given as a number or twice."""
+    """The side of a square image, given as a number or twice."""
     value = options.get("image_size", default)
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         options = Options(options.where, {"image_size": value[0]})

@@ -285,10 +285,10 @@ def _preprocess(folder: pathlib.Path, tower: str, size: int) -> tuple[Preprocess
     edge = options.get("size", 224)
     edge = edge.get("shortest_edge", edge) if isinstance(edge, dict) else edge
     if edge != size:
-        raise FormatError(f"{path}: the short side is resized to {edge}, this model resizes it to the picture's {size}")
+        raise FormatError(f"{path}: the short side is resized to {edge}, this model resizes it to {size}")
     crop = options.get("crop_size", 224)
     if crop not in (size, {"height": size, "width": size}):
-        raise FormatError(f"{path}: pictures are cropped to {crop}, this model takes {size}")
+        raise FormatError(f"{path}: images are cropped to {crop}, this model takes {size}")
     mean, std = options.three("image_mean", OPENAI_MEAN), options.three("image_std", OPENAI_STD)
     options.finish(_HARMLESS_PROCESSOR)
     return Preprocess(size, mean, std, numbers[resample]), ()

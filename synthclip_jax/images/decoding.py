@@ -1,10 +1,10 @@
 """The one rule for what decodes, and to which pixels, for training, evaluation, embedding, reports and verification.
 
-The pixels are PIL's, as the reference's are: those of `Image.open(...).convert("RGB")` for all pictures of 8 bits.
-Alpha is dropped, a palette is looked up, CMYK is converted, the first frame of several is taken, and a picture is not
+The pixels are PIL's, as the reference's are: those of `Image.open(...).convert("RGB")` for all images of 8 bits.
+Alpha is dropped, a palette is looked up, CMYK is converted, the first frame of several is taken, and an image is not
 turned by its EXIF tag. What PIL makes white (more than 8 bits in one channel) is scaled to 8 bits.
 
-Nothing is decoded before its size is known, and any error of any decoder is a `PictureError`.
+Nothing is decoded before its size is known, and any error of any decoder is an `ImageError`.
 """
 
 import functools
@@ -23,7 +23,7 @@ from synthclip_jax.images.headers import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
     PNG_SIGNATURE,
-    PictureError,
+    ImageError,
     jpeg_header,
     png_header,
     webp_size,
@@ -32,14 +32,14 @@ from synthclip_jax.images.headers import (
 __all__ = [
     "IMAGE_EXTENSIONS",
     "MAX_PIXELS",
-    "Picture",
-    "PictureError",
-    "check_picture",
-    "decode_picture",
-    "open_picture",
+    "ImageError",
+    "Pixels",
+    "check_image",
+    "decode_image",
+    "open_image",
 ]
 
-# PIL reads many more. Some of those run another program or are read in Python, a minute for a large picture.
+# PIL reads many more. Some of those run another program or are read in Python, a minute for a large image.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 _SLOW_DECODERS = frozenset({"ppm", "ppm_plain", "bmp_rle"})  # PIL's in Python, of kinds that are rare
 _SLOW_PIXELS = 2**22
@@ -60,36 +60,36 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 cv2.setNumThreads(0)  # parallelism comes from the loader's threads; OpenCV's own would fight with them
 
 T = TypeVar("T")
-Picture = UInt8[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decodes a picture to RGB.
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decodes an image to RGB.
 
     Raises:
-      PictureError: the bytes are no picture, one that is cut off or damaged (decoders would fill it up with grey), or
+      ImageError: the bytes are no image, one that is cut off or damaged (decoders would fill it up with grey), or
         one of more than `max_pixels`.
     """
     return _explained(_decode, data, max_pixels)
 
 
-def check_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Whether `decode_picture` can decode this, at half its cost: a JPEG is read whole and decoded at an eighth.
+def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Whether `decode_image` can decode this, at half its cost: a JPEG is read whole and decoded at an eighth.
 
     Returns:
       Width and height, pixels.
 
     Raises:
-      PictureError: it cannot.
+      ImageError: it cannot.
     """
     return _explained(_check, data, max_pixels)
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes a picture completely, to PIL's own mode for it; more than 8 bits in one channel are scaled to 8.
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image completely, to PIL's own mode for it; more than 8 bits in one channel are scaled to 8.
 
     Raises:
-      PictureError: as `decode_picture`.
+      ImageError: as `decode_image`.
     """
     return _explained(_open, data, max_pixels)
 
@@ -97,37 +97,37 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def _explained(decode: Callable[[bytes, int], T], data: bytes, max_pixels: int) -> T:
     try:
         return decode(data, max_pixels)
-    except PictureError:
+    except ImageError:
         raise
     except Exception as error:  # decoders raise anything: RuntimeError, IndexError, MemoryError, cv2.error, ...
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "they are of no kind that is read" if unknown else " ".join(str(error).split()) or type(error).__name__
         cause = "no image of a kind that is read" if unknown else "image that does not decode"
-        raise PictureError(f"{len(data):,} bytes that do not decode as a picture ({reason})", cause) from error
+        raise ImageError(f"{len(data):,} bytes that do not decode as an image ({reason})", cause) from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Picture:
-    picture = _quickly(data, max_pixels)
-    if picture is not None:
-        return picture
+def _decode(data: bytes, max_pixels: int) -> Pixels:
+    image = _quickly(data, max_pixels)
+    if image is not None:
+        return image
     image = _by_pil(data, max_pixels)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _check(data: bytes, max_pixels: int) -> tuple[int, int]:
-    picture, size = _jpeg(data, max_pixels, shrink=8)
-    if picture is None:
+    image, size = _jpeg(data, max_pixels, shrink=8)
+    if image is None:
         height, width = _decode(data, max_pixels).shape[:2]
         size = width, height
     return size
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    picture = _quickly(data, max_pixels)
-    return _by_pil(data, max_pixels) if picture is None else Image.fromarray(picture)
+    image = _quickly(data, max_pixels)
+    return _by_pil(data, max_pixels) if image is None else Image.fromarray(image)
 
 
-def _quickly(data: bytes, max_pixels: int) -> Picture | None:
+def _quickly(data: bytes, max_pixels: int) -> Pixels | None:
     """The pixels of the commonest kinds by decoders that take a fifth less time than PIL; None for all others."""
     if not data.startswith(PNG_SIGNATURE):
         return _jpeg(data, max_pixels)[0]
@@ -140,14 +140,14 @@ def _quickly(data: bytes, max_pixels: int) -> Picture | None:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if not 0 < width * height <= max_pixels:
-        raise PictureError(
-            f"a picture of {width:,} x {height:,} pixels, at most {max_pixels:,} are decoded. Make it smaller, or"
+        raise ImageError(
+            f"an image of {width:,} x {height:,} pixels, at most {max_pixels:,} are decoded. Make it smaller, or"
             " raise config.data.max_pixels",
             "image of more than data.max_pixels",
         )
 
 
-def _jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> tuple[Picture | None, tuple[int, int]]:
+def _jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> tuple[Pixels | None, tuple[int, int]]:
     """The pixels of a JPEG, and its size; None for what only PIL decodes, such as CMYK and all other kinds."""
     if data[:2] != b"\xff\xd8":
         return None, (0, 0)
@@ -163,7 +163,7 @@ def _jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> tuple[Picture | None
     return _jpeg_pixels(data, "RGB", shrink), size
 
 
-def _jpeg_pixels(data: bytes, colours: str, shrink: int) -> Picture | None:
+def _jpeg_pixels(data: bytes, colours: str, shrink: int) -> Pixels | None:
     smaller = {"min_height": 1, "min_width": 1, "min_factor": shrink} if shrink > 1 else {}
     try:
         return simplejpeg.decode_jpeg(data, colours, **smaller)
@@ -171,7 +171,7 @@ def _jpeg_pixels(data: bytes, colours: str, shrink: int) -> Picture | None:
         reason = str(error)
     harmless = any(text in reason for text in _HARMLESS)
     if not harmless and any(text in reason for text in _DAMAGED):
-        raise PictureError(f"the JPEG is cut off or damaged ({reason})")
+        raise ImageError(f"the JPEG is cut off or damaged ({reason})")
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=False, **smaller) if harmless else None
     except ValueError:
@@ -187,7 +187,7 @@ def _by_pil(data: bytes, max_pixels: int) -> Image.Image:
     _check_size(image.width, image.height, max_pixels)
     slow = any(tile[0] in _SLOW_DECODERS for tile in image.tile)
     if slow and image.width * image.height > _SLOW_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"a {image.format} of a rare kind that is slow to decode, with {image.width:,} x {image.height:,} pixels."
             " Save it as PNG",
             "large image of a kind that is slow to decode",
@@ -203,7 +203,7 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, max_pixels: i
     tags, how = image.tag_v2, image.info.get("compression")
     width, height = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, tags.get(_ROWS, image.height))
     if how not in _TIFF_COMPRESSIONS or (how == "jpeg" and tags.get(_PLANES, 1) != 1):
-        raise PictureError(f"a TIFF with compression {how}, of which damage cannot be told. Save it as PNG")
+        raise ImageError(f"a TIFF with compression {how}, of which damage cannot be told. Save it as PNG")
     if _TILE_WIDTH in tags:
         _check_size(width, height, max_pixels)
     if how != "jpeg":
@@ -213,7 +213,7 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, max_pixels: i
     for start, size in zip(*parts, strict=True):
         header = jpeg_header(data[start : start + size])
         if header.width < width or header.height < (height if _TILE_WIDTH in tags else min(height, rest)):
-            raise PictureError("a TIFF that is damaged: a part of it is smaller than it says")
+            raise ImageError("a TIFF that is damaged: a part of it is smaller than it says")
         rest -= height
 
 
@@ -238,8 +238,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255, 65535, 2**31 - 1)
     white = next((white for white in whites if high <= white), None)
     if white is None or not low >= 0:
-        raise PictureError(
-            f"a picture of 32 bits with values from {low:g} to {high:g}. Save it with 8 or 16 bits",
+        raise ImageError(
+            f"an image of 32 bits with values from {low:g} to {high:g}. Save it with 8 or 16 bits",
             "image of 32 bits whose range is not known",
         )
     scaled = values if white == 255 else values * np.float32(255 / white)

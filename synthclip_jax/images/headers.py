@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from synthclip_jax.errors import UserError
 
-# 8192 x 6144, what a camera of 50 megapixels writes: no kind of picture takes 1 GiB to decode up to here.
+# 8192 x 6144, what a camera of 50 megapixels writes: no kind of image takes 1 GiB to decode up to here.
 MAX_PIXELS = 50_331_648
 
 # What decodes, by the ends of file names; CLIP_benchmark's in its order of preference first.
@@ -19,7 +19,7 @@ IMAGE_EXTENSIONS = (
     *("jp2", "j2k", "jpf", "ppm", "pgm", "pbm", "pnm"),
 )
 
-MAX_SCANS = 100  # of a progressive JPEG: encoders write about ten, and each costs the time of the whole picture
+MAX_SCANS = 100  # of a progressive JPEG: encoders write about ten, and each costs the time of the whole image
 MAX_CHUNKS = 100_000  # of a PNG: a row in each is the most that encoders write
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -29,8 +29,8 @@ _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
 
-class PictureError(UserError, ValueError):
-    """Bytes that are no picture, a damaged one, or one that is larger than allowed.
+class ImageError(UserError, ValueError):
+    """Bytes that are no image, a damaged one, or one that is larger than allowed.
 
     `cause` says which in a short phrase, for accounts of what is left out.
     """
@@ -66,7 +66,7 @@ def jpeg_header(data: bytes) -> Jpeg:
     """Reads a JPEG up to its first scan and, if there are several scans, all their headers.
 
     Raises:
-      PictureError: it ends before its first scan, scans of a component or of its last bits are missing, or there are
+      ImageError: it ends before its first scan, scans of a component or of its last bits are missing, or there are
         more scans than any encoder writes.
     """
     position, junk, frame, segments = 2, False, None, []
@@ -80,7 +80,7 @@ def jpeg_header(data: bytes) -> Jpeg:
             if marker == 0xDA:
                 break
             if marker == 0xD9:
-                raise PictureError("the JPEG ends before its first scan")
+                raise ImageError("the JPEG ends before its first scan")
             position += 1
             if marker == 0 or marker in _ALONE:
                 junk = True
@@ -91,15 +91,15 @@ def jpeg_header(data: bytes) -> Jpeg:
             segments.append((start, end))
             position = end
         if frame is None:
-            raise PictureError("the JPEG has no frame before its first scan")
+            raise ImageError("the JPEG has no frame before its first scan")
         kind, height, width, components = frame
         if kind in _PROGRESSIVE or data[position + 3] != data[components]:
             ids = [data[components + 1 + 3 * number] for number in range(data[components])]
             _check_scans(data, start, ids, kind in _PROGRESSIVE)
     except (ValueError, IndexError) as error:
-        if isinstance(error, PictureError):
+        if isinstance(error, ImageError):
             raise
-        raise PictureError("the JPEG is cut off in its header") from None
+        raise ImageError("the JPEG is cut off in its header") from None
     size = int.from_bytes(width, "big"), int.from_bytes(height, "big")
     return Jpeg(*size, data[components], segments, start, junk)
 
@@ -116,7 +116,7 @@ def _check_scans(data: bytes, position: int, components: list[int], progressive:
         if data[position - 1] == 0xDA:
             scans += 1
             if scans > MAX_SCANS:
-                raise PictureError(f"the JPEG has more than {MAX_SCANS} scans; encoders write about ten")
+                raise ImageError(f"the JPEG has more than {MAX_SCANS} scans; encoders write about ten")
             count = data[position + 2]
             first, last, bits = data[position + 3 + 2 * count : position + 6 + 2 * count]
             for component in data[position + 3 : position + 3 + 2 * count : 2]:
@@ -127,7 +127,7 @@ def _check_scans(data: bytes, position: int, components: list[int], progressive:
                     missing[component][first : last + 1] = [bits & 15] * len(missing[component][first : last + 1])
         position += max(length, 2)
     if not all(began.values()) or any(any(bits) for bits in missing.values()):
-        raise PictureError("the JPEG is cut off: some of its scans are missing")
+        raise ImageError("the JPEG is cut off: some of its scans are missing")
 
 
 class Png(NamedTuple):
@@ -151,7 +151,7 @@ def png_header(data: bytes) -> Png:
     """Goes through the chunks of a PNG, and compares the checksums of those that pixels come from.
 
     Raises:
-      PictureError: it is cut off, or a checksum does not agree.
+      ImageError: it is cut off, or a checksum does not agree.
     """
     position, kinds = len(PNG_SIGNATURE), set()
     view = memoryview(data)
@@ -159,21 +159,21 @@ def png_header(data: bytes) -> Png:
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         end = position + 8 + length
         if end + 4 > len(data):
-            raise PictureError("the PNG is cut off")
+            raise ImageError("the PNG is cut off")
         if not kinds and (kind != b"IHDR" or length != 13):
-            raise PictureError("the PNG does not begin with its header")
+            raise ImageError("the PNG does not begin with its header")
         # Lower case is ancillary; of those only the transparency changes the pixels.
         counts = kind[:1].isupper() or kind in (b"tRNS", b"pHYs")
         if counts and zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise PictureError(f"the PNG is damaged: the checksum of a chunk {kind!r} does not agree")
+            raise ImageError(f"the PNG is damaged: the checksum of a chunk {kind!r} does not agree")
         kinds.add(kind)
         position = end + 4
         if kind == b"IEND":
             break
     else:
-        raise PictureError(f"the PNG has more than {MAX_CHUNKS:,} chunks")
+        raise ImageError(f"the PNG has more than {MAX_CHUNKS:,} chunks")
     if b"IDAT" not in kinds:
-        raise PictureError("the PNG has no pixels")
+        raise ImageError("the PNG has no pixels")
     size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     return Png(*size, data[24], data[25], kinds <= {b"IHDR", b"IDAT", b"IEND", b"pHYs"})
 
@@ -182,10 +182,10 @@ def webp_size(data: bytes) -> tuple[int, int]:
     """Width and height of the canvas of a WebP.
 
     Raises:
-      PictureError: it is cut off, or none.
+      ImageError: it is cut off, or none.
     """
     if int.from_bytes(data[4:8], "little") + 8 > len(data) + (len(data) & 1) or len(data) < 30:
-        raise PictureError("the WebP is cut off")
+        raise ImageError("the WebP is cut off")
     kind, body = data[12:16], data[20:30]
     if kind == b"VP8X":
         return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
@@ -194,4 +194,4 @@ def webp_size(data: bytes) -> tuple[int, int]:
         return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
     if kind == b"VP8 ":
         return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    raise PictureError("the WebP begins with no picture")
+    raise ImageError("the WebP begins with no image")

@@ -1,11 +1,11 @@
-"""A checkpoint as a function: texts and pictures to unit vectors, at the speed of the device.
+"""A checkpoint as a function: texts and images to unit vectors, at the speed of the device.
 
     encoder = load_encoder("runs/quickstart")
     vectors = encoder.texts(["a red car", "two dogs in the snow"])
-    for batch in encoder.pictures((path, path.read_bytes()) for path in paths):
+    for batch in encoder.images((path, path.read_bytes()) for path in paths):
         ...  # batch.keys, batch.embeddings, batch.skipped
 
-Both stream: memory does not grow with the number of pictures. Pictures are read by the caller's thread, decoded by
+Both stream: memory does not grow with the number of images. Images are read by the caller's thread, decoded by
 threads two batches ahead, and one batch is on its way to the device while the one before it is computed.
 """
 
@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.cores import thread_count
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.images.decoding import PictureError, open_picture
+from synthclip_jax.images.decoding import ImageError, open_image
 from synthclip_jax.images.headers import MAX_PIXELS
 from synthclip_jax.left_out import printable
 from synthclip_jax.model.preprocess import Preprocess
@@ -40,10 +40,10 @@ WINDOW = 32  # batches of text that are tokenised at once, and sorted by their l
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """One batch of pictures.
+    """One batch of images.
 
     Attributes:
-      keys: of the pictures that decode, in the order given.
+      keys: of the images that decode, in the order given.
       embeddings: their unit vectors, float32.
       skipped: keys of those that do not decode.
       causes: why, for each of them.
@@ -56,14 +56,14 @@ class Embedded:
 
 
 class Encoder:
-    """A model with its parameters, its way of preparing pictures, and its tokenizer.
+    """A model with its parameters, its way of preparing images, and its tokenizer.
 
     Args:
-      config: `data` says how pictures are prepared, `model` what the model is; the one saved with the parameters.
+      config: `data` says how images are prepared, `model` what the model is; the one saved with the parameters.
       graphdef: the model; see `synthclip_jax.model.towers.make_model`.
       params: its parameters. Batches are spread over the mesh that they lie on.
-      batch_size: pictures or texts encoded at once, over all devices; rounded up to what the devices divide.
-      tower: pictures give the image tower's output before the projection, of any length, instead of unit vectors.
+      batch_size: images or texts encoded at once, over all devices; rounded up to what the devices divide.
+      tower: images give the image tower's output before the projection, of any length, instead of unit vectors.
 
     Attributes:
       cut: the texts so far whose ends were not read.
@@ -135,8 +135,8 @@ class Encoder:
             )
             self.cut = []
 
-    def pictures(self, items: Iterable[tuple[Any, bytes]]) -> Iterator[Embedded]:
-        """Unit vectors of encoded pictures, batch by batch, in their order.
+    def images(self, items: Iterable[tuple[Any, bytes]]) -> Iterator[Embedded]:
+        """Unit vectors of encoded images, batch by batch, in their order.
 
         Args:
           items: (key, file content); a key can be anything. Where several processes share the mesh, all give the same.
@@ -146,7 +146,7 @@ class Encoder:
         """
         waiting: collections.deque = collections.deque()
         for keys, images, valid, causes in self._decoded(items):
-            result = self._programs.pictures(self.params, self.placement.put(images), self.placement.put(valid))
+            result = self._programs.images(self.params, self.placement.put(images), self.placement.put(valid))
             waiting.append((keys, causes, result))
             if len(waiting) > 1:  # fetch one batch late: the device works while the next is decoded
                 yield _embedded(*waiting.popleft())
@@ -173,11 +173,11 @@ class Encoder:
             for row, (_, future) in enumerate(batch):
                 if future is None:
                     continue
-                picture = future.result()
-                if isinstance(picture, str):
-                    causes[row] = picture
+                image = future.result()
+                if isinstance(image, str):
+                    causes[row] = image
                 else:
-                    images[row], valid[row] = picture, True
+                    images[row], valid[row] = image, True
             return [key for key, _ in batch], images, valid, causes
 
         with ThreadPoolExecutor(thread_count(self.config.data.threads)) as pool:
@@ -196,9 +196,9 @@ class Encoder:
     def _decode(self, data: bytes) -> UInt8[np.ndarray, "size size 3"] | str:
         """The pixels, or why there are none."""
         try:
-            # RGB first: that is how webdataset hands pictures to CLIP_benchmark.
-            return self.preprocess(open_picture(data, self.max_pixels).convert("RGB"))
-        except PictureError as error:
+            # RGB first: that is how webdataset hands images to CLIP_benchmark.
+            return self.preprocess(open_image(data, self.max_pixels).convert("RGB"))
+        except ImageError as error:
             return error.cause
 
     def _size_for(self, count: int) -> int:
@@ -212,7 +212,7 @@ def load_encoder(location: str | pathlib.Path, step: int | None = None, batch_si
     Args:
       location: a workdir, or one checkpoint's folder (named by its step).
       step: which checkpoint of a workdir; None takes the newest.
-      batch_size: pictures or texts encoded at once.
+      batch_size: images or texts encoded at once.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it cannot be read.
@@ -234,7 +234,7 @@ class _Programs(NamedTuple):
     """Compiled once for each shape, also when a training evaluates its model again."""
 
     texts: Callable[[Any, Int[Array, "b t"]], Float[Array, "b embed"]]
-    pictures: Callable[[Any, UInt8[Array, "b h w 3"], Bool[Array, " b"]], tuple[Array, Array]]
+    images: Callable[[Any, UInt8[Array, "b h w 3"], Bool[Array, " b"]], tuple[Array, Array]]
 
 
 @functools.lru_cache(maxsize=4)
@@ -242,13 +242,13 @@ def _compiled(graphdef: nnx.GraphDef, preprocess: Preprocess, placement: "Placem
     def texts(params, tokens):
         return nnx.merge(graphdef, params).encode_text(tokens)
 
-    def pictures(params, images, valid):
-        model, images = nnx.merge(graphdef, params), preprocess.normalise(images)
-        vectors = model.visual.features(images).astype(jnp.float32) if tower else model.encode_image(images)
+    def images(params, pixels, valid):
+        model, pixels = nnx.merge(graphdef, params), preprocess.normalise(pixels)
+        vectors = model.visual.features(pixels).astype(jnp.float32) if tower else model.encode_image(pixels)
         # The flags travel along so that every process learns what the others could decode.
         return vectors, valid
 
-    return _Programs(placement.jit(texts), placement.jit(pictures))
+    return _Programs(placement.jit(texts), placement.jit(images))
 
 
 def _embedded(keys: list, causes: list[str], result: tuple[Array, Array]) -> Embedded:

@@ -55,7 +55,7 @@ def text_flops(config: Model, tokens: int | None = None) -> int:
 
 
 def kept_patches(patches: int, dropout: float) -> int:
-    """How many patches of a picture are left when a share of them is left out; at least one."""
+    """How many patches of an image are left when a share of them is left out; at least one."""
     return max(1, round(patches * (1 - dropout)))
 
 

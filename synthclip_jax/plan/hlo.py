@@ -74,13 +74,13 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> list[str]:
-        """Names, in the order of the operands of whoever calls this."""
+        """Names, in the order of the caller's operands."""
         found = [x for x in self.instructions.values() if x.opcode == "parameter"]
         return [x.name for x in sorted(found, key=lambda x: int(x.attributes))]
 
     @functools.cached_property
     def users(self) -> Mapping[str, list[Instruction]]:
-        """Who takes a result as an operand."""
+        """The instructions that take a result as an operand."""
         users: dict[str, list[Instruction]] = {}
         for instruction in self.instructions.values():
             for operand in instruction.operands:

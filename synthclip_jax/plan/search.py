@@ -15,7 +15,7 @@ REMAT = ("none", "elementwise", "dots", "full")
 # Where a program of the same kind was compiled before, the estimate is corrected by it and better.
 TOLERANCE, TOLERANCE_CORRECTED = 1.3, 1.05
 # A refusal comes within seconds; the one compilation that succeeds takes longer than all of them.
-MOST_TRIES = 8
+MAX_TRIES = 8
 
 
 class Change(NamedTuple):
@@ -103,7 +103,7 @@ def find_change(
 
     everything, tries = changes(config, topology, needed), 0
     for change in everything:
-        if tries < MOST_TRIES and promises(change):
+        if tries < MAX_TRIES and promises(change):
             tries += 1
             result = attempt(with_changes(config, change.values))
             report(change, result)

@@ -68,7 +68,7 @@ def frequency(
                 name,
                 group.name if group.name in concepts.KINDS else f"named in {group.name} captions",
                 f"{group.classes:,}",
-                f"{group.pictures:,}",
+                f"{group.images:,}",
                 with_interval(group.accuracy, group.low, group.high),
             )
             for name, group in rows

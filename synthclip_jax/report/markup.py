@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from synthclip_jax.images.decoding import PictureError, open_picture
+from synthclip_jax.images.decoding import ImageError, open_image
 
 VOID = frozenset({"br", "hr", "img", "link", "meta"})
 THUMBNAIL = 144  # side of the largest picture put in the page, pixels
@@ -69,8 +69,8 @@ def thumbnail(data: bytes | None) -> Html:
     if data is None:
         return tag("span", "no picture", class_="nopicture")
     try:
-        image = open_picture(data).convert("RGB")
-    except PictureError:
+        image = open_image(data).convert("RGB")
+    except ImageError:
         return tag("span", "no picture", class_="nopicture", title="this picture does not decode")
     # Only pixels matter here: a file that is copied as it is could carry anything else beside them.
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # leaves a smaller one as it is

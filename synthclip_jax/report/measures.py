@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from synthclip_jax.data.readers.agreement import SUFFIX, load_scores
 from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
-from synthclip_jax.images.decoding import PictureError, open_picture
+from synthclip_jax.images.decoding import ImageError, open_image
 from synthclip_jax.report.examples import Record, read_columns, read_record
 from synthclip_jax.report.workdir import Missing, Run
 
@@ -179,8 +179,8 @@ def pictures(run: Run, categories: int = 12, of_each: int = 8, most: int = 600) 
 def _look(data: bytes) -> bytes | None:
     """64 bits: which neighbour is brighter, in 9 x 8 pixels (difference hash). None: the picture does not decode."""
     try:
-        small = np.asarray(open_picture(data).convert("L").resize((9, 8)), np.int16)
-    except PictureError:
+        small = np.asarray(open_image(data).convert("L").resize((9, 8)), np.int16)
+    except ImageError:
         return None
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
 

@@ -45,7 +45,7 @@ _SAME = {
 _VARIANT = re.compile("[\ufe00-\ufe0f]+")  # selectors of one of several looks of a character
 # Ligatures, presentation forms, full-width and half-width characters: the same letters in another shape.
 _SHAPES = re.compile("[\ufb00-\ufdff\ufe70-\ufefc\uff01-\uffee]+")
-# What joins or marks the parts of one emoji stays: without it another picture would be seen.
+# What joins or marks the parts of one emoji stays: without it another emoji would be seen.
 _EMOJI = re.compile(
     "(?<=[\u2190-\u2bff\U0001f000-\U0001faff])\u200d(?=[\u2190-\u2bff\U0001f000-\U0001faff])"
     "|(?<=\U0001f3f4)[\U000e0020-\U000e007f]+"

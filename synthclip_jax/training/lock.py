@@ -1,7 +1,7 @@
-"""One training at a time in a workdir: a lock that names who holds it, and is free again however its holder ends.
+"""One training at a time in a workdir: a lock that names its holder, and is free again however the holder ends.
 
 The operating system keeps it (flock), also between machines that share network storage: it goes with the process that
-holds it, killed or not. The file holds who that is, for the message to everybody else.
+holds it, killed or not. The file names it, for the message to everybody else.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def _take(folder: pathlib.Path) -> int:
 
 
 def _holder(handle: int) -> str:
-    """Who holds the lock. Whoever has only just taken it is given some time to write its name down."""
+    """The holder of the lock. A new one is given some time to write its name down."""
     for _ in range(_TRIES):
         with contextlib.suppress(OSError, state_files.StateError):
             found = state_files.parse(os.pread(handle, 4096, 0), NAME, "", _SHAPE)

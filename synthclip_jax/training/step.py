@@ -204,7 +204,7 @@ def _join(x: Float[Array, "n m e"], mesh: Mesh) -> Float[Array, "b e"]:
 
 
 def _draw_patches(config: Config, step: Int[Array, ""], batch_size: int) -> Int32[Array, "b k"] | None:
-    """The patches that each picture keeps, drawn anew at every step for the whole batch; None: all of them."""
+    """The patches that each image keeps, drawn anew at every step for the whole batch; None: all of them."""
     if not config.train.patch_dropout:
         return None
     patches = (config.data.image_size // config.model.vision.patch_size) ** 2

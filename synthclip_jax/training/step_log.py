@@ -16,7 +16,7 @@ from synthclip_jax.training.optim import Length
 from synthclip_jax.wording import duration
 
 # `train.non_finite="skip"` gives up after so many steps in a row without an update: that run is beyond repair.
-MOST_SKIPPED_IN_A_ROW = 100
+MAX_SKIPPED_IN_A_ROW = 100
 
 
 class NonFiniteLoss(UserError, FloatingPointError):
@@ -67,7 +67,7 @@ class StepLog:
         )
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
-        if not finite and (self.train.non_finite == "stop" or self._bad_in_a_row == MOST_SKIPPED_IN_A_ROW):
+        if not finite and (self.train.non_finite == "stop" or self._bad_in_a_row == MAX_SKIPPED_IN_A_ROW):
             self.checkpoints.wait()
             saved, folder = self.checkpoints.steps, self.checkpoints.folder
             good = f"the last good checkpoint is {folder / str(saved[-1])}" if saved else "nothing was saved yet"

@@ -31,7 +31,8 @@ CAPTIONS, REJECTS, MATCHES = "captions", "rejects", "matches"  # kinds of tables
 COUNTS_BEFORE, COUNTS_AFTER = "counts_before.npy", "counts_after.npy"
 SELECTED, BALANCE = "selected.parquet", "balance.json"
 PROVENANCE, CARD = "provenance.json", "README.md"
-CAPTIONS_BY, PICTURES_BY = "captions by", "pictures by"  # rows of the card: whose work it is
+# Rows of the card: whose work it is. The second one keeps the name that it has in all cards.
+CAPTIONS_BY, IMAGES_BY = "captions by", "pictures by"
 
 DATA_PREFIX = "data:"  # a file that a commit record names so lies in the dataset's folder instead of the stage's
 REMEDY = "Restore it, or let `python -m gen.verify --repair` make it again"
@@ -217,6 +218,6 @@ def stages_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_credits(path: Location) -> list[tuple[str, str]]:
-    """(what, whose) of a dataset's card: who wrote the captions and who drew the pictures."""
+    """(what, whose) of a dataset's card: who wrote the captions and who drew the images."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text_files.read_lines(path)]
-    return [(row[0], row[1].replace("`", "")) for row in rows if len(row) == 2 and row[0] in (CAPTIONS_BY, PICTURES_BY)]
+    return [(row[0], row[1].replace("`", "")) for row in rows if len(row) == 2 and row[0] in (CAPTIONS_BY, IMAGES_BY)]

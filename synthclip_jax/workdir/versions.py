@@ -3,7 +3,7 @@
     W/gen/STAGE                    of the first version
     W/gen/STAGE@2                  of the second one, if that stage changed; otherwise it uses the first one's folder
     W/gen/versions/00002.json      which folders belong to the second version; never changed once it is there
-    W/dataset/NAME/1.1.0           the second version's pictures
+    W/dataset/NAME/1.1.0           the second version's images
 
 `python -m gen --new-version` starts a version. A version is called by its dataset's, MAJOR.MINOR.PATCH
 (`config.gen.version`), and the newest is meant where none is named. It is looked up once, and the `Version` handed on:
@@ -223,7 +223,7 @@ def check_inside(workdir: str | os.PathLike | Location, folders: Sequence[str]) 
 
 
 def _planned(workdir: str | os.PathLike | Location) -> str:
-    """The version in the plan of the first pictures; empty if there is none."""
+    """The version in the plan of the first images; empty if there is none."""
     path = location(workdir) / "gen" / "images" / PLAN
     try:
         version = state_files.read(path, "", {"version": str}, sealed=False)["version"]

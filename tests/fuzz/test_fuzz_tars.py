@@ -49,7 +49,7 @@ def make(format, members):
 
 def pairs(names):
     for number, name in enumerate(names):
-        yield f"{name}.jpg", b"\xff\xd8 picture %d" % number * (1 + 40 * number)
+        yield f"{name}.jpg", b"\xff\xd8 image %d" % number * (1 + 40 * number)
         yield f"{name}.txt", b"caption %d" % number
 
 

@@ -96,7 +96,7 @@ def caption_files() -> dict[str, bytes]:
 
 def check_captions(folder, count):
     for name in ("0.jpg", "1.jpg"):
-        (folder / name).write_bytes(b"picture")
+        (folder / name).write_bytes(b"image")
     path = folder / "c.json"
     for form, original in caption_files().items():
         texts = set(re.findall(r'"([^"]*)"', original.decode()))

@@ -18,12 +18,12 @@ DATASET, FILTERED = "dataset/quickstart/1.0.0", "dataset/quickstart_filtered/1.0
 
 
 class Colours:
-    """An encoder that can be followed by hand: captions and pictures as vectors of what stands in them."""
+    """An encoder that can be followed by hand: captions and images as vectors of what stands in them."""
 
     def texts(self, texts):
         return np.array([[1.0, 0.0] if "snow" in text else [0.0, 1.0] for text in texts], np.float32)
 
-    def pictures(self, items):
+    def images(self, items):
         from synthclip_jax.model.encoder import Embedded
 
         items = list(items)
@@ -89,7 +89,7 @@ def test_how_often_another_caption_fits_as_well_is_counted(workdir, monkeypatch)
     assert summary["no better than another caption"] == pytest.approx(worse / compared)
 
 
-def test_a_picture_that_does_not_decode_has_no_score_and_is_counted():
+def test_an_image_that_does_not_decode_has_no_score_and_is_counted():
     from gen.agreement import AgreementWorker
     from synthclip_jax.data.example_proto import serialize_example
     from synthclip_jax.data.records import frame_shard
@@ -201,8 +201,8 @@ def test_scores_are_those_of_the_model(workdir):
     path, captions = next(iter(pairs(workdir / DATASET)))
     output = AgreementWorker(encoder, path.parent)({"file": path.name, "index": 0})
     scores = np.load(io.BytesIO(next(iter(output.files.values()))))
-    pictures = enumerate(parse_example(payload)["image"][0] for payload in IndexedShard(path))
-    vectors = np.concatenate([batch.embeddings for batch in encoder.pictures(pictures)])
+    images = enumerate(parse_example(payload)["image"][0] for payload in IndexedShard(path))
+    vectors = np.concatenate([batch.embeddings for batch in encoder.images(images)])
     np.testing.assert_allclose(scores, (vectors * encoder.texts(captions)).sum(axis=1), atol=1e-6)
     assert np.std(scores) > 0
 

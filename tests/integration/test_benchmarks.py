@@ -72,7 +72,7 @@ def test_train_step_says_what_is_missing_and_runs_the_rest(capsys, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 def test_loader_takes_turns_with_tf_data(tmp_path):
-    flags = ["--pictures=64", "--batch=8", "--batches=2", "--rounds=2", "--steps=0"]
+    flags = ["--images=64", "--batch=8", "--batches=2", "--rounds=2", "--steps=0"]
     printed, result = run("loader", tmp_path, *flags)
     assert len(result["ratios"]) == 2
     assert result["ratio"] > 0
@@ -129,7 +129,7 @@ def test_evaluate_times_our_evaluation_beside_clip_benchmarks_of_the_same_checkp
     if not referee.is_installed():
         pytest.skip("the Makefile installs the referee")
     flags = [f"--set={value}" for value in TINY if "context_length" not in value]
-    printed, result = run("evaluate", tmp_path, "--pictures=24", "--rounds=1", "--workers=0", "--batch=8", *flags)
+    printed, result = run("evaluate", tmp_path, "--images=24", "--rounds=1", "--workers=0", "--batch=8", *flags)
     ours, theirs = (result["metrics"][name] for name in ("ours", "clip-benchmark"))
     assert ours == pytest.approx(theirs, abs=1e-6)
     theirs_took, ours_took = map(float, re.search(r"clip-benchmark ([\d.]+) s, ours ([\d.]+) s", printed).groups())

@@ -26,7 +26,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 KILLS = int(os.environ.get("CHAOS_KILLS", "12"))
 DRIVER_KILLS = int(os.environ.get("CHAOS_DRIVER_KILLS", "2"))
 SHARDS = int(os.environ.get("CHAOS_SHARDS", "40"))
-PICTURES = 24  # in a shard
+IMAGES = 24  # in a shard
 PATIENCE = 300  # seconds for the next shard
 TIMES = ("seconds", "finished", "host", "check")  # what two records of one shard need not have in common
 
@@ -36,7 +36,7 @@ from synthclip_jax.config import default_config
 def get_config():
     config = default_config()
     config.name = "chaos"
-    config.gen.images.update(engine="sprites", size=64, shard_size={pictures}, per_caption={pictures})
+    config.gen.images.update(engine="sprites", size=64, shard_size={images}, per_caption={images})
     return config
 """
 THINGS = ["dog", "cat", "pizza", "car", "guitar", "horse"]
@@ -44,7 +44,7 @@ THINGS = ["dog", "cat", "pizza", "car", "guitar", "horse"]
 
 def prepare(folder, shards):
     (folder / "config.py").parent.mkdir(parents=True, exist_ok=True)
-    (folder / "config.py").write_text(CONFIG.format(pictures=PICTURES))
+    (folder / "config.py").write_text(CONFIG.format(images=IMAGES))
     captions = [(THINGS[number % 6], f"A {THINGS[number % 6]} on the beach, {number}.") for number in range(shards)]
     captions[shards // 2] = ("spirit", "The spirit of freedom.")  # nothing to draw: rejected with its reason
     write_selected(folder, captions)
@@ -145,7 +145,7 @@ def outcome(workdir, shards):
     return data, records
 
 
-def picture_ids(workdir):
+def image_ids(workdir):
     ids = []
     for path in (workdir / "dataset" / "chaos" / "1.0.0").glob("*.tfrecord-?????-of-?????"):
         content = path.read_bytes()
@@ -162,8 +162,8 @@ def check(tmp_path, executor, shards, kills, driver_kills):
     done = disturbed(killed, executor, shards, kills, driver_kills, seed=kills)
     print(f"{executor}: {dict(done)} killed over {shards} shards")
     assert outcome(clean, shards) == outcome(killed, shards)
-    ids = picture_ids(killed)
-    assert len(ids) == len(set(ids)) == (shards - 1) * PICTURES
+    ids = image_ids(killed)
+    assert len(ids) == len(set(ids)) == (shards - 1) * IMAGES
     assert done == collections.Counter(worker=kills, driver=driver_kills), "the run ended before the last kill"
 
 

@@ -56,35 +56,35 @@ def engine_of(model, **changes):
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny_model):
+def images(tiny_model):
     return engine_of(tiny_model).generate(REQUESTS)
 
 
-def test_every_request_gets_a_picture_of_its_own(pictures):
-    assert len(pictures) == len(REQUESTS)
-    for picture in pictures:
-        assert picture.shape == (SIDE, SIDE, 3)
-        assert picture.dtype == np.uint8
-        assert picture.std() > 2
-    assert len({picture.tobytes() for picture in pictures}) == len(REQUESTS)
+def test_every_request_gets_an_image_of_its_own(images):
+    assert len(images) == len(REQUESTS)
+    for image in images:
+        assert image.shape == (SIDE, SIDE, 3)
+        assert image.dtype == np.uint8
+        assert image.std() > 2
+    assert len({image.tobytes() for image in images}) == len(REQUESTS)
 
 
-def test_a_picture_does_not_depend_on_its_batch(tiny_model, pictures):
+def test_an_image_does_not_depend_on_its_batch(tiny_model, images):
     shuffled = [REQUESTS[index] for index in (3, 0, 4, 1, 2)]
     again = engine_of(tiny_model).generate(shuffled)
-    assert all(np.array_equal(again[position], pictures[index]) for position, index in enumerate((3, 0, 4, 1, 2)))
+    assert all(np.array_equal(again[position], images[index]) for position, index in enumerate((3, 0, 4, 1, 2)))
     for batch_size in (1, 3):  # other shapes may round otherwise: at most one grey level
         other = engine_of(tiny_model, batch_size=batch_size).generate(REQUESTS)
-        assert max(np.abs(a.astype(int) - b).max() for a, b in zip(other, pictures, strict=True)) <= 1
+        assert max(np.abs(a.astype(int) - b).max() for a, b in zip(other, images, strict=True)) <= 1
 
 
-def test_a_picture_depends_on_caption_and_seed(tiny_model, pictures):
+def test_an_image_depends_on_caption_and_seed(tiny_model, images):
     same = REQUESTS[0]
     caption, seed = engine_of(tiny_model).generate(
         [Request("another caption altogether", same.concept, same.seed), Request(same.caption, same.concept, 7)]
     )
-    assert not np.array_equal(caption, pictures[0])
-    assert not np.array_equal(seed, pictures[0])
+    assert not np.array_equal(caption, images[0])
+    assert not np.array_equal(seed, images[0])
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_schedulers_are_chosen_by_name_and_keep_the_models_noise_schedule(tiny_m
     engine = engine_of(tiny_model, scheduler=scheduler)
     assert type(engine.pipeline.scheduler).__name__ == expected
     assert engine.pipeline.scheduler.config.beta_schedule == "scaled_linear"
-    (picture,) = engine.generate(REQUESTS[:1])
-    assert picture.shape == (SIDE, SIDE, 3)
-    assert np.array_equal(engine.generate(REQUESTS[3:] + REQUESTS[:1])[-1], picture)  # whatever its batch
+    (image,) = engine.generate(REQUESTS[:1])
+    assert image.shape == (SIDE, SIDE, 3)
+    assert np.array_equal(engine.generate(REQUESTS[3:] + REQUESTS[:1])[-1], image)  # whatever its batch
 
 
-def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, pictures):
-    assert not np.array_equal(engine_of(tiny_model, guidance=9.0).generate(REQUESTS[:1])[0], pictures[0])
-    assert not np.array_equal(engine_of(tiny_model, negative_prompt="blurry").generate(REQUESTS[:1])[0], pictures[0])
+def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, images):
+    assert not np.array_equal(engine_of(tiny_model, guidance=9.0).generate(REQUESTS[:1])[0], images[0])
+    assert not np.array_equal(engine_of(tiny_model, negative_prompt="blurry").generate(REQUESTS[:1])[0], images[0])
 
 
 @pytest.mark.parametrize("write", [random_weights.stable_diffusion, random_weights.stable_diffusion_xl])
@@ -124,15 +124,15 @@ def test_guidance_ends_after_its_share_of_the_steps(write, until, halves, tmp_pa
     engine.pipeline.unet.register_forward_pre_hook(lambda unet, inputs: passes.append(len(inputs[0])))
     made = engine.generate(REQUESTS[:4])
     assert passes == halves
-    assert not any(isinstance(picture, Rejected) for picture in made)
+    assert not any(isinstance(image, Rejected) for image in made)
     assert all(np.array_equal(*both) for both in zip(made, engine.generate(REQUESTS[:4]), strict=True))
 
 
-def test_the_steps_after_the_end_of_guidance_are_the_conditional_ones(tiny_model, pictures):
+def test_the_steps_after_the_end_of_guidance_are_the_conditional_ones(tiny_model, images):
     unguided, none = engine_of(tiny_model, guidance=1.0), engine_of(tiny_model, guidance=5.0, guidance_until=0.0)
     same = zip(unguided.generate(REQUESTS[:1]), none.generate(REQUESTS[:1]), strict=True)
     assert all(np.array_equal(*both) for both in same)
-    assert not np.array_equal(engine_of(tiny_model, guidance_until=0.5).generate(REQUESTS[:1])[0], pictures[0])
+    assert not np.array_equal(engine_of(tiny_model, guidance_until=0.5).generate(REQUESTS[:1])[0], images[0])
 
 
 def test_pipelines_whose_guidance_cannot_end_early_say_so(tmp_path):
@@ -155,7 +155,7 @@ def test_the_share_of_guided_steps_is_in_identity_and_credit_unless_it_is_all():
     assert "2602.19946" in DiffusersEngine.note(turbo)
 
 
-def test_running_out_of_memory_halves_the_batch_for_good(tiny_model, pictures, monkeypatch):
+def test_running_out_of_memory_halves_the_batch_for_good(tiny_model, images, monkeypatch):
     engine = engine_of(tiny_model)
     sizes, run = [], type(engine.pipeline).__call__
 
@@ -169,7 +169,7 @@ def test_running_out_of_memory_halves_the_batch_for_good(tiny_model, pictures, m
     halved = engine.generate(REQUESTS)
     assert sizes == [4, 2, 2, 2]
     assert engine.batch_size == 2
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(halved, pictures, strict=True)) <= 1
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(halved, images, strict=True)) <= 1
 
 
 def test_other_errors_and_a_batch_of_one_that_does_not_fit_are_not_hidden(tiny_model, monkeypatch):
@@ -197,7 +197,7 @@ def test_batches_are_doubled_while_that_pays_and_fits(monkeypatch):
     assert batch_sizes.find_batch_size(lambda size: None) == 1
 
 
-def test_the_batch_size_is_found_once_and_remembered(tiny_model, pictures, monkeypatch):
+def test_the_batch_size_is_found_once_and_remembered(tiny_model, images, monkeypatch):
     tried = []
 
     def find(seconds, *bounds):
@@ -218,20 +218,20 @@ def test_the_batch_size_is_found_once_and_remembered(tiny_model, pictures, monke
     engine_of(tiny_model, batch_size=0, guidance=1.0)  # half the work: another size may be best
     assert len(tried) == 2
     made = engine.generate(REQUESTS)
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, pictures, strict=True)) <= 1
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, images, strict=True)) <= 1
     engine._halve()
     assert engine_of(tiny_model, batch_size=0).batch_size == 1
     (batch_sizes.cache_folder() / "batch_sizes.json").write_text("[damaged")
     assert engine_of(tiny_model, batch_size=0).batch_size == 2
 
 
-def test_a_launched_batch_gives_its_pictures_after_the_next_one_was_launched(tiny_model, pictures):
+def test_a_launched_batch_gives_its_images_after_the_next_one_was_launched(tiny_model, images):
     engine = engine_of(tiny_model)
     first, second = engine.launch(REQUESTS[:4]), engine.launch(REQUESTS[4:])
-    assert all(np.array_equal(a, b) for a, b in zip([*first(), *second()], pictures, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip([*first(), *second()], images, strict=True))
 
 
-def test_what_is_compiled_is_compiled_once(tiny_model, pictures, monkeypatch):
+def test_what_is_compiled_is_compiled_once(tiny_model, images, monkeypatch):
     """A graph for each batch would cost minutes a time on a GPU: seeds, steps and texts must not make another one."""
     graphs, compile = [], torch.nn.Module.compile
 
@@ -258,8 +258,8 @@ def test_other_pipelines_draw_at_the_size_asked_for_with_seeds_of_their_own(writ
     engine = engine_of(write(tmp_path), scheduler="dpmsolver++")
     assert type(engine.pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
     made = engine.generate(REQUESTS)
-    assert {picture.shape for picture in made} == {(SIDE, SIDE, 3)}
-    assert len({picture.tobytes() for picture in made}) == len(REQUESTS)
+    assert {image.shape for image in made} == {(SIDE, SIDE, 3)}
+    assert len({image.tobytes() for image in made}) == len(REQUESTS)
     assert np.array_equal(engine.generate(REQUESTS[3:])[0], made[3])
 
 
@@ -278,7 +278,7 @@ def test_presets_are_one_value_and_give_way_to_what_is_set():
     assert sampler_of(mixed.gen.images) == Sampler("dpmsolver++", 25, 2.0)
 
 
-def test_pictures_with_nan_and_pictures_the_safety_checker_flags_are_rejected(tiny_model, monkeypatch):
+def test_images_with_nan_and_images_the_safety_checker_flags_are_rejected(tiny_model, monkeypatch):
     engine = engine_of(tiny_model)
     run = type(engine.pipeline).__call__
 
@@ -328,7 +328,7 @@ def test_weights_that_are_not_safetensors_are_refused(tiny_model, tmp_path):
         engine_of(str(unsafe))
 
 
-def test_the_stage_writes_the_engines_pictures_with_their_captions(tiny_model, tmp_path):
+def test_the_stage_writes_the_engines_images_with_their_captions(tiny_model, tmp_path):
     if not all(map(importlib.util.find_spec, ("pyarrow", "tensorflow_datasets"))):
         pytest.skip("writing datasets needs pyarrow and tensorflow-datasets")
     import pyarrow as pa
@@ -355,16 +355,16 @@ def test_the_stage_writes_the_engines_pictures_with_their_captions(tiny_model, t
         "matches": pa.array([[0], [1], [2]], pa.list_(pa.int32())),
     }
     pq.write_table(pa.table(table), path)
-    assert images.run(config, tmp_path) == {"pictures": 3, "shards": 2}
+    assert images.run(config, tmp_path) == {"images": 3, "shards": 2}
     folder = dataset_folder(tmp_path, config.name, config.gen.version)
     rows = [parse_example(payload) for shard in find_shards(folder, "train") for payload in IndexedShard(shard)]
     engine = images.make_engine(config.gen.images)
     for row in rows:
         identity = row["id"][0].decode()
         assert row["caption"][0].decode() == captions[int(identity[:6])]
-        request = Request(row["caption"][0].decode(), "", images.picture_seed(config.seed, identity, 0))
-        (picture,) = engine.generate([request])
-        expected = encode_jpeg(picture, 16, config.gen.images.jpeg_quality)
+        request = Request(row["caption"][0].decode(), "", images.image_seed(config.seed, identity, 0))
+        (image,) = engine.generate([request])
+        expected = encode_jpeg(image, 16, config.gen.images.jpeg_quality)
         with Image.open(io.BytesIO(row["image"][0])) as stored, Image.open(io.BytesIO(expected)) as wanted:
             assert np.array_equal(np.array(stored), np.array(wanted))
     plan = json.loads((tmp_path / "gen" / "images" / "plan.json").read_text())
@@ -374,9 +374,9 @@ def test_the_stage_writes_the_engines_pictures_with_their_captions(tiny_model, t
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_draws_what_the_cpu_draws_compiled_and_one_batch_ahead(tiny_model, pictures):
+def test_a_gpu_draws_what_the_cpu_draws_compiled_and_one_batch_ahead(tiny_model, images):
     engine = engine_of(tiny_model, device="cuda")
     launched = [engine.launch(REQUESTS[:4]), engine.launch(REQUESTS[4:])]
-    made = [picture for outcomes in launched for picture in outcomes()]
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, pictures, strict=True)) <= 3
+    made = [image for outcomes in launched for image in outcomes()]
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, images, strict=True)) <= 3
     assert engine_of(tiny_model, device="cuda", batch_size=0, compile="none").batch_size > 1

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import toy_config
-from toy_testset import COLOURS, picture, write_wds
+from toy_testset import COLOURS, image_bytes, write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
@@ -140,9 +140,9 @@ def data(tmp_path_factory):
     names = ("stingray", "flamingo", "mushroom")
     for index, wnid in enumerate(("n01498041", "n02007558", "n07734744")):
         (folder / "imagenet-a" / wnid).mkdir(parents=True)
-        (folder / "imagenet-a" / wnid / "1.png").write_bytes(picture(COLOURS[index]))
+        (folder / "imagenet-a" / wnid / "1.png").write_bytes(image_bytes(COLOURS[index]))
     pairs = [
-        (f"{i}", {"png": picture(COLOURS[i], (20 + i, 20)), "txt": f"a {name}\nthe {name}".encode()})
+        (f"{i}", {"png": image_bytes(COLOURS[i], (20 + i, 20)), "txt": f"a {name}\nthe {name}".encode()})
         for i, name in enumerate(names)
     ]
     write_wds(folder / "flickr8k", pairs, class_names=(), templates=())
@@ -159,7 +159,7 @@ def test_the_papers_datasets_that_are_there_are_evaluated_as_it_does_and_the_oth
     assert list(results.group(zeroshot["metrics"], "zeroshot")) == ["imagenet-a"]
     retrieval = json.loads((workdir / "eval" / "20-retrieval.json").read_text())
     assert retrieval["metrics"]["retrieval/flickr8k/captions"] == 6
-    assert "imagenet-a: 3 pictures, the paper's test split has 7,500" in printed
+    assert "imagenet-a: 3 images, the paper's test split has 7,500" in printed
     left_out = printed.partition("Left out:")[2]
     assert f"hf download clip-benchmark/wds_imagenet1k --repo-type dataset --local-dir {data}/imagenet1k" in left_out
     assert f"tfds build cifar10 --data_dir={data}/tfds" in left_out

@@ -1,4 +1,4 @@
-"""Evaluation streams: its memory does not grow with the number of pictures."""
+"""Evaluation streams: its memory does not grow with the number of images."""
 
 import io
 import json
@@ -44,7 +44,7 @@ print(json.dumps(peaks))
 
 
 def noise(seed: int) -> bytes:
-    """A picture that does not compress: 12 KB, as are its pixels."""
+    """An image that does not compress: 12 KB, as are its pixels."""
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
@@ -52,10 +52,10 @@ def noise(seed: int) -> bytes:
 
 
 def peaks(folder: pathlib.Path, *sizes: int) -> list[float]:
-    """Largest memory of a process after the evaluation of each of these many pictures, MiB."""
-    pictures = [noise(seed) for seed in range(32)]
+    """Largest memory of a process after the evaluation of each of these many images, MiB."""
+    images = [noise(seed) for seed in range(32)]
     for size in sizes:
-        examples = [(f"{i:06d}", {"png": pictures[i % 32], "cls": str(i % 6).encode()}) for i in range(size)]
+        examples = [(f"{i:06d}", {"png": images[i % 32], "cls": str(i % 6).encode()}) for i in range(size)]
         write_wds(folder / str(size), examples, per_shard=size // 2)
     here = pathlib.Path(__file__).parents[1]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
@@ -67,13 +67,13 @@ def peaks(folder: pathlib.Path, *sizes: int) -> list[float]:
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's accounts of memory")
-def test_eight_times_the_pictures_take_no_more_memory(tmp_path):
+def test_eight_times_the_images_take_no_more_memory(tmp_path):
     _, small, large = peaks(tmp_path, 300, 500, 4000)
-    assert large - small < 12  # the 3,500 pictures more are 42 MiB, encoded or decoded
+    assert large - small < 12  # the 3,500 images more are 42 MiB, encoded or decoded
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's accounts of memory")
-def test_50000_pictures_take_no_more_memory_than_5000(tmp_path):
+def test_50000_images_take_no_more_memory_than_5000(tmp_path):
     _, small, large = peaks(tmp_path, 1000, 5000, 50_000)
     assert large - small < 0.05 * small  # names and guesses alone; the 45,000 more are 540 MiB

@@ -60,10 +60,10 @@ def collection(workdir):
     return Collection(trained_on(toy_config.get_config(), workdir))
 
 
-def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path):
+def test_an_image_is_nearest_to_its_own_embedding(collection, encoder, tmp_path):
     collection.embed(encoder, tmp_path, "weights")
     for number in (0, 11, len(collection) - 1):
-        (batch,) = encoder.pictures([(0, collection.image(number))])
+        (batch,) = encoder.images([(0, collection.image(number))])
         (first, similarity), *others = collection.nearest(batch.embeddings[0], 5)
         assert similarity == pytest.approx(1, abs=1e-5)
         assert collection.image(first) == collection.image(number) or others[0][1] == pytest.approx(1, abs=1e-5)
@@ -73,7 +73,7 @@ def test_a_picture_is_nearest_to_its_own_embedding(collection, encoder, tmp_path
 def test_embeddings_are_computed_once(collection, encoder, workdir, tmp_path, monkeypatch):
     collection.embed(encoder, tmp_path, "weights")
     again = Collection(trained_on(toy_config.get_config(), workdir))
-    monkeypatch.setattr(type(encoder), "pictures", None)
+    monkeypatch.setattr(type(encoder), "images", None)
     again.embed(encoder, tmp_path, "weights")
     np.testing.assert_array_equal(again.embeddings, collection.embeddings)
 
@@ -87,7 +87,7 @@ def test_a_large_dataset_is_sampled_over_its_whole_length(workdir):
     assert sample.entries[-1] == everything.entries[-1]
 
 
-def test_concepts_list_all_their_pictures(collection):
+def test_concepts_list_all_their_images(collection):
     assert collection.concepts == sorted(CONCEPTS)
     assert sum(len(collection.of_concept(concept)) for concept in CONCEPTS) == len(collection)
     assert {collection.entries[number].concept for number in collection.of_concept("zebra")} == {"zebra"}
@@ -170,7 +170,7 @@ def captions_in(page, gallery):
     return [item.inner_text() for item in page.query_selector_all(f"#{gallery} .caption-label")]
 
 
-def test_typing_a_text_shows_pictures_with_similarity_and_caption_and_runs_none_of_it(page):
+def test_typing_a_text_shows_images_with_similarity_and_caption_and_runs_none_of_it(page):
     page.locator("#search textarea, #search input").first.fill("a zebra in the snow")
     page.keyboard.press("Enter")
     captions = captions_in(page, "found")
@@ -181,7 +181,7 @@ def test_typing_a_text_shows_pictures_with_similarity_and_caption_and_runs_none_
     assert page.query_selector("#found .caption-label img") is None
 
 
-def test_a_dropped_picture_gets_scores_over_the_class_names(page):
+def test_a_dropped_image_gets_scores_over_the_class_names(page):
     page.get_by_role("tab", name="Name a picture").click()
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (200, 30, 30)).save(buffer, "PNG")
@@ -197,7 +197,7 @@ def test_a_dropped_picture_gets_scores_over_the_class_names(page):
     assert 99 <= sum(shares) <= 101
 
 
-def test_walking_a_concept_shows_its_pictures_and_captions(page):
+def test_walking_a_concept_shows_its_images_and_captions(page):
     page.get_by_role("tab", name="Walk the concepts").click()
     page.locator("#concept input").click()
     page.get_by_role("option", name="zebra").click()
@@ -237,14 +237,14 @@ def test_a_file_that_is_too_large_is_refused_and_what_is_kept_is_private(address
     assert refused.value.code in (413, 422)
 
 
-def test_a_picture_with_too_many_pixels_is_refused_by_its_header(collection, encoder, tmp_path):
+def test_an_image_with_too_many_pixels_is_refused_by_its_header(collection, encoder, tmp_path):
     gr = pytest.importorskip("gradio")
     from synthclip_jax.explore.page import Explorer
 
     Image.new("1", (13_300, 13_300)).save(tmp_path / "large.png")
     with pytest.raises(gr.Error, match="cannot be read"):
         Explorer(collection, encoder).classify(str(tmp_path / "large.png"), "a\nb", "simple")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(gr.Error, match="cannot be read"):
         Explorer(collection, encoder).classify(str(tmp_path / "text.png"), "a\nb", "simple")
 

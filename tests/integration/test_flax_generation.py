@@ -71,7 +71,7 @@ def test_what_is_stored_is_what_the_engine_draws_for_the_seed(config, workdir):
     rows = [parse_example(payload) for shard in find_shards(folder, "train") for payload in IndexedShard(shard)]
     assert len({row["id"][0] for row in rows}) == len(rows) > 10
     row = rows[7]
-    seed = images_stage.picture_seed(config.seed, row["id"][0].decode(), 0)
+    seed = images_stage.image_seed(config.seed, row["id"][0].decode(), 0)
     assert row["seed"][0] == seed
     (image,) = engine.generate([images_stage.Request(row["caption"][0].decode(), "", seed)])
     assert encode_jpeg(image, 32, config.gen.images.jpeg_quality) == row["image"][0]

@@ -31,14 +31,14 @@ SUITES = ("linear_probe", "fewshot")
 
 
 def write_folder(folder, per_class: int, seed: int) -> None:
-    """One folder of noisy pictures for each of six tints."""
+    """One folder of noisy images for each of six tints."""
     rng = np.random.default_rng(seed)
     for place, colour in enumerate(COLOURS):
         (folder / colour).mkdir(parents=True)
         tint = 28 * place * np.array([1, place % 2, place % 3])
         for number in range(per_class):
-            picture = (rng.integers(0, 60, (16, 16, 3)) + tint).clip(0, 255)
-            Image.fromarray(picture.astype(np.uint8)).save(folder / colour / f"{number}.png")
+            image = (rng.integers(0, 60, (16, 16, 3)) + tint).clip(0, 255)
+            Image.fromarray(image.astype(np.uint8)).save(folder / colour / f"{number}.png")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_random_tower_still_tells_tints_apart_and_every_number_has_its_interva
             assert accuracy > 2 * chance
 
 
-def test_result_files_say_where_the_training_pictures_came_from_and_hold_the_guesses(found, workdir):
+def test_result_files_say_where_the_training_images_came_from_and_hold_the_guesses(found, workdir):
     result = results.read_result(results.result_path(workdir, 1, "linear_probe"))
     assert result["datasets"]["split"]["train"] == "split=folder:split@train"
     assert result["datasets"]["single"]["train"].startswith("two thirds of the test split")
@@ -92,16 +92,16 @@ def test_result_files_say_where_the_training_pictures_came_from_and_hold_the_gue
     assert right == pytest.approx(found["linear_probe/single/acc1"])
 
 
-def test_features_are_extracted_once_and_again_when_a_picture_changes(found, workdir, monkeypatch):
+def test_features_are_extracted_once_and_again_when_an_image_changes(found, workdir, monkeypatch):
     encoded = []
-    pictures = Encoder.pictures
+    images = Encoder.images
 
     def counted(self, items):
-        for batch in pictures(self, items):
+        for batch in images(self, items):
             encoded.append(len(batch.keys))
             yield batch
 
-    monkeypatch.setattr(Encoder, "pictures", counted)
+    monkeypatch.setattr(Encoder, "images", counted)
     again = evaluate.evaluate(settings(), workdir, ["folder:split"], suites=SUITES, redo=True)
     assert encoded == []  # another load of the same checkpoint: from the folder
     assert {key: again[key] for key in again} == {key: found[key] for key in again}
@@ -110,7 +110,7 @@ def test_features_are_extracted_once_and_again_when_a_picture_changes(found, wor
     assert sum(encoded) == 36  # the test split alone, for both suites
 
 
-def test_too_few_pictures_of_a_class_is_an_error_that_counts_them(workdir):
+def test_too_few_images_of_a_class_is_an_error_that_counts_them(workdir):
     with pytest.raises(EvaluationError, match="0 to choose by"):
         evaluate.evaluate(settings(), workdir, ["folder:few"], suites=["linear_probe"])
 

@@ -1,4 +1,4 @@
-"""Re-captioning: a real (tiny, random) vision-language model describes generated pictures, and training takes it."""
+"""Re-captioning: a real (tiny, random) vision-language model describes generated images, and training takes it."""
 
 import importlib.util
 import json
@@ -48,22 +48,22 @@ def end_with(model, tokens):
 
 
 class Scripted(VisionEngine):
-    """Describes a picture by its colour; what it says of some of them is no caption, or an error."""
+    """Describes an image by its colour; what it says of some of them is no caption, or an error."""
 
     def __init__(self, *, fails=(), dies_after=None, says=None):
         self.asked, self.fails, self.dies_after, self.says = 0, fails, dies_after, says
 
-    def question(self, picture, prompt):
-        return picture
+    def question(self, image, prompt):
+        return image
 
     def generate(self, conversations, seeds):
-        for index, picture in enumerate(conversations):
+        for index, image in enumerate(conversations):
             if self.asked == self.dies_after:
                 raise MemoryError("the machine is gone")
             self.asked += 1
-            red, green, blue = picture.resize((1, 1)).getpixel((0, 0))
+            red, green, blue = image.resize((1, 1)).getpixel((0, 0))
             if (answer := f"A picture of colour {red} {green} {blue}.") in self.fails:
-                raise KeyError("this picture cannot be read")
+                raise KeyError("this image cannot be read")
             yield index, self.says or answer
 
 
@@ -82,7 +82,7 @@ def sidecars(workdir):
     return {path.name: path.read_bytes() for path in folder.iterdir() if SUFFIX in path.name}
 
 
-def test_a_vision_language_model_describes_each_picture_and_training_reads_it(workdir, monkeypatch):
+def test_a_vision_language_model_describes_each_image_and_training_reads_it(workdir, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_a_vision_language_model_describes_each_picture_and_training_reads_it(wo
     assert summary["captions"] + sum(count for key, count in summary.items() if key.startswith("rejected")) == 12
     assert summary["captions"] > 3
     assert all(set(text.split()) <= set(WORDS) for _, text in pairs)
-    assert len({text for _, text in pairs}) > 3  # the pictures decide
+    assert len({text for _, text in pairs}) > 3  # the images decide
     monkeypatch.setattr(recaption, "make_engine", None)  # nothing is left to do, so no model is loaded
     assert recaption.run(config, workdir) == summary
     folder = dataset_folder(workdir, "quickstart", "1.0.0")
@@ -114,7 +114,7 @@ def test_a_vision_language_model_describes_each_picture_and_training_reads_it(wo
     assert len({pairs.readers[0].digest() for pairs in (own, instead, both)}) == 3
 
 
-def test_answers_that_are_no_captions_and_pictures_that_fail_are_left_out_with_their_reasons(workdir, monkeypatch):
+def test_answers_that_are_no_captions_and_images_that_fail_are_left_out_with_their_reasons(workdir, monkeypatch):
     monkeypatch.setattr(recaption, "make_engine", lambda settings: Scripted())
     config = config_with("gen.recaption.model=some-model")
     assert recaption.run(config, workdir)["captions"] == 12
@@ -132,7 +132,7 @@ def test_answers_that_are_no_captions_and_pictures_that_fail_are_left_out_with_t
     assert [text for _, text in pairs] == [text if text != poisoned else "" for text in texts]
     rows = [row for path in (other / "gen" / "recaption").glob("rejects-*") for row in pq.read_table(path).to_pylist()]
     assert {row["reason"] for row in rows} == {"error: KeyError"}
-    # Where there is no description, training keeps the picture's own caption.
+    # Where there is no description, training keeps the image's own caption.
     folder = dataset_folder(other, "quickstart", "1.0.0")
     trained = open_dataset(config_with("data.recaptions=instead").data, folder)
     assert trained[5].captions == (pairs[5][0],)

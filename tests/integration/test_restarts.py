@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import toy_config
 import toy_programs
-from toy_dataset import jpeg, picture, write_dataset
+from toy_dataset import jpeg, pixels, write_dataset
 
 from synthclip_jax import train as train_lib
 from synthclip_jax.files import state_files
@@ -218,7 +218,7 @@ def test_sigterm_in_the_final_evaluation_ends_it_and_costs_nothing(workdir, fini
     for name in ("a red square", "a green square"):
         folder = workdir / "testsets" / name
         folder.mkdir(parents=True)
-        (folder / "0.jpg").write_bytes(jpeg(picture(0)))
+        (folder / "0.jpg").write_bytes(jpeg(pixels(0)))
     config = tiny_config()
     config.eval.datasets = ("squares=folder:testsets",)
     evaluate = train_lib.Evaluation.__call__

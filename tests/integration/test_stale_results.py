@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import toy_config
-from toy_testset import COLOURS, coloured, picture, write_wds
+from toy_testset import COLOURS, coloured, image_bytes, write_wds
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import evaluate
@@ -51,7 +51,7 @@ def place(weights, tmp_path):
         (tmp_path / "set" / name).mkdir(parents=True)
         for index in range(8):
             colour = tuple(min(255, channel + 5 * index) for channel in COLOURS[label])
-            (tmp_path / "set" / name / f"{index}.png").write_bytes(picture(colour, (24, 20)))
+            (tmp_path / "set" / name / f"{index}.png").write_bytes(image_bytes(colour, (24, 20)))
     return tmp_path
 
 
@@ -84,7 +84,7 @@ def other_class_names(place, weights):
 
 
 def an_image_more(place, weights):
-    (place / "set" / "red" / "9.png").write_bytes(picture((9, 9, 9)))
+    (place / "set" / "red" / "9.png").write_bytes(image_bytes((9, 9, 9)))
 
 
 def images_removed(place, weights):
@@ -123,12 +123,12 @@ def test_a_change_makes_the_number_anew_and_is_named(place, weights, change, rea
     assert "evaluated already" in numbers(place, suites=(suite,))[1]
 
 
-def test_pictures_to_learn_from_count_as_much_as_those_to_test_on(place):
+def test_images_to_learn_from_count_as_much_as_those_to_test_on(place):
     for split in ("train", "test"):
         shutil.copytree(place / "set", place / "split" / split)
     spec = f"folder:{place / 'split'}@test"
     numbers(place, spec, suites=("fewshot", "zeroshot"))
-    (place / "split" / "train" / "red" / "9.png").write_bytes(picture((1, 2, 3)))
+    (place / "split" / "train" / "red" / "9.png").write_bytes(image_bytes((1, 2, 3)))
     _, said = numbers(place, spec, suites=("fewshot", "zeroshot"))
     assert "fewshot is evaluated again: the files of the train split changed" in said
     assert "zeroshot is evaluated again" not in said
@@ -137,7 +137,8 @@ def test_pictures_to_learn_from_count_as_much_as_those_to_test_on(place):
 def test_a_relative_place_that_means_another_folder_now_is_another_test_set(place, monkeypatch):
     for here, colours in (("a", COLOURS), ("b", COLOURS[::-1])):
         examples = [
-            (f"s{index}", {"png": picture(colours[index % 6]), "cls": str(index % 6).encode()}) for index in range(8)
+            (f"s{index}", {"png": image_bytes(colours[index % 6]), "cls": str(index % 6).encode()})
+            for index in range(8)
         ]
         write_wds(place / here / "colours", examples)
     monkeypatch.chdir(place / "a")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import toy_config
 import toy_programs
-from toy_dataset import PAIRS, caption, jpeg, picture, write_dataset
+from toy_dataset import PAIRS, caption, jpeg, pixels, write_dataset
 from toy_testset import write_wds
 
 from synthclip_jax import config as config_lib
@@ -119,7 +119,7 @@ def finished(tmp_path_factory, environment):
         folder = workdir / "testsets" / "squares" / f"{front} square on a {back} ground"
         folder.mkdir(parents=True)
         for copy in range(2):
-            cv2.imwrite(str(folder / f"{copy}.png"), picture(index + len(PAIRS) * (40 + copy))[..., ::-1])
+            cv2.imwrite(str(folder / f"{copy}.png"), pixels(index + len(PAIRS) * (40 + copy))[..., ::-1])
     command = [sys.executable, "-m", "synthclip_jax.train", f"--config={toy_config.__file__}"]
     command += [f"--workdir={workdir}", "--config.train.epochs=12", TEST_SET]
     result = subprocess.run(command, cwd=workdir, env=environment, text=True, capture_output=True, timeout=300)
@@ -211,7 +211,7 @@ def test_a_finished_run_does_nothing(finished, main):
 def test_finetuning_with_everything_there_is(finished, workdir, main):
     """Starts from the finished run's parameters; averages, accumulates, keeps the best, profiles."""
     shutil.copytree(finished[0] / "testsets", workdir / "testsets")
-    pairs = [(f"{i}", {"jpg": jpeg(picture(i + 50 * len(PAIRS))), "txt": caption(i).encode()}) for i in range(20)]
+    pairs = [(f"{i}", {"jpg": jpeg(pixels(i + 50 * len(PAIRS))), "txt": caption(i).encode()}) for i in range(20)]
     write_wds(workdir / "testsets" / "pairs", pairs, class_names=(), templates=())
     flags = [f"{TEST_SET},pairs=wds:testsets/pairs", "--config.eval.suites=zeroshot,retrieval"]
     flags += [f"--config.train.init_from={finished[0]}", "--config.train.epochs=4"]
@@ -292,10 +292,10 @@ def test_an_evaluation_that_fails_does_not_cost_the_training(workdir, main):
     bad = workdir / "testsets" / "squares"
     for name in ("a", "b"):
         (bad / name).mkdir(parents=True)
-        (bad / name / "0.png").write_bytes(b"no picture")
+        (bad / name / "0.png").write_bytes(b"no image")
     status, _, err = main(workdir, TEST_SET, "--config.train.epochs=2")
     assert status == 1
-    assert "none of its 2 pictures decodes" in err
+    assert "none of its 2 images decodes" in err
     assert 14 in saved_steps(checkpoint_folder(workdir))
 
 
@@ -363,11 +363,11 @@ def test_a_flipped_bit_stops_training_with_shard_and_record(workdir, main):
     assert "Traceback" not in err
 
 
-def test_pictures_that_do_not_decode_stop_training_or_are_counted(tmp_path, main):
+def test_images_that_do_not_decode_stop_training_or_are_counted(tmp_path, main):
     workdir = new_workdir(tmp_path, replaced={5: b"bad", 80: b"worse"})
     status, _, err = main(workdir, "--config.train.epochs=2")
     assert status == 1
-    assert "do not decode as a picture" in err
+    assert "do not decode as an image" in err
     assert "on_error=skip" in err
     status, out, err = main(workdir, "--config.train.epochs=2", "--config.data.on_error=skip")
     assert status == 0, err

@@ -200,12 +200,12 @@ def test_an_error_of_one_ends_both(workdir):
     share = stream.make_loader(config.data, pairs, tokenize, 16, config.seed, examples_seen=3 * 16, host=1, hosts=2)
     (index,) = numbers(next(share).tokens[:1])  # what process 1 is the first to see, at step 4
     share.close()
-    write_dataset(folder, numbered=True, replaced={index: b"no picture"})
+    write_dataset(folder, numbered=True, replaced={index: b"no image"})
     training = Training(workdir, 2, EPOCHS)
     statuses = training.end(patience=240)
     assert statuses[1] == 1
     assert statuses[0] != 0
-    assert f"{index % 56}: 10 bytes that do not decode as a picture" in training.output(1)
+    assert f"{index % 56}: 10 bytes that do not decode as an image" in training.output(1)
     assert "Traceback" not in training.output(1)
     assert 1 <= last_step(workdir) <= 3
 

@@ -98,7 +98,7 @@ def test_a_sound_dataset_has_no_faults_and_is_read_whole(sound):
 
     result = verify(sound, processes=1)
     assert result.faults == []
-    assert result.shards == 3 + 3 + 3  # captions, balance, pictures
+    assert result.shards == 3 + 3 + 3  # captions, balance, images
     assert result.items == 18 + 18 + 24
     assert result.bytes > sum(path.stat().st_size for path in (sound / DATASET).glob("*.tfrecord-*"))
 
@@ -136,7 +136,7 @@ DAMAGE = {
     "counts that are gone": (lambda w: (w / "gen/balance/counts_after.npy").unlink(), ("counts_after.npy: missing",)),
     "a bank that changed": (lambda w: (w / "gen/concepts/bank.jsonl").write_text(""), ("bank.jsonl",)),
     "metadata that are gone": (lambda w: (w / DATASET / "features.json").unlink(), ("TFDS's metadata",)),
-    "one picture fewer in the metadata": (
+    "one image fewer in the metadata": (
         lambda w: (w / DATASET / "dataset_info.json").write_text(
             (w / DATASET / "dataset_info.json").read_text().replace('"10"', '"9"', 1)
         ),
@@ -148,7 +148,7 @@ DAMAGE = {
     ),
     "a record twice": (lambda w: replace_payloads(w, lambda p: [p[0], p[0], *p[2:]]), ("there twice", "missing")),
     "a record too few": (lambda w: replace_payloads(w, lambda p: p[1:]), ("1 ids are missing", "commit record counts")),
-    "a picture that does not decode": (
+    "an image that does not decode": (
         lambda w: replace_payloads(w, lambda p: [changed_example(p[0], image=[b"\xff\xd8no"]), *p[1:]]),
         ("record 0",),
     ),
@@ -263,10 +263,10 @@ def whole(tmp_path_factory):
 
 def fake_stage(workdir, stage, plan, outputs):
     """Commits what a stage that needs a model would have made."""
-    from gen.shards.finished_pictures import finished_pictures
+    from gen.shards.finished_images import finished_images
     from gen.shards.store import StageStore
 
-    _, data, shards, digest = finished_pictures(toy_config(), workdir)
+    _, data, shards, digest = finished_images(toy_config(), workdir)
     store = StageStore(workdir / "gen" / stage, data)
     store.ensure_plan({"stage": stage, "pictures": digest, "shards": len(shards), **plan})
     for shard in shards:
@@ -344,7 +344,7 @@ def test_what_is_not_made_yet_is_no_fault(tmp_path):
 
     result = verify(tmp_path, processes=1)
     assert (result.faults, result.unfinished) == ([], ["images: 1 of 3 shards are not made yet"])
-    commit_path(tmp_path, "captions", 2).unlink()  # but pictures were made from these
+    commit_path(tmp_path, "captions", 2).unlink()  # but images were made from these
     assert any("captions/commits/00002.json: missing" in fault for fault in faults(tmp_path))
 
 
@@ -543,12 +543,12 @@ def test_descriptions_switched_on_after_the_end_are_repaired_from_their_own_plan
     from gen import recaption
 
     class Describer(VisionEngine):
-        def question(self, picture, prompt):
-            return picture
+        def question(self, image, prompt):
+            return image
 
-        def generate(self, pictures, seeds):
-            for index, picture in enumerate(pictures):
-                yield index, f"A picture of colour {picture.resize((1, 1)).getpixel((0, 0))[0]}."
+        def generate(self, images, seeds):
+            for index, image in enumerate(images):
+                yield index, f"A picture of colour {image.resize((1, 1)).getpixel((0, 0))[0]}."
 
     monkeypatch.setattr(recaption, "make_engine", lambda settings: Describer())
     recaption.run(toy_config("gen.recaption.model=some/model", "gen.recaption.min_words=2"), workdir)

@@ -1,6 +1,6 @@
 """What stock open_clip and transformers make of an export; runs where `benchmarks.referee` lets them be imported.
 
-EXPORT PICTURES OUT.npz [TEXT ...]     pictures are a folder of files
+EXPORT IMAGES OUT.npz [TEXT ...]     images are a folder of files
 """
 
 import pathlib
@@ -15,12 +15,12 @@ from PIL import Image
 
 def main(export: str, folder: str, out: str, *texts: str) -> None:
     """Writes unit vectors and pixels of both libraries, token ids, and the pipeline's scores."""
-    pictures = [Image.open(path).convert("RGB") for path in sorted(pathlib.Path(folder).iterdir())]
+    images = [Image.open(path).convert("RGB") for path in sorted(pathlib.Path(folder).iterdir())]
     found = {}
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
     tokens = open_clip.get_tokenizer(f"local-dir:{export}")(list(texts))
-    pixels = torch.stack([preprocess(picture) for picture in pictures])
+    pixels = torch.stack([preprocess(image) for image in images])
     model.eval()
     with torch.inference_mode():
         found["open_clip_images"] = model.encode_image(pixels, normalize=True)
@@ -30,7 +30,7 @@ def main(export: str, folder: str, out: str, *texts: str) -> None:
     model = transformers.AutoModel.from_pretrained(export).eval()
     for backend in ("pil", "torchvision"):
         processor = transformers.AutoProcessor.from_pretrained(export, backend=backend)
-        inputs = processor(text=list(texts), images=pictures, padding=True, truncation=True, return_tensors="pt")
+        inputs = processor(text=list(texts), images=images, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             outputs = model(**inputs)
         name = f"transformers_{backend}"
@@ -39,7 +39,7 @@ def main(export: str, folder: str, out: str, *texts: str) -> None:
 
     classify = transformers.pipeline("zero-shot-image-classification", model=export)
     short = list(texts[:2])  # the pipeline does not cut long ones
-    answers = classify(pictures[0], candidate_labels=short, hypothesis_template="{}")
+    answers = classify(images[0], candidate_labels=short, hypothesis_template="{}")
     scores = {answer["label"]: answer["score"] for answer in answers}
     found["pipeline"] = torch.tensor([scores[text] for text in short])
     np.savez(out, **{name: value.detach().numpy() for name, value in found.items()})

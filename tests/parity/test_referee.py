@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toy_config
 from PIL import Image
-from toy_dataset import COLOURS, PAIRS, picture, write_dataset
+from toy_dataset import COLOURS, PAIRS, pixels, write_dataset
 
 from benchmarks import referee
 from synthclip_jax.formats.foreign import read_foreign
@@ -37,16 +37,16 @@ def write_tar(folder: pathlib.Path, examples: list[dict[str, bytes]]) -> None:
 
 
 def encoded(index: int) -> bytes:
-    """A picture that has to be resized and cropped, of the square with this number."""
+    """An image that has to be resized and cropped, of the square with this number."""
     size = (61 + index % 50, 70 + index % 31)
     stream = io.BytesIO()
-    Image.fromarray(picture(index, 48)).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
+    Image.fromarray(pixels(index, 48)).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
     return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
 def testsets(tmp_path_factory):
-    """A classification set (which colour is in front?) and a retrieval set whose pictures have 1 to 4 captions."""
+    """A classification set (which colour is in front?) and a retrieval set whose images have 1 to 4 captions."""
     root = tmp_path_factory.mktemp("testsets")
     fronts = [list(COLOURS).index(PAIRS[index % len(PAIRS)][0]) for index in range(3, 63)]
     write_tar(root / "squares", [{"png": encoded(i), "cls": b"%d" % c} for i, c in enumerate(fronts, 3)])
@@ -134,20 +134,20 @@ def photographs(folder: pathlib.Path) -> pathlib.Path:
 
 
 def margin(path: pathlib.Path, size: int) -> int:
-    """Pixels that the crop takes off the longer side of a resized picture."""
+    """Pixels that the crop takes off the longer side of a resized image."""
     short, long = sorted(Image.open(path).size)
     return int(size * long / short) - size
 
 
 def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(exported, tmp_path):
     workdir, export = exported
-    folder = photographs(tmp_path / "pictures")
+    folder = photographs(tmp_path / "images")
     arguments = [str(export), str(folder), str(tmp_path / "theirs.npz"), *TEXTS]
     referee.run(str(pathlib.Path(__file__).with_name("stock_features.py")), arguments)
     theirs = np.load(tmp_path / "theirs.npz")
     encoder = load_encoder(workdir)
     files = sorted(folder.iterdir())
-    (batch,) = encoder.pictures((path.name, path.read_bytes()) for path in files)
+    (batch,) = encoder.images((path.name, path.read_bytes()) for path in files)
     texts = encoder.texts(TEXTS)
     config = load_model(workdir).config
     preprocess = Preprocess.from_config(config.data)

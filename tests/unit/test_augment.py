@@ -1,4 +1,4 @@
-"""Training pictures: cropped as torchvision does, changed as often as the config says."""
+"""Training images: cropped as torchvision does, changed as often as the config says."""
 
 import math
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from toy_dataset import picture
+from toy_dataset import pixels
 
 from synthclip_jax.data.augment import Augment, draw_crop, resize
 
@@ -52,11 +52,11 @@ def augmented(probability, **changes):
     settings = {"grayscale": 0.0, "invert": 0.0, "flip": 0.0, **changes}
     augment = Augment(32, (1.0, 1.0), (1.0, 1.0), "bilinear", **settings)
     rng = np.random.default_rng(0)
-    return [augment(picture(1), rng) for _ in range(round(200 * probability))]
+    return [augment(pixels(1), rng) for _ in range(round(200 * probability))]
 
 
 def test_mirror_grey_and_inversion_happen_with_their_probability():
-    image = picture(1)
+    image = pixels(1)
     grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
     for name, changed in (("flip", image[:, ::-1]), ("grayscale", grey), ("invert", 255 - image)):
         results = augmented(1, **{name: 0.3})

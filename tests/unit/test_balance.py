@@ -533,7 +533,7 @@ def test_near_duplicates_found_are_those_of_comparing_all_pairs():
 def test_a_threshold_is_the_same_however_few_captions_are_held(tmp_path, monkeypatch):
     results = []
     for name, held in (("all", 10**6), ("few", 2)):
-        monkeypatch.setattr(selection, "HELD", held)
+        monkeypatch.setattr(selection, "MAX_HELD", held)
         monkeypatch.setattr(match_files, "BLOCK", 10 * held)
         config = make_workdir(tmp_path / name, zoo(), lambda position: position // 20)
         config.gen.balance.update(t=0.0, target_size=77)

@@ -50,8 +50,8 @@ FORMS = {
 
 def write(folder, content, name="c.json"):
     folder.mkdir(exist_ok=True)
-    for picture in CAPTIONS:
-        (folder / picture).write_bytes(b"picture " + picture.encode())
+    for image in CAPTIONS:
+        (folder / image).write_bytes(b"image " + image.encode())
     data = content if isinstance(content, bytes | str) else json.dumps(content)
     (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     return f"karpathy:{folder / name}"
@@ -63,7 +63,7 @@ def test_every_form_gives_the_same_images_and_captions(tmp_path, form):
     examples = list(dataset)
     assert [example.key.rpartition("/")[2] for example in examples] == list(CAPTIONS)
     assert [example.captions for example in examples] == list(CAPTIONS.values())
-    assert [example.image for example in examples] == [b"picture " + name.encode() for name in CAPTIONS]
+    assert [example.image for example in examples] == [b"image " + name.encode() for name in CAPTIONS]
     assert len(dataset) == 3
     assert not dataset.left_out
 
@@ -84,7 +84,7 @@ def test_what_is_no_caption_is_left_out_and_counted(tmp_path):
         "empty caption": 2,
         "caption with a NUL": 1,
         "caption that is not UTF-8": 1,
-        "picture without a caption": 1,
+        "image without a caption": 1,
     }
     spec = write(tmp_path / "coco", coco(extra=[(99, "of nothing")]))
     assert open_dataset(spec).left_out.count == 1
@@ -97,7 +97,7 @@ WRONG = {
     ),
     "results": (
         [{"image_id": 7, "caption": "a cat"}],
-        "none of them is the picture .*captions by number, without files",
+        "none of them is the image .*captions by number, without files",
     ),
     "no captions": ([{"image": "0.jpg", "label": 3}], "none of them is the caption"),
     "another object": (
@@ -117,9 +117,9 @@ WRONG = {
         coco() | {"images": [{"id": [1], "file_name": "0.jpg"}]},
         "an entry is not of the form",
     ),
-    "no entry": ({"images": [], "annotations": []}, "no picture with a caption"),
+    "no entry": ({"images": [], "annotations": []}, "no image with a caption"),
     "a NUL in a name": ([{"image": "0\0.jpg", "caption": "x"}], "no file can have such a name"),
-    "a file that is gone": ([{"image": "9.jpg", "caption": "x"}], "captions with no picture: 1 of the 1 pictures"),
+    "a file that is gone": ([{"image": "9.jpg", "caption": "x"}], "captions with no image: 1 of the 1 images"),
     "a path upwards": (
         [{"image": "../outside.jpg", "caption": "x"}],
         "leads out of .* --config.eval.allow_outside=true",

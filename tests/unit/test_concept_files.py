@@ -113,11 +113,11 @@ READ = {  # name: (file's name, content, entries, a part of what is said; empty:
     "a whole page": ("a.txt", "owl\n" + "word " * 100 + "\n", ["owl"], "more than 200 characters"),
     "what no decoder could read": ("a.txt", "owl\nd\ufffdg\n", ["owl"], "could not be decoded"),
     "a bell": ("a.txt", "owl\nd\x07og\n", ["owl"], "a control character"),
-    "addresses and pictures": (
+    "addresses and images": (
         "a.txt",
         "owl\nhttps://x.org/a\nimages/1.jpg\n",
         ["owl"],
-        "the name of a picture's file",
+        "the name of an image file",
     ),
     "columns with a header": ("a.txt", "id\tlabel\n0\tdog\n1\towl\n", DOG_OWL, "column 2 (label) of 2 is read"),
     "TSV": ("a.tsv", "label\tcount\ndog\t12\nowl\t3\n", DOG_OWL, "column 1 (label) of 2 is read"),

@@ -31,19 +31,19 @@ def test_captions_count_once_each_in_whole_words_of_either_number():
     assert seen == {"dog": 2, "fire truck": 1, "cat": 0}
 
 
-def test_groups_add_up_to_all_pictures_and_hold_their_accuracy():
+def test_groups_add_up_to_all_images_and_hold_their_accuracy():
     classes = [concepts.Class(*each) for each in (("a", IN, 0), ("b", OUT, 5), ("c", OUT, 12), ("d", NEAR, 9))]
     right, count = np.array([4, 1, 0, 2]), np.array([5, 5, 5, 2])
     groups = {group.name: group for group in concepts.by_kind(classes, right, count)}
-    assert {name: (group.classes, group.pictures) for name, group in groups.items()} == {
+    assert {name: (group.classes, group.images) for name, group in groups.items()} == {
         IN: (1, 5),
         NEAR: (1, 2),
         OUT: (2, 10),
     }
     assert groups[OUT].accuracy == 0.1
     frequency = concepts.by_frequency(classes, right, count)
-    assert [(group.name, group.pictures) for group in frequency] == [("0", 5), ("1 to 9", 7), ("10 to 99", 5)]
-    assert sum(group.pictures for group in frequency) == 17
+    assert [(group.name, group.images) for group in frequency] == [("0", 5), ("1 to 9", 7), ("10 to 99", 5)]
+    assert sum(group.images for group in frequency) == 17
 
 
 def test_trend_finds_the_slope_that_is_there():
@@ -93,7 +93,7 @@ def two_runs(tmp_path_factory):
     return first, folder / "second", arrays
 
 
-def test_the_page_names_the_winner_its_classes_and_the_pictures(two_runs):
+def test_the_page_names_the_winner_its_classes_and_the_images(two_runs):
     first, second, arrays = two_runs
     page = compare_runs.build((first, second))
     with np.load(first / "eval" / "600-zeroshot.composites.npz") as file:
@@ -102,7 +102,7 @@ def test_the_page_names_the_winner_its_classes_and_the_pictures(two_runs):
     assert f"Only first, step 600 is right: {right.sum()} picture" in section
     assert "Only second, step 600 is right: 0 pictures" in section
     assert "larger than chance explains" in section
-    assert section.count("<img") == min(right.sum(), compare_runs.PICTURES)
+    assert section.count("<img") == min(right.sum(), compare_runs.IMAGES)
     names = arrays["class_names"]
     assert f"<b>{names[0]}</b> taken for <b>{names[1]}</b>" in section
     assert concepts.IN in section
@@ -115,7 +115,7 @@ def test_other_classes_are_refused_by_name(two_runs, tmp_path):
     other = {**arrays, "class_names": arrays["class_names"][::-1]}
     with pytest.raises(compare_runs.CompareError, match="different classes"):
         compare_runs.pair("composites", arrays, other)
-    with pytest.raises(compare_runs.CompareError, match="no picture is in both"):
+    with pytest.raises(compare_runs.CompareError, match="no image is in both"):
         compare_runs.pair("composites", arrays, {**arrays, "keys": np.char.add(arrays["keys"], "x")})
     with pytest.raises(compare_runs.CompareError, match="Evaluate first"):
         compare_runs.build((first, tmp_path))

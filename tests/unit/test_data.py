@@ -9,7 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
-from toy_dataset import caption, jpeg, picture, write_dataset
+from toy_dataset import caption, jpeg, pixels, write_dataset
 
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
@@ -18,7 +18,7 @@ from synthclip_jax.data.loader import Batch
 from synthclip_jax.data.readers import open_reader
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError
 from synthclip_jax.data.stream import Pairs, make_loader
-from synthclip_jax.images.decoding import PictureError
+from synthclip_jax.images.decoding import ImageError
 from synthclip_jax.training.claim import WorkdirMismatch, claim_workdir, describe_run
 
 EXAMPLES = 20
@@ -117,15 +117,15 @@ def test_a_flipped_bit_stops_the_loader_with_the_same_words(shards, config):
         take(config, Pairs([reader(shards[0].parent)]), 3)
 
 
-@pytest.mark.parametrize("bad", [b"no picture", b"", jpeg(picture(0))[:-300]], ids=["text", "empty", "cut off"])
-def test_a_picture_that_does_not_decode_stops_with_shard_and_record(tmp_path, config, bad):
+@pytest.mark.parametrize("bad", [b"no image", b"", jpeg(pixels(0))[:-300]], ids=["text", "empty", "cut off"])
+def test_an_image_that_does_not_decode_stops_with_shard_and_record(tmp_path, config, bad):
     write_dataset(tmp_path, EXAMPLES, shards=2, replaced={13: bad})
     pairs = Pairs([reader(tmp_path)])
-    with pytest.raises(PictureError, match=r"toy-train.tfrecord-00001-of-00002: record 3: .*on_error=skip"):
+    with pytest.raises(ImageError, match=r"toy-train.tfrecord-00001-of-00002: record 3: .*on_error=skip"):
         take(config, pairs, 4)
 
 
-def test_a_picture_that_does_not_decode_is_skipped_and_counted_when_asked(tmp_path, config):
+def test_an_image_that_does_not_decode_is_skipped_and_counted_when_asked(tmp_path, config):
     write_dataset(tmp_path, EXAMPLES, shards=2, replaced={13: b"bad", 14: b"bad"})
     pairs = Pairs([reader(tmp_path)], on_error="skip")
     np.testing.assert_array_equal(pairs[13].image, pairs[15].image)
@@ -134,7 +134,7 @@ def test_a_picture_that_does_not_decode_is_skipped_and_counted_when_asked(tmp_pa
     assert sum(batch.skipped for batch in take(config, pairs, 4, batch_size=5)) == 3  # one epoch
 
 
-def test_a_dataset_of_nothing_but_bad_pictures_is_not_skipped_through(tmp_path):
+def test_a_dataset_of_nothing_but_bad_images_is_not_skipped_through(tmp_path):
     write_dataset(tmp_path, 4, shards=1, replaced=dict.fromkeys(range(4), b"bad"))
     with pytest.raises(RecordError, match="in a row cannot be read"):
         Pairs([reader(tmp_path)], on_error="skip")[0]
@@ -257,12 +257,12 @@ def test_hosts_and_workers_may_join_and_leave_between_restarts(mixture, config, 
 
 @pytest.fixture
 def mixture(tmp_path):
-    """Two sources of 20 and 12 examples that share their first 12 captions, not their pictures."""
+    """Two sources of 20 and 12 examples that share their first 12 captions, not their images."""
 
     def make(weights=None, **kwargs):
         if not (tmp_path / "b").exists():
             write_dataset(tmp_path / "a", EXAMPLES, shards=2)
-            write_dataset(tmp_path / "b", 12, shards=1, replaced={i: jpeg(255 - picture(i)) for i in range(12)})
+            write_dataset(tmp_path / "b", 12, shards=1, replaced={i: jpeg(255 - pixels(i)) for i in range(12)})
         return Pairs([reader(tmp_path / "a"), reader(tmp_path / "b")], weights, **kwargs)
 
     return make
@@ -301,7 +301,7 @@ def test_sources_are_mixed_by_weight_and_each_is_seen_evenly(mixture, config, we
         assert len(set(map(tuple, epochs))) == len(epochs) > 2
 
 
-def test_a_mix_shows_the_pictures_of_the_source_it_draws_from(mixture, config):
+def test_a_mix_shows_the_images_of_the_source_it_draws_from(mixture, config):
     config.update(flip=0.0, grayscale=0.0, invert=0.0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     pairs = mixture((1, 2))
     images = np.concatenate([batch.images for batch in take(config, pairs, 4)])
@@ -327,7 +327,7 @@ def test_the_sheet_names_sources_and_their_shares(mixture):
     assert re.fullmatch(r"20 pairs in 2 shard\(s\): .*/a", Pairs(mixture().readers[:1]).describe())
 
 
-def test_a_bad_picture_is_replaced_by_one_of_its_own_source(tmp_path):
+def test_a_bad_image_is_replaced_by_one_of_its_own_source(tmp_path):
     write_dataset(tmp_path / "a", 4, shards=1, replaced={3: b"bad"})
     write_dataset(tmp_path / "b", 4, shards=1)
     pairs = Pairs([reader(tmp_path / "a"), reader(tmp_path / "b")], (1, 1), on_error="skip")
@@ -348,7 +348,7 @@ def test_of_several_captions_one_is_drawn_at_each_step(pairs, config):
     assert all(90 <= words[word] <= 180 for word in ("one", "two", "three"))  # 400 draws
     assert len({word for text in shown if text.endswith(" 7") for word in text.split()[:1]}) == 3
     assert captions_of(take(config, several, 50)) == shown
-    # The picture is cropped before the caption is drawn, so that it is the same however many captions there are.
+    # The image is cropped before the caption is drawn, so that it is the same however many captions there are.
     for batch, other in zip(batches, take(config, pairs, 50), strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
 

@@ -1,4 +1,4 @@
-"""Embedding pictures and texts: every item once, in order, whatever interrupts it."""
+"""Embedding images and texts: every item once, in order, whatever interrupts it."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import toy_config
-from toy_dataset import jpeg, picture
+from toy_dataset import jpeg, pixels
 
 from synthclip_jax import config as config_lib
 from synthclip_jax import embed as embed_lib
@@ -38,14 +38,14 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """21 pictures in folders, of which two do not decode, and a file that is no picture."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """21 images in folders, of which two do not decode, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("images")
     for index in range(21):
         path = folder / f"{index % 3}" / f"{index:02d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"no picture" if index in (4, 11) else jpeg(picture(index)))
-    (folder / "notes.txt").write_text("not a picture")
+        path.write_bytes(b"no image" if index in (4, 11) else jpeg(pixels(index)))
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -60,9 +60,9 @@ def quiet(line: str) -> None:
     """Takes the place of print."""
 
 
-def test_pictures_and_texts_are_embedded_in_order_and_the_undecodable_named(workdir, pictures, texts, tmp_path):
+def test_images_and_texts_are_embedded_in_order_and_the_undecodable_named(workdir, images, texts, tmp_path):
     said = []
-    assert embed(workdir, tmp_path / "v.npz", str(pictures), texts, batch_size=8, part_size=5, log=said.append)
+    assert embed(workdir, tmp_path / "v.npz", str(images), texts, batch_size=8, part_size=5, log=said.append)
     found = np.load(tmp_path / "v.npz")
     good = sorted(f"{index % 3}/{index:02d}.jpg" for index in range(21) if index not in (4, 11))
     assert found["image_keys"].tolist() == good
@@ -71,7 +71,7 @@ def test_pictures_and_texts_are_embedded_in_order_and_the_undecodable_named(work
     encoder = load_encoder(workdir, batch_size=8)
     expected = {
         key: vector
-        for batch in encoder.pictures((key, (pictures / key).read_bytes()) for key in good)
+        for batch in encoder.images((key, (images / key).read_bytes()) for key in good)
         for key, vector in zip(batch.keys, batch.embeddings, strict=True)
     }
     np.testing.assert_allclose(found["images"], np.stack([expected[key] for key in good]), atol=1e-6)
@@ -81,10 +81,10 @@ def test_pictures_and_texts_are_embedded_in_order_and_the_undecodable_named(work
     assert not list(tmp_path.glob("*.parts"))
 
 
-def test_parquet_holds_the_same(workdir, pictures, texts, tmp_path):
+def test_parquet_holds_the_same(workdir, images, texts, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     for name in ("v.npz", "v.parquet"):
-        embed(workdir, tmp_path / name, str(pictures), texts, batch_size=8, part_size=5, log=quiet)
+        embed(workdir, tmp_path / name, str(images), texts, batch_size=8, part_size=5, log=quiet)
     table, arrays = parquet.read_table(tmp_path / "v.parquet"), np.load(tmp_path / "v.npz")
     rows = np.array(table["embedding"].to_pylist(), np.float32)
     np.testing.assert_array_equal(rows, np.concatenate([arrays["images"], arrays["texts"]]))
@@ -93,10 +93,8 @@ def test_parquet_holds_the_same(workdir, pictures, texts, tmp_path):
     assert len(json.loads(table.schema.metadata[b"skipped"])["images"]) == 2
 
 
-def test_an_interrupted_run_embeds_only_what_is_missing_and_gives_the_same_file(
-    workdir, pictures, tmp_path, monkeypatch
-):
-    embed(workdir, tmp_path / "whole.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+def test_an_interrupted_run_embeds_only_what_is_missing_and_gives_the_same_file(workdir, images, tmp_path, monkeypatch):
+    embed(workdir, tmp_path / "whole.npz", str(images), batch_size=4, part_size=4, log=quiet)
     write = Parts.write
 
     def write_two(self, kind, number, part):
@@ -106,7 +104,7 @@ def test_an_interrupted_run_embeds_only_what_is_missing_and_gives_the_same_file(
 
     monkeypatch.setattr(Parts, "write", write_two)
     with pytest.raises(KeyboardInterrupt):
-        embed(workdir, tmp_path / "v.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+        embed(workdir, tmp_path / "v.npz", str(images), batch_size=4, part_size=4, log=quiet)
     monkeypatch.setattr(Parts, "write", write)
     there = sorted(path.name for path in (tmp_path / "v.npz.parts").glob("images-*.npz"))
     assert "images-00002.npz" not in there
@@ -114,28 +112,28 @@ def test_an_interrupted_run_embeds_only_what_is_missing_and_gives_the_same_file(
     assert not (tmp_path / "v.npz").exists()
 
     asked = []
-    stream = Encoder.pictures
+    stream = Encoder.images
 
     def counted(self, items):
         return stream(self, (asked.append(key) or (key, data) for key, data in items))
 
-    monkeypatch.setattr(Encoder, "pictures", counted)
-    assert embed(workdir, tmp_path / "v.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+    monkeypatch.setattr(Encoder, "images", counted)
+    assert embed(workdir, tmp_path / "v.npz", str(images), batch_size=4, part_size=4, log=quiet)
     done = {4 * int(name[7:12]) + offset for name in there for offset in range(4)}
     assert sorted(asked) == [index for index in range(21) if index not in done]
     first, second = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "v.npz")
     for name in first.files:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
     asked.clear()
-    assert embed(workdir, tmp_path / "v.npz", str(pictures), batch_size=4, part_size=4, log=quiet)
+    assert embed(workdir, tmp_path / "v.npz", str(images), batch_size=4, part_size=4, log=quiet)
     assert asked == []
 
 
-def test_several_machines_share_the_parts_and_the_last_one_joins_them(workdir, pictures, texts, tmp_path):
-    embed(workdir, tmp_path / "one.npz", str(pictures), texts, batch_size=8, part_size=4, log=quiet)
+def test_several_machines_share_the_parts_and_the_last_one_joins_them(workdir, images, texts, tmp_path):
+    embed(workdir, tmp_path / "one.npz", str(images), texts, batch_size=8, part_size=4, log=quiet)
     for number in (1, 0, 2):
         whole = embed(
-            workdir, tmp_path / "v.npz", str(pictures), texts, None, 8, part_size=4, part=(number, 3), log=quiet
+            workdir, tmp_path / "v.npz", str(images), texts, None, 8, part_size=4, part=(number, 3), log=quiet
         )
         assert whole == (number == 2)
     one, several = np.load(tmp_path / "one.npz"), np.load(tmp_path / "v.npz")
@@ -143,14 +141,14 @@ def test_several_machines_share_the_parts_and_the_last_one_joins_them(workdir, p
         np.testing.assert_array_equal(one[name], several[name], err_msg=name)
 
 
-def test_another_checkpoint_or_other_items_are_refused_unless_redone(workdir, pictures, texts, tmp_path):
+def test_another_checkpoint_or_other_items_are_refused_unless_redone(workdir, images, texts, tmp_path):
     out = tmp_path / "v.npz"
     embed(workdir, out, "", texts, step=1, log=quiet)
     before = np.load(out)["texts"]
     with pytest.raises(EmbeddingError, match=r"holds something else .*\n  step: 1 -> 2\n  checkpoint: "):
         embed(workdir, out, "", texts, log=quiet)
     with pytest.raises(EmbeddingError, match="images: "):
-        embed(workdir, out, str(pictures), texts, step=1, log=quiet)
+        embed(workdir, out, str(images), texts, step=1, log=quiet)
     np.testing.assert_array_equal(np.load(out)["texts"], before)
     embed(workdir, out, "", texts, redo=True, log=quiet)
     assert np.abs(np.load(out)["texts"] - before).max() > 0.01
@@ -160,8 +158,8 @@ def test_another_checkpoint_or_other_items_are_refused_unless_redone(workdir, pi
     assert (tmp_path / "mine.npz").read_bytes() == b"precious"
 
 
-def test_a_pattern_finds_pictures_too(pictures):
-    keys, files = embed_lib.find_pictures(f"{pictures}/1/*.jpg")
+def test_a_pattern_finds_images_too(images):
+    keys, files = embed_lib.find_images(f"{images}/1/*.jpg")
     assert len(files) == 7
     assert keys == [str(path) for path in files]
 
@@ -207,11 +205,11 @@ def test_a_file_of_another_encoding_is_named(workdir, tmp_path, data, what):
 
 
 def make_odd_folder(folder):
-    """A folder with one picture of its own, and much that is none."""
+    """A folder with one image of its own, and much that is none."""
     (folder / "set" / "deep").mkdir(parents=True)
     (folder / "elsewhere").mkdir()
     for path in ("set/deep/a.jpg", "elsewhere/b.jpg", "set/.hidden.jpg", "set/notes.txt", "set/Thumbs.db"):
-        (folder / path).write_bytes(jpeg(picture(1)))
+        (folder / path).write_bytes(jpeg(pixels(1)))
     for name in ("round", "again"):
         (folder / "set" / "deep" / name).symlink_to("..")
     (folder / "set" / "out.jpg").symlink_to("../elsewhere/b.jpg")
@@ -220,25 +218,25 @@ def make_odd_folder(folder):
     return str(folder / "set")
 
 
-def test_each_picture_of_a_folder_comes_once_and_what_is_passed_over_is_counted(tmp_path):
+def test_each_image_of_a_folder_comes_once_and_what_is_passed_over_is_counted(tmp_path):
     place = make_odd_folder(tmp_path)
     left_out = LeftOut("files")
-    keys, _ = embed_lib.find_pictures(place, left_out)
+    keys, _ = embed_lib.find_images(place, left_out)
     assert keys == ["deep/a.jpg"]
     assert left_out.count == 8
     assert {name for cause in left_out.causes.values() for name in cause.names} == {
         *(".hidden.jpg", "notes.txt", "Thumbs.db", "out.jpg", "zero.jpg", "pipe.jpg", "deep/round", "deep/again")
     }
-    assert embed_lib.find_pictures(place, allow_outside=True)[0] == ["deep/a.jpg", "out.jpg"]
+    assert embed_lib.find_images(place, allow_outside=True)[0] == ["deep/a.jpg", "out.jpg"]
 
 
 def test_a_pattern_that_enters_folders_ends_where_links_go_round(tmp_path):
     place = make_odd_folder(tmp_path)
-    keys, _ = embed_lib.find_pictures(f"{place}/**/*.jpg")
+    keys, _ = embed_lib.find_images(f"{place}/**/*.jpg")
     assert keys == [f"{place}/deep/a.jpg"]
-    assert embed_lib.find_pictures(f"{place}/*/a.*")[0] == [f"{place}/deep/a.jpg"]
+    assert embed_lib.find_images(f"{place}/*/a.*")[0] == [f"{place}/deep/a.jpg"]
     with pytest.raises(EmbeddingError, match=r"no file of this name or pattern .*no regular file"):
-        embed_lib.find_pictures("/dev/zero")
+        embed_lib.find_images("/dev/zero")
 
 
 def test_what_is_passed_over_is_said(workdir, tmp_path):
@@ -252,8 +250,8 @@ def test_a_file_name_that_is_no_utf_8_has_a_key_in_both_formats(workdir, tmp_pat
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "set").mkdir()
     with contextlib.suppress(OSError):  # file systems that take UTF-8 alone
-        (tmp_path / "set" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg(picture(1)))
-    (tmp_path / "set" / "b.jpg").write_bytes(jpeg(picture(2)))
+        (tmp_path / "set" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg(pixels(1)))
+    (tmp_path / "set" / "b.jpg").write_bytes(jpeg(pixels(2)))
     for name in ("v.npz", "v.parquet"):
         embed(workdir, tmp_path / name, str(tmp_path / "set"), log=quiet)
     keys = np.load(tmp_path / "v.npz")["image_keys"].tolist()
@@ -261,7 +259,7 @@ def test_a_file_name_that_is_no_utf_8_has_a_key_in_both_formats(workdir, tmp_pat
     shown = parquet.read_table(tmp_path / "v.parquet")["key"].to_pylist()
     assert shown == [key.replace("\udce9", "\\xe9") for key in keys]
     if len(keys) > 1:
-        (tmp_path / "set" / "caf\\xe9.jpg").write_bytes(jpeg(picture(3)))
+        (tmp_path / "set" / "caf\\xe9.jpg").write_bytes(jpeg(pixels(3)))
         with pytest.raises(EmbeddingError, match="have one key"):
             embed(workdir, tmp_path / "w.parquet", str(tmp_path / "set"), log=quiet)
 
@@ -299,10 +297,10 @@ def test_a_plan_that_is_cut_off_is_one_line_that_says_what_to_do(workdir, texts,
         main([f"--workdir={workdir}", f"--texts={texts}", f"--out={tmp_path / 'v.npz'}", "--part-size=2"])
 
 
-def test_pictures_replaced_by_others_of_the_same_size_are_other_items(workdir, tmp_path):
+def test_images_replaced_by_others_of_the_same_size_are_other_items(workdir, tmp_path):
     (tmp_path / "set").mkdir()
     path = tmp_path / "set" / "a.jpg"
-    path.write_bytes(jpeg(picture(1)))
+    path.write_bytes(jpeg(pixels(1)))
     embed(workdir, tmp_path / "v.npz", str(tmp_path / "set"), log=quiet)
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
     with pytest.raises(EmbeddingError, match=r"holds something else.*\n  images: "):

@@ -1,4 +1,4 @@
-"""The encoder: unit vectors of texts and pictures, in order, whatever the batches are."""
+"""The encoder: unit vectors of texts and images, in order, whatever the batches are."""
 
 import io
 import threading
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from toy_pictures import encode, jpeg_of, photo
+from toy_images import encode, jpeg_of, photo
 
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
@@ -21,7 +21,7 @@ from synthclip_jax.model.towers import make_model
 TEXTS = ["a dog", "", "three very small red cars parked in a row beside the old town hall", "a cat", "snow " * 60]
 
 
-def picture(seed, size=(20, 16), form="PNG"):
+def image_bytes(seed, size=(20, 16), form="PNG"):
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
@@ -56,22 +56,22 @@ def test_many_texts_are_the_same_as_each_alone(model, monkeypatch):
     np.testing.assert_allclose(encoder.texts(texts), alone, atol=1e-6)
 
 
-def test_pictures_come_in_order_with_their_keys_and_the_broken_ones_apart(model):
+def test_images_come_in_order_with_their_keys_and_the_broken_ones_apart(model):
     config, graphdef, params = model
     encoder = Encoder(config, graphdef, params, batch_size=4)
-    items = [((index, "key"), picture(index)) for index in range(11)]
-    items[5] = ("broken", b"no picture")
-    batches = list(encoder.pictures(iter(items)))
+    items = [((index, "key"), image_bytes(index)) for index in range(11)]
+    items[5] = ("broken", b"no image")
+    batches = list(encoder.images(iter(items)))
     assert [key for batch in batches for key in batch.keys] == [key for key, _ in items if key != "broken"]
     assert [key for batch in batches for key in batch.skipped] == ["broken"]
     pixels = encoder.preprocess.batch([data for key, data in items if key != "broken"])
     expected = nnx.merge(graphdef, params).encode_image(encoder.preprocess.normalise(pixels))
     np.testing.assert_allclose(np.concatenate([batch.embeddings for batch in batches]), expected, atol=1e-6)
-    assert list(encoder.pictures([])) == []
+    assert list(encoder.images([])) == []
 
 
-def test_pictures_are_seen_as_training_sees_them_and_no_decoders_error_comes_through(model):
-    grey = np.asarray(Image.open(io.BytesIO(picture(0))).convert("L"))
+def test_images_are_seen_as_training_sees_them_and_no_decoders_error_comes_through(model):
+    grey = np.asarray(Image.open(io.BytesIO(image_bytes(0))).convert("L"))
     alike = [encode(Image.fromarray(grey), "PNG"), encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")]
     logo = Image.new("RGBA", (20, 16), (255, 255, 255, 0))
     alike += [encode(logo, "PNG"), encode(logo.convert("RGB"), "PNG")]
@@ -79,7 +79,7 @@ def test_pictures_are_seen_as_training_sees_them_and_no_decoders_error_comes_thr
     broken = [data[: len(data) * 2 // 3] for data in whole.values()]
     huge = jpeg_of(60_000, 60_000)
     encoder = Encoder(*model, batch_size=4)
-    batches = list(encoder.pictures(enumerate([*alike, *broken, huge])))
+    batches = list(encoder.images(enumerate([*alike, *broken, huge])))
     assert [key for batch in batches for key in batch.skipped] == list(range(4, 5 + len(broken)))
     vectors = np.concatenate([batch.embeddings for batch in batches])
     np.testing.assert_array_equal(vectors[0], vectors[1])
@@ -87,25 +87,25 @@ def test_pictures_are_seen_as_training_sees_them_and_no_decoders_error_comes_thr
     assert not np.allclose(vectors[0], vectors[2])
 
 
-def test_the_largest_picture_that_is_decoded_is_the_configs_or_of_an_older_config_the_usual_one(model):
+def test_the_largest_image_that_is_decoded_is_the_configs_or_of_an_older_config_the_usual_one(model):
     config, graphdef, params = model
     config = config.copy_and_resolve_references()
     config.data.max_pixels = 20 * 16 - 1
-    (batch,) = Encoder(config, graphdef, params).pictures([("large", picture(0)), ("small", picture(1, (8, 8)))])
+    (batch,) = Encoder(config, graphdef, params).images([("large", image_bytes(0)), ("small", image_bytes(1, (8, 8)))])
     assert (batch.keys, batch.skipped) == (["small"], ["large"])
     del config.data.max_pixels
-    (batch,) = Encoder(config, graphdef, params).pictures([("large", picture(0))])
+    (batch,) = Encoder(config, graphdef, params).images([("large", image_bytes(0))])
     assert batch.keys == ["large"]
 
 
 def test_batches_spread_over_devices_give_the_same_vectors(model):
     config, graphdef, params = model
-    items = [(index, picture(index)) for index in range(10)]
+    items = [(index, image_bytes(index)) for index in range(10)]
     alone = Encoder(config, graphdef, params, batch_size=4)
     spread = Encoder(config, graphdef, on_all_devices(params), batch_size=4)
     assert spread.batch_size == max(4, jax.device_count())
     np.testing.assert_allclose(spread.texts(TEXTS), alone.texts(TEXTS), atol=1e-6)
-    ours, theirs = (np.concatenate([b.embeddings for b in e.pictures(items)]) for e in (spread, alone))
+    ours, theirs = (np.concatenate([b.embeddings for b in e.images(items)]) for e in (spread, alone))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
@@ -114,19 +114,19 @@ def test_a_few_items_do_not_fill_a_large_batch(model, monkeypatch):
     put = encoder.placement.put
     monkeypatch.setattr(type(encoder.placement), "put", lambda self, batch: sizes.append(len(batch)) or put(batch))
     encoder.texts(["a dog", "a cat", "a cow"])
-    list(encoder.pictures([(0, picture(0))]))
+    list(encoder.images([(0, image_bytes(0))]))
     assert sizes == [4, 1, 1]
 
 
-def test_pictures_are_read_no_further_ahead_than_a_few_batches(model):
+def test_images_are_read_no_further_ahead_than_a_few_batches(model):
     encoder, read = Encoder(*model, batch_size=4), []
 
     def items():
         for index in range(100):
             read.append(index)
-            yield index, picture(index)
+            yield index, image_bytes(index)
 
-    batches = encoder.pictures(items())
+    batches = encoder.images(items())
     next(batches)
     assert len(read) <= 5 * 4
     batches.close()
@@ -141,14 +141,14 @@ def test_a_diverged_model_is_an_error_that_names_the_tower(model):
     with pytest.raises(EvaluationError, match="text tower"):
         diverged.texts(["a dog"])
     with pytest.raises(EvaluationError, match="image tower"):
-        list(diverged.pictures([(0, picture(0))]))
+        list(diverged.images([(0, image_bytes(0))]))
 
 
 def test_decoding_overlaps_the_device(model, monkeypatch):
     pause, batches = 0.06, 8
 
     def decode(self, data):
-        time.sleep(pause / 2)  # two pictures a batch in two threads or more: a batch takes half as long as the device
+        time.sleep(pause / 2)  # two images a batch in two threads or more: a batch takes half as long as the device
         return np.zeros((16, 16, 3), np.uint8)
 
     device = ThreadPoolExecutor(1)
@@ -166,10 +166,10 @@ def test_decoding_overlaps_the_device(model, monkeypatch):
         return Pending(np.ones((2, 16), np.float32) / 4), np.asarray(valid)
 
     encoder = Encoder(*model, batch_size=2)
-    encoder._programs = encoder._programs._replace(pictures=run)
+    encoder._programs = encoder._programs._replace(images=run)
     monkeypatch.setattr(Encoder, "_decode", decode)
     started = time.monotonic()
-    found = list(encoder.pictures((index, b"") for index in range(2 * batches)))
+    found = list(encoder.images((index, b"") for index in range(2 * batches)))
     seconds = time.monotonic() - started
     assert sum(len(batch.keys) for batch in found) == 2 * batches
     one_after_the_other = batches * (pause + pause / 2)

@@ -75,7 +75,7 @@ def test_what_cannot_run_here_is_the_papers_figure_and_says_so(paper):
 
 def test_more_workers_than_shards_do_not_help(paper):
     config, _ = paper
-    line = Line("images", 3600, "pictures", 2, Rate(1.0, 1.0, "A100", 1e6))
+    line = Line("images", 3600, "images", 2, Rate(1.0, 1.0, "A100", 1e6))
     assert "1h00m" in "\n".join(estimate.page(config, [line], workers=1))
     assert "30m00s" in "\n".join(estimate.page(config, [line], workers=8))
     assert "in all: 1 A100-hours, 30m00s, 3.6 GB" in "\n".join(estimate.page(config, [line], workers=2))
@@ -101,7 +101,7 @@ def test_tiny_models_are_measured_and_images_with_both_presets(tmp_path, monkeyp
     from gen.engines import random_weights
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(measured, "PROBE_PICTURES", 2)
+    monkeypatch.setattr(measured, "PROBE_IMAGES", 2)
     torch.set_num_threads(1)  # networks this small are slower on several
     torch.manual_seed(0)
     config = config_with(
@@ -153,18 +153,18 @@ def test_no_accepted_trial_caption_is_an_error_that_says_why_and_not_an_estimate
 
 
 class Scores:
-    """An encoder that takes some time for each picture."""
+    """An encoder that takes some time for each image."""
 
     def __init__(self):
-        self.pictures_seen = self.texts_seen = 0
+        self.images_seen = self.texts_seen = 0
 
     def texts(self, texts):
         self.texts_seen += len(texts)
 
-    def pictures(self, items):
+    def images(self, items):
         for _, data in items:
             assert data.startswith(b"\xff\xd8")  # JPEG, as the shards hold them
-            self.pictures_seen += 1
+            self.images_seen += 1
             yield sum(range(20_000))
 
 
@@ -180,7 +180,7 @@ def test_the_agreement_stage_has_its_line(tmp_path, monkeypatch):
     assert lines["agreement"].shards == lines["images"].shards
     assert lines["agreement"].rate.per_second > 0
     assert lines["agreement"].rate.item_bytes == 4
-    assert encoder.pictures_seen == encoder.texts_seen == 40
+    assert encoder.images_seen == encoder.texts_seen == 40
     assert "agreement" in "\n".join(estimate.page(config, list(lines.values()), workers=1))
 
 
@@ -190,8 +190,8 @@ def test_an_agreement_checkpoint_that_is_not_there_is_left_out_with_its_name(tmp
         measured.measure_agreement(config, ["A dog."])
 
 
-def test_enlarged_pictures_are_said():
+def test_enlarged_images_are_said():
     sizes = ("gen.images.engine=diffusers", "gen.images.generate_size=64", "gen.images.size=128")
     config = config_with("configs/quickstart.py", "gen.captions.engine=templates", *sizes)
     lines = {line.stage: line for line in estimate.estimate(config)}
-    assert "pictures of 64 pixels are enlarged to 128" in lines["images"].note
+    assert "images of 64 pixels are enlarged to 128" in lines["images"].note

@@ -6,7 +6,7 @@ import os
 import pathlib
 
 import pytest
-from toy_testset import CLASSES, COLOURS, coloured, picture, write_wds
+from toy_testset import CLASSES, COLOURS, coloured, image_bytes, write_wds
 
 from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets import (
@@ -28,10 +28,10 @@ def test_a_webdataset_folder_streams_all_examples_in_order(tmp_path):
     examples = list(dataset)
     assert [example.key for example in examples] == [f"s{index:04d}" for index in range(10)]
     assert [example.label for example in examples] == [index % 6 for index in range(10)]
-    assert examples[3].image == picture(COLOURS[3])
+    assert examples[3].image == image_bytes(COLOURS[3])
 
 
-def test_the_picture_format_is_chosen_as_clip_benchmark_chooses(tmp_path):
+def test_the_image_format_is_chosen_as_clip_benchmark_chooses(tmp_path):
     folder = write_wds(tmp_path / "d", [("a", {"JPG": b"jpg", "webp": b"webp", "cls": b"1", "json": b"{}"})])
     assert [example.image for example in open_dataset(f"wds:{folder}")] == [b"webp"]
 
@@ -39,9 +39,9 @@ def test_the_picture_format_is_chosen_as_clip_benchmark_chooses(tmp_path):
 def test_an_image_folder_has_its_classes_in_sorted_order(tmp_path):
     for name in ("sea_lion", "Zebra", "ant"):
         (tmp_path / "zoo" / name / "deep").mkdir(parents=True)
-        (tmp_path / "zoo" / name / "deep" / "1.png").write_bytes(picture())
-        (tmp_path / "zoo" / name / "notes.txt").write_text("no picture")
-    (tmp_path / "zoo" / "ant" / "0.JPG").write_bytes(picture())
+        (tmp_path / "zoo" / name / "deep" / "1.png").write_bytes(image_bytes())
+        (tmp_path / "zoo" / name / "notes.txt").write_text("no image")
+    (tmp_path / "zoo" / "ant" / "0.JPG").write_bytes(image_bytes())
     dataset = open_dataset("folder:zoo", tmp_path)
     assert dataset.class_names == ("Zebra", "ant", "sea lion")
     assert [(example.key, example.label) for example in dataset] == [
@@ -79,8 +79,8 @@ def test_two_datasets_of_one_name_are_refused_and_a_missing_one_is_left_out_only
 def test_an_empty_class_folder_is_named(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    (tmp_path / "a" / "1.png").write_bytes(picture())
-    with pytest.raises(DatasetError, match=r"b: no pictures .* in this class"):
+    (tmp_path / "a" / "1.png").write_bytes(image_bytes())
+    with pytest.raises(DatasetError, match=r"b: no images .* in this class"):
         open_dataset(f"folder:{tmp_path}")
 
 
@@ -94,7 +94,7 @@ def test_an_empty_class_folder_is_named(tmp_path):
         (("a", {"png": b"x", "cls": b"-1"}), "label -1 has no class name"),
         (("a", {"png": b"x", "cls": b"dog"}), "a.cls holds b'dog', expected a whole number"),
         (("a", {"png": b"x"}), r"no label \(a.cls\)"),
-        (("a", {"cls": b"1"}), r"no picture .* beside \.cls"),
+        (("a", {"cls": b"1"}), r"no image .* beside \.cls"),
     ],
 )
 def test_a_bad_member_is_named_with_its_shard(tmp_path, example, message):
@@ -150,7 +150,7 @@ def test_missing_parts_of_a_webdataset_folder_are_named(tmp_path):
 
 
 def test_known_class_names_stand_in_for_a_missing_file(tmp_path):
-    folder = write_wds(tmp_path / "wds_mnist", [("a", {"png": picture(), "cls": b"9"})])
+    folder = write_wds(tmp_path / "wds_mnist", [("a", {"png": image_bytes(), "cls": b"9"})])
     (folder / "classnames.txt").unlink()
     assert open_dataset(f"wds:{folder}").class_names == tuple("0123456789")
 
@@ -173,64 +173,64 @@ def test_splits_of_a_webdataset_folder_are_read_apart(tmp_path):
 
 def captioned(count=4):
     return [
-        (f"r{index}", {"png": picture(COLOURS[index % 6]), "txt": f"first of {index}\nsecond of {index}".encode()})
+        (f"r{index}", {"png": image_bytes(COLOURS[index % 6]), "txt": f"first of {index}\nsecond of {index}".encode()})
         for index in range(count)
     ]
 
 
-def test_a_retrieval_folder_gives_every_picture_with_all_its_captions(tmp_path):
+def test_a_retrieval_folder_gives_every_image_with_all_its_captions(tmp_path):
     dataset = open_dataset(f"wds:{write_wds(tmp_path / 'r', captioned(), class_names=())}")
     assert dataset.task == "retrieval"
     examples = list(dataset)
     assert [example.captions for example in examples] == [(f"first of {i}", f"second of {i}") for i in range(4)]
-    assert examples[1] == Captioned("r1", picture(COLOURS[1]), ("first of 1", "second of 1"))
+    assert examples[1] == Captioned("r1", image_bytes(COLOURS[1]), ("first of 1", "second of 1"))
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"txt": b"a cat"}, r"member x: no picture .* beside \.txt"),
-        ({"png": picture()}, r"no captions \(x.txt\) beside the picture"),
-        ({"png": picture(), "txt": b"a cat\n\na dog"}, "holds an empty caption"),
-        ({"png": picture(), "txt": b""}, "holds an empty caption"),
-        ({"png": picture(), "txt": b"\xff\xfe"}, "no UTF-8"),
+        ({"txt": b"a cat"}, r"member x: no image .* beside \.txt"),
+        ({"png": image_bytes()}, r"no captions \(x.txt\) beside the image"),
+        ({"png": image_bytes(), "txt": b"a cat\n\na dog"}, "holds an empty caption"),
+        ({"png": image_bytes(), "txt": b""}, "holds an empty caption"),
+        ({"png": image_bytes(), "txt": b"\xff\xfe"}, "no UTF-8"),
     ],
 )
-def test_captions_without_a_picture_and_pictures_without_captions_are_named(tmp_path, parts, message):
+def test_captions_without_an_image_and_images_without_captions_are_named(tmp_path, parts, message):
     folder = write_wds(tmp_path / "r", [*captioned(2), ("x", parts)], class_names=())
     with pytest.raises(DatasetError, match=message) as error:
         list(open_dataset(f"wds:{folder}"))
     assert "0.tar" in str(error.value)
 
 
-def write_karpathy(folder, pictures="val2014"):
-    """COCO's form: (file, the pictures that its test split has)."""
+def write_karpathy(folder, place="val2014"):
+    """COCO's form: (file, the images that its test split has)."""
     images = []
     for index, split in enumerate(("train", "test", "restval", "test", "val")):
         sentences = [{"raw": f"caption {number} of {index}", "tokens": []} for number in range(1 + index)]
         images.append({"filepath": "val2014", "filename": f"{index}.jpg", "split": split, "sentences": sentences})
-        path = folder / pictures / f"{index}.jpg"
+        path = folder / place / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(COLOURS[index], form="JPEG"))
+        path.write_bytes(image_bytes(COLOURS[index], form="JPEG"))
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return folder / "dataset_coco.json"
 
 
-@pytest.mark.parametrize("pictures", ["val2014", "images", "."])
-def test_karpathys_test_split_has_all_captions_of_each_picture(tmp_path, pictures):
-    dataset = open_dataset(f"coco=karpathy:{write_karpathy(tmp_path, pictures)}")
+@pytest.mark.parametrize("place", ["val2014", "images", "."])
+def test_karpathys_test_split_has_all_captions_of_each_image(tmp_path, place):
+    dataset = open_dataset(f"coco=karpathy:{write_karpathy(tmp_path, place)}")
     assert (dataset.name, dataset.task) == ("coco", "retrieval")
     examples = list(dataset)
     assert [example.key for example in examples] == ["1.jpg", "3.jpg"]
     assert [len(example.captions) for example in examples] == [2, 4]
-    assert examples[0].image == picture(COLOURS[1], form="JPEG")
+    assert examples[0].image == image_bytes(COLOURS[1], form="JPEG")
     assert [example.key for example in dataset.split("val")] == ["4.jpg"]
 
 
-def test_karpathys_pictures_may_lie_elsewhere_and_must_all_be_there(tmp_path):
+def test_karpathys_images_may_lie_elsewhere_and_must_all_be_there(tmp_path):
     file = write_karpathy(tmp_path)
     (tmp_path / "val2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(DatasetError, match=r"captions with no picture: 2 of the 2 pictures .* the first is 1.jpg"):
+    with pytest.raises(DatasetError, match=r"captions with no image: 2 of the 2 images .* the first is 1.jpg"):
         open_dataset(f"karpathy:{file}")
     dataset = open_dataset(f"karpathy:dataset_coco.json:{tmp_path / 'elsewhere'}", tmp_path)
     assert dataset.name == "dataset_coco"
@@ -250,7 +250,7 @@ def test_karpathys_pictures_may_lie_elsewhere_and_must_all_be_there(tmp_path):
 def write_folders(folder, names):
     for index, name in enumerate(names):
         (folder / name).mkdir(parents=True)
-        (folder / name / f"{index}.png").write_bytes(picture(COLOURS[index % 6]))
+        (folder / name / f"{index}.png").write_bytes(image_bytes(COLOURS[index % 6]))
     return folder
 
 
@@ -342,7 +342,7 @@ def test_a_prepared_tfds_dataset_is_read_by_name_and_by_folder(tmp_path, monkeyp
         assert (dataset.name, dataset.task) == ("toy_colours", "classification")
         assert dataset.class_names == ("light red", "green", "blue")
         examples = sorted(dataset, key=lambda example: example.image)
-        expected = sorted((picture(COLOURS[i % 3], (20 + i, 16)), i % 3) for i in range(7))
+        expected = sorted((image_bytes(COLOURS[i % 3], (20 + i, 16)), i % 3) for i in range(7))
         assert [(example.image, example.label) for example in examples] == expected
         assert len({example.key for example in examples}) == 7
     assert len(list(by_name.split("train"))) == 2
@@ -376,7 +376,7 @@ def write_tfds(tfds, data_dir):
         def _generate_examples(self, count):
             for index in range(count):
                 path = data_dir / f"{count}-{index}.png"
-                path.write_bytes(picture(COLOURS[index % 3], (20 + index, 16)))
+                path.write_bytes(image_bytes(COLOURS[index % 3], (20 + index, 16)))
                 yield index, {"image": path, "label": index % 3}
 
     builder = ToyColours(data_dir=str(data_dir))
@@ -427,7 +427,7 @@ def test_the_identity_of_a_test_set_names_place_classes_and_files(tmp_path, make
     before = open_dataset(spec).identity()
     assert set(before) == {"place", "classes", "files"}
     assert open_dataset(spec).identity() == before
-    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))  # another picture of the same size
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))  # another image of the same size
     after = open_dataset(spec).identity()
     assert {key for key in before if before[key] != after[key]} == {"files"}
     (tmp_path / "a").rename(tmp_path / "b")

@@ -114,7 +114,7 @@ def test_averaged_parameters_are_exported_and_the_logit_bias_where_there_is_a_pl
 
 
 def test_slip_sizes_that_open_clip_cannot_hold_are_refused_with_those_it_can(slip, tmp_path):
-    words = r"\(width 32, layers 2, heads 2, patches of 8, pictures of 32\).*It can hold .*vit_base_patch16_224"
+    words = r"\(width 32, layers 2, heads 2, patches of 8, images of 32\).*It can hold .*vit_base_patch16_224"
     with pytest.raises(FormatError, match=words):
         export(slip, tmp_path / "out", log=quiet)
     assert not list(tmp_path.iterdir())
@@ -250,7 +250,7 @@ def test_imported_weights_are_what_another_training_starts_from_and_none_goes_on
 def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, as_open_clip, tmp_path):
     said = []
     import_weights(as_open_clip, tmp_path / "run", image_size=48, context_length=20, log=said.append)
-    assert any("from a grid of 4 x 4 to 6 x 6 (pictures of 32 to 48 pixels)" in line for line in said)
+    assert any("from a grid of 4 x 4 to 6 x 6 (images of 32 to 48 pixels)" in line for line in said)
     assert any("from 12 to 20 tokens" in line for line in said)
     there, back = load_model(openai), load_model(tmp_path / "run")
     assert (back.config.data.image_size, back.config.model.text.context_length) == (48, 20)

@@ -50,7 +50,7 @@ def test_accuracies_equal_a_plain_reading_of_the_protocol():
     assert 0.4 < ours.mean() < 0.99
 
 
-def test_episodes_hold_distinct_pictures_of_distinct_classes_and_all_of_a_small_class():
+def test_episodes_hold_distinct_images_of_distinct_classes_and_all_of_a_small_class():
     _, labels = drawn([9] * 12, 0)
     _, test_labels = drawn([8, 3, 8, 8, 1, 8, 8, 8, 8, 8, 8, 8], 1)
     support, query, valid = fewshot.draw_episodes(labels, test_labels, episodes=400)
@@ -66,7 +66,7 @@ def test_episodes_hold_distinct_pictures_of_distinct_classes_and_all_of_a_small_
     assert (valid.sum(-1)[classes == 1] == 3).all()
 
 
-def test_every_set_of_pictures_is_drawn_equally_often():
+def test_every_set_of_images_is_drawn_equally_often():
     picks = fewshot._distinct(np.random.default_rng(0), np.full(20_000, 5), 2)
     counts = np.bincount(picks[:, 0] * 5 + picks[:, 1], minlength=25).reshape(5, 5)
     assert (np.diag(counts) == 0).all()
@@ -84,8 +84,8 @@ def test_5000_episodes_take_seconds():
     assert time.process_time() - began < 15  # processor seconds: about 2 on an idle core
 
 
-def test_too_few_classes_with_enough_pictures_is_an_error():
-    with pytest.raises(EvaluationError, match="4 classes have 5 pictures"):
+def test_too_few_classes_with_enough_images_is_an_error():
+    with pytest.raises(EvaluationError, match="4 classes have 5 images"):
         fewshot.draw_episodes(np.repeat(np.arange(6), [5, 5, 4, 5, 5, 4]), np.repeat(np.arange(6), 3), episodes=2)
 
 

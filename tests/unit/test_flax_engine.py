@@ -17,7 +17,7 @@ from gen.engines.text_to_image import ImageModelError
 from synthclip_jax.config import ConfigError, load_config
 
 SIDE = 64
-REQUESTS = [Request(f"a picture of thing number {number}", "thing", (1000 + number) << 33) for number in range(5)]
+REQUESTS = [Request(f"an image of thing number {number}", "thing", (1000 + number) << 33) for number in range(5)]
 
 
 @pytest.fixture(autouse=True)
@@ -55,29 +55,29 @@ def same(ones, others):
 
 
 @pytest.fixture
-def pictures(one_device):
+def images(one_device):
     return engine_of().generate(REQUESTS)
 
 
-def test_every_request_gets_a_picture_of_its_own(pictures):
-    assert {(picture.shape, picture.dtype) for picture in pictures} == {((SIDE, SIDE, 3), np.dtype(np.uint8))}
-    assert len({picture.tobytes() for picture in pictures}) == len(REQUESTS)
+def test_every_request_gets_a_image_of_its_own(images):
+    assert {(image.shape, image.dtype) for image in images} == {((SIDE, SIDE, 3), np.dtype(np.uint8))}
+    assert len({image.tobytes() for image in images}) == len(REQUESTS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_a_picture_depends_neither_on_its_batch_nor_on_the_batch_size(pictures, batch_size):
+def test_a_image_depends_neither_on_its_batch_nor_on_the_batch_size(images, batch_size):
     order = (3, 0, 4, 1, 2)
     again = engine_of(batch_size=batch_size).generate([REQUESTS[index] for index in order])
-    assert same(again, [pictures[index] for index in order])
+    assert same(again, [images[index] for index in order])
 
 
-def test_pictures_do_not_depend_on_the_number_of_devices(pictures, monkeypatch):
+def test_images_do_not_depend_on_the_number_of_devices(images, monkeypatch):
     for count in (2, 8):
         devices = jax.devices()[:count]
         monkeypatch.setattr(jax, "local_devices", lambda devices=devices, **options: devices)
         engine = engine_of(batch_size=3)
         assert engine.batch_size == {2: 4, 8: 8}[count]  # rounded up
-        assert same(engine.generate(REQUESTS), pictures)
+        assert same(engine.generate(REQUESTS), images)
 
 
 def test_the_noise_of_an_image_is_of_its_whole_seed_alone():
@@ -111,13 +111,13 @@ def test_without_guidance_the_unconditional_half_is_not_computed(one_device, toy
     assert set(toy.batches) == {8}
 
 
-def test_the_negative_prompt_is_the_unconditional_text(pictures):
-    assert not same(engine_of(negative_prompt="blurry").generate(REQUESTS), pictures)
+def test_the_negative_prompt_is_the_unconditional_text(images):
+    assert not same(engine_of(negative_prompt="blurry").generate(REQUESTS), images)
     unguided = engine_of(guidance=1.0).generate(REQUESTS)
     assert same(engine_of(guidance=1.0, negative_prompt="blurry").generate(REQUESTS), unguided)
 
 
-def test_nan_and_unsafe_pictures_are_rejected_and_the_others_are_not_touched(one_device, toy, monkeypatch):
+def test_nan_and_unsafe_images_are_rejected_and_the_others_are_not_touched(one_device, toy, monkeypatch):
     monkeypatch.setattr(toy, "unsafe", lambda params, images: images[:, 0, 0, 0] > 2, raising=False)
     plain = engine_of().generate(REQUESTS[:4])
     bad = [REQUESTS[0], Request("nan here", "", 7), *REQUESTS[2:4]]
@@ -125,7 +125,7 @@ def test_nan_and_unsafe_pictures_are_rejected_and_the_others_are_not_touched(one
     assert reasons(outcomes) == ["", "nan", "", ""]
     assert outcomes[1].retry
     assert same([outcomes[0], *outcomes[2:]], [plain[0], *plain[2:]])
-    limit = np.sort([picture[0, 0, 0] for picture in plain])[-2:].mean() / 255
+    limit = np.sort([image[0, 0, 0] for image in plain])[-2:].mean() / 255
     monkeypatch.setattr(toy, "unsafe", lambda params, images: images[:, 0, 0, 0] > limit, raising=False)
     flagged = engine_of().generate(REQUESTS[:4])
     assert sorted(reasons(flagged)) == ["", "", "", "unsafe"]
@@ -142,7 +142,7 @@ def test_captions_that_are_too_long_are_counted_and_said_once(one_device, capsys
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_running_out_of_memory_halves_the_batch_for_good(pictures, late, monkeypatch):
+def test_running_out_of_memory_halves_the_batch_for_good(images, late, monkeypatch):
     engine = engine_of()
     run, sizes = engine.program, []
 
@@ -165,7 +165,7 @@ def test_running_out_of_memory_halves_the_batch_for_good(pictures, late, monkeyp
             return run(sampling, inputs)
 
     engine.program = Short()
-    assert same(engine.generate(REQUESTS), pictures)
+    assert same(engine.generate(REQUESTS), images)
     assert sizes == [4, 2, 2, 2]
     assert engine.batch_size == 2
 
@@ -203,10 +203,10 @@ def test_the_batch_size_is_found_once_and_remembered(monkeypatch):
     assert bounds == [batch_sizes.LARGEST // 2, 1]
 
 
-def test_a_launched_batch_gives_its_pictures_after_the_next_one_was_launched(pictures):
+def test_a_launched_batch_gives_its_images_after_the_next_one_was_launched(images):
     engine = engine_of()
     first, second = engine.launch(REQUESTS[:4]), engine.launch(REQUESTS[4:])
-    assert same([*first(), *second()], pictures)
+    assert same([*first(), *second()], images)
 
 
 @pytest.mark.parametrize("old", [64, 65, 100])
@@ -221,12 +221,12 @@ def test_resizing_on_the_device_is_pils(old, new):
     assert np.abs(made - wanted).mean() < 0.01
 
 
-def test_a_smaller_stored_size_comes_from_the_device_and_a_larger_one_does_not(pictures):
+def test_a_smaller_stored_size_comes_from_the_device_and_a_larger_one_does_not(images):
     small = engine_of(stored=32).generate(REQUESTS)
-    assert {picture.shape for picture in small} == {(32, 32, 3)}
-    wanted = [np.asarray(Image.fromarray(picture).resize((32, 32))) for picture in pictures]
+    assert {image.shape for image in small} == {(32, 32, 3)}
+    wanted = [np.asarray(Image.fromarray(image).resize((32, 32))) for image in images]
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(small, wanted, strict=True)) <= 1
-    assert same(engine_of(stored=128).generate(REQUESTS), pictures)
+    assert same(engine_of(stored=128).generate(REQUESTS), images)
 
 
 def test_what_cannot_be_drawn_is_refused(one_device):

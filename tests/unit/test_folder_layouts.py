@@ -13,7 +13,7 @@ PETS = ("cat", "dog", "eel")
 
 @dataclasses.dataclass
 class Layout:
-    """Files (pictures `CLASS` stand for CLASS/0.jpg and CLASS/1.jpg), and what comes of them.
+    """Files (images `CLASS` stand for CLASS/0.jpg and CLASS/1.jpg), and what comes of them.
 
     `names` with their number of images; or `error`, what the one line says. `left_out`: number of files by cause.
     `says`: what the account has to say, `silent` where it must say nothing but the class names.
@@ -36,7 +36,7 @@ class Layout:
         for file in self.files:
             for path in (file,) if "." in file.rpartition("/")[2][-6:] else (f"{file}/0.jpg", f"{file}/1.jpg"):
                 (base / path).parent.mkdir(parents=True, exist_ok=True)
-                (base / path).write_bytes(b"picture of " + os.fsencode(path))
+                (base / path).write_bytes(b"image of " + os.fsencode(path))
         for path in self.folders:
             (base / path).mkdir(parents=True, exist_ok=True)
         for path, text in self.texts.items():
@@ -402,7 +402,7 @@ LAYOUTS = {
         says=("1 class has no image, and can be chosen: fox",),
     ),
     "a folder of lists": Layout(
-        under("zoo"), PETS_ALL, texts={"zoo/meta/list.txt": "x"}, says=("meta holds no pictures and is no class",)
+        under("zoo"), PETS_ALL, texts={"zoo/meta/list.txt": "x"}, says=("meta holds no images and is no class",)
     ),
     "a class of unreadable formats": Layout(
         (*under("zoo"), "zoo/fox/0.heic"), {**PETS_ALL, "fox": 0}, left_out={"no image by its name (.heic)": 1}
@@ -463,7 +463,7 @@ def test_an_image_folder(tmp_path, name):
     examples = list(dataset)
     assert len(examples) == len(dataset) == sum(layout.names.values())
     for example in examples:
-        assert example.image.startswith(b"picture of ")
+        assert example.image.startswith(b"image of ")
         assert example.key.startswith(dataset.class_ids[example.label] + "/")
         assert example.image.decode().endswith(example.key)
     assert len({example.key for example in examples}) == len(examples)

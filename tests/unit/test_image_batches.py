@@ -13,7 +13,7 @@ from gen.shards.local import work_ahead
 from gen.shards.store import ShardOutput
 
 
-def picture(seed):
+def pixels(seed):
     return np.full((2, 2, 3), seed % 256, np.uint8)
 
 
@@ -29,7 +29,7 @@ class Engine(ImageEngine):
         assert self.proceed.wait(10)
         time.sleep(0.02)  # as slow as it takes for a shard to answer
         self.batches.append([request.seed for request in requests])
-        return [Rejected("blank", retry=True) if request.seed < 0 else picture(request.seed) for request in requests]
+        return [Rejected("blank", retry=True) if request.seed < 0 else pixels(request.seed) for request in requests]
 
 
 class AsyncEngine(Engine):
@@ -52,7 +52,7 @@ class AsyncEngine(Engine):
 
 
 def make(batches, seeds):
-    """One shard: the pictures of the seeds, a rejected one asked for again with its seed's negative."""
+    """One shard: the images of the seeds, a rejected one asked for again with its seed's negative."""
     made = {}
     with batches.shard() as inbox:
         for seed in seeds:
@@ -99,13 +99,13 @@ def test_the_last_batch_of_a_shard_is_filled_with_the_next_shards_requests():
     batches.close()
     assert results[0].keys() == set(range(6))
     assert more[0].keys() == set(range(10, 16))
-    assert all(np.array_equal(made, picture(seed)) for seed, made in (results[0] | more[0]).items())
+    assert all(np.array_equal(made, pixels(seed)) for seed, made in (results[0] | more[0]).items())
     mixed = [batch for batch in engine.batches if min(batch) < 10 <= max(batch)]
     assert len(mixed) == 1
     assert sum(len(batch) < 4 for batch in engine.batches) <= 2  # the very first and the very last
 
 
-def test_a_rejected_picture_goes_before_the_next_shards():
+def test_a_rejected_image_goes_before_the_next_shards():
     engine = Engine(2)
     batches = ImageBatches(engine)
     engine.proceed.clear()

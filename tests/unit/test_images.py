@@ -1,4 +1,4 @@
-"""The images stage: which pictures a plan asks for, what becomes of them, and that a restart changes nothing."""
+"""The images stage: which images a plan asks for, what becomes of them, and that a restart changes nothing."""
 
 import collections
 import importlib.util
@@ -87,17 +87,17 @@ def run_scripted(monkeypatch, workdir, script, *overrides):
     return images.run(config_with("gen.images.per_caption=1", *overrides), workdir), engine
 
 
-def test_every_drawable_caption_gets_its_pictures_with_its_own_name_and_seed(made):
+def test_every_drawable_caption_gets_its_images_with_its_own_name_and_seed(made):
     workdir, summary = made
     rows = examples(workdir)
     expected = {
-        f"{number:06d}-0000-{picture:02d}": caption
+        f"{number:06d}-0000-{copy:02d}": caption
         for number, (_, caption) in enumerate(CAPTIONS)
-        for picture in range(PER_CAPTION)
+        for copy in range(PER_CAPTION)
         if "spirit" not in caption
     }
     assert {row["id"][0].decode(): row["caption"][0].decode() for row in rows} == expected
-    assert len(rows) == len(expected) == summary["pictures"] == 12
+    assert len(rows) == len(expected) == summary["images"] == 12
     assert len({row["seed"][0] for row in rows}) == 12
     for row in rows:
         number = int(row["id"][0][:6])
@@ -105,15 +105,15 @@ def test_every_drawable_caption_gets_its_pictures_with_its_own_name_and_seed(mad
         assert row["concept_id"] == [number]
         assert row["concepts"] == [number, number + 10]
         assert row["attempt"] == [0]
-        assert row["seed"] == [images.picture_seed(0, row["id"][0].decode(), 0)]
+        assert row["seed"] == [images.image_seed(0, row["id"][0].decode(), 0)]
 
 
-def test_pictures_are_jpegs_of_the_planned_size(made):
+def test_images_are_jpegs_of_the_planned_size(made):
     from PIL import Image
 
     for row in examples(made[0]):
-        with Image.open(io.BytesIO(row["image"][0])) as picture:
-            assert (picture.format, picture.size, picture.mode) == ("JPEG", (24, 24), "RGB")
+        with Image.open(io.BytesIO(row["image"][0])) as image:
+            assert (image.format, image.size, image.mode) == ("JPEG", (24, 24), "RGB")
 
 
 def test_what_names_nothing_drawable_is_rejected_with_that_reason(made):
@@ -138,13 +138,13 @@ def test_file_names_and_counts_are_the_plan_s(made):
 
 def test_the_order_is_a_shuffle_that_depends_on_seed_and_ids_alone():
     ids = [f"{number:06d}-0000" for number in range(50)]
-    order = images.picture_order(ids, 2, seed=1)
+    order = images.image_order(ids, 2, seed=1)
     assert sorted(order) == list(range(100))
     assert list(order) != list(range(100))
-    assert list(order) == list(images.picture_order(ids, 2, seed=1))
-    assert list(order) != list(images.picture_order(ids, 2, seed=2))
-    # Leaving captions out moves nothing else: the pictures that stay keep their relative order.
-    kept = images.picture_order(ids[:25], 2, seed=1)
+    assert list(order) == list(images.image_order(ids, 2, seed=1))
+    assert list(order) != list(images.image_order(ids, 2, seed=2))
+    # Leaving captions out moves nothing else: the images that stay keep their relative order.
+    kept = images.image_order(ids[:25], 2, seed=1)
     assert [position for position in order if position < 50] == list(kept)
 
 
@@ -202,7 +202,7 @@ def test_killed_after_any_shard_a_rerun_gives_the_same_bytes(made, tmp_path, mon
     assert shard_bytes(workdir) == shard_bytes(made[0])
 
 
-def test_blank_nan_and_unsafe_pictures_are_tried_again_with_another_seed(tmp_path, monkeypatch):
+def test_blank_nan_and_unsafe_images_are_tried_again_with_another_seed(tmp_path, monkeypatch):
     workdir = write_selected(tmp_path / "w")
     blank = np.full((40, 40, 3), 7, np.uint8)
     script = {
@@ -213,13 +213,13 @@ def test_blank_nan_and_unsafe_pictures_are_tried_again_with_another_seed(tmp_pat
     attempts = {row["caption"][0].decode(): row["attempt"][0] for row in examples(workdir)}
     assert attempts["A dog on the beach."] == 1
     assert attempts["Two cats in the forest."] == 2
-    assert summary == {"pictures": 5, "shards": 2}
+    assert summary == {"images": 5, "shards": 2}
     assert len(engine.seeds) == len(set(engine.seeds)) == 5 + 1 + 2
     for row in examples(workdir):
-        assert row["seed"] == [images.picture_seed(0, row["id"][0].decode(), row["attempt"][0])]
+        assert row["seed"] == [images.image_seed(0, row["id"][0].decode(), row["attempt"][0])]
 
 
-def test_a_picture_that_stays_bad_is_rejected_with_its_last_reason(tmp_path, monkeypatch):
+def test_an_image_that_stays_bad_is_rejected_with_its_last_reason(tmp_path, monkeypatch):
     workdir = write_selected(tmp_path / "w")
     script = {
         "A dog on the beach.": [np.zeros((40, 40, 3), np.uint8)] * 9,
@@ -228,7 +228,7 @@ def test_a_picture_that_stays_bad_is_rejected_with_its_last_reason(tmp_path, mon
     }
     summary, _ = run_scripted(monkeypatch, workdir, script, "gen.images.max_attempts=3")
     assert summary == {
-        "pictures": 2, "shards": 2, "rejected blank": 1, "rejected unsafe": 1, "rejected not_drawable": 1,
+        "images": 2, "shards": 2, "rejected blank": 1, "rejected unsafe": 1, "rejected not_drawable": 1,
     }  # fmt: skip
     rows = {row["caption"]: (row["reason"], row["attempt"]) for row in rejects(workdir)}
     assert rows == {
@@ -238,32 +238,32 @@ def test_a_picture_that_stays_bad_is_rejected_with_its_last_reason(tmp_path, mon
     }
 
 
-def test_a_picture_that_does_not_decode_is_rejected(tmp_path, monkeypatch):
+def test_an_image_that_does_not_decode_is_rejected(tmp_path, monkeypatch):
     workdir = write_selected(tmp_path / "w")
     encode = images.encode_jpeg
     broken = iter([None])
     monkeypatch.setattr(images, "encode_jpeg", lambda *arguments: next(broken, encode(*arguments)))
     summary, _ = run_scripted(monkeypatch, workdir, {}, "gen.images.threads=1")
-    assert summary == {"pictures": 4, "shards": 2, "rejected undecodable": 1}
+    assert summary == {"images": 4, "shards": 2, "rejected undecodable": 1}
 
 
 def test_a_shard_of_rejects_alone_is_committed_empty(tmp_path):
     workdir = write_selected(tmp_path / "w", [("x", "Nothing."), ("y", "Nothing at all.")])
     summary = images.run(config_with(), workdir)
-    assert summary == {"pictures": 0, "shards": 2, "rejected not_drawable": 6}
+    assert summary == {"images": 0, "shards": 2, "rejected not_drawable": 6}
     assert examples(workdir) == []
 
 
-def test_larger_pictures_are_resized_bicubically_before_they_are_stored():
+def test_larger_images_are_resized_bicubically_before_they_are_stored():
     from PIL import Image
 
-    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     bicubic, box = (
-        np.array(Image.fromarray(picture).resize((24, 24), method))
+        np.array(Image.fromarray(pixels).resize((24, 24), method))
         for method in (Image.Resampling.BICUBIC, Image.Resampling.BOX)
     )
-    assert images.encode_jpeg(picture, 24, 90) == images.encode_jpeg(bicubic, 24, 90)
-    assert images.encode_jpeg(picture, 24, 90) != images.encode_jpeg(box, 24, 90)
+    assert images.encode_jpeg(pixels, 24, 90) == images.encode_jpeg(bicubic, 24, 90)
+    assert images.encode_jpeg(pixels, 24, 90) != images.encode_jpeg(box, 24, 90)
 
 
 def test_another_configuration_is_refused_by_name(made):
@@ -288,7 +288,7 @@ def test_missing_or_empty_captions_say_which_stage_to_run(tmp_path):
         images.run(config_with(), write_selected(tmp_path / "empty", []))
 
 
-def test_progress_counts_every_picture_once(tmp_path):
+def test_progress_counts_every_image_once(tmp_path):
     class Counter:
         def __init__(self):
             self.done, self.rejects = 0, collections.Counter()
@@ -313,14 +313,14 @@ def test_progress_counts_every_picture_once(tmp_path):
 
 
 def test_workers_read_the_order_that_the_driver_has_left_and_do_not_work_it_out(tmp_path, monkeypatch):
-    """For 30 million pictures that takes minutes and gigabytes, in each of them."""
-    from gen.shards import picture_order
+    """For 30 million images that takes minutes and gigabytes, in each of them."""
+    from gen.shards import image_order
 
     workdir = write_selected(tmp_path)
     calls = []
 
     def executor(store, shards, make_worker, **_):
-        monkeypatch.setattr(images, "picture_order", lambda *arguments: calls.append(arguments))
+        monkeypatch.setattr(images, "image_order", lambda *arguments: calls.append(arguments))
         worker = make_worker()
         assert sorted(worker.order.tolist()) == list(range(len(CAPTIONS) * PER_CAPTION))
         assert isinstance(worker.order.base, np.memmap) or isinstance(worker.order, np.memmap)
@@ -329,7 +329,7 @@ def test_workers_read_the_order_that_the_driver_has_left_and_do_not_work_it_out(
     with pytest.raises(StoreError, match="stopped"):
         images.run(config_with(), workdir, executor)
     assert calls == []
-    left = workdir / "gen" / "images" / picture_order.ORDER
+    left = workdir / "gen" / "images" / image_order.ORDER
     data = left.read_bytes()
     left.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # damaged: not believed, but written again
     with pytest.raises(StoreError, match="stopped"):
@@ -341,15 +341,15 @@ def test_workers_read_the_order_that_the_driver_has_left_and_do_not_work_it_out(
 
 
 def test_the_order_is_that_of_older_releases_whatever_the_blocks(tmp_path, made, monkeypatch):
-    from gen.shards import picture_order
+    from gen.shards import image_order
 
-    monkeypatch.setattr(picture_order, "_BLOCK", 2)
+    monkeypatch.setattr(image_order, "_BLOCK", 2)
     workdir = write_selected(tmp_path)
     images.run(config_with(), workdir)
     assert shard_bytes(workdir) == shard_bytes(made[0])
     ids = [f"{number:06d}-0000" for number in range(len(CAPTIONS))]
-    keys = [draws.bits63(0, f"{one}-{picture:02d}", "order") for one in ids for picture in range(PER_CAPTION)]
-    assert images.picture_order(ids, PER_CAPTION, 0).tolist() == np.argsort(keys, kind="stable").tolist()
+    keys = [draws.bits63(0, f"{one}-{copy:02d}", "order") for one in ids for copy in range(PER_CAPTION)]
+    assert images.image_order(ids, PER_CAPTION, 0).tolist() == np.argsort(keys, kind="stable").tolist()
 
 
 def test_damaged_captions_are_named(tmp_path):

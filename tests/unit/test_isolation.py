@@ -80,15 +80,15 @@ def run_images(workdir, engine, texts, monkeypatch, executor=run_local):
 
 
 @pytest.mark.parametrize("launches", [False, True])
-def test_a_poisoned_caption_costs_its_own_picture_and_the_others_are_the_same(tmp_path, monkeypatch, launches):
+def test_a_poisoned_caption_costs_its_own_image_and_the_others_are_the_same(tmp_path, monkeypatch, launches):
     texts = [f"caption {number}" for number in range(40)]
     texts[17] = "caption poison"
     summary, reasons = run_images(tmp_path / "a", Painter("poison", launches=launches), texts, monkeypatch)
-    assert summary == {"pictures": 39, "shards": 5, "rejected error: Poisoned": 1}
+    assert summary == {"images": 39, "shards": 5, "rejected error: Poisoned": 1}
     assert reasons == {"caption poison": "error: Poisoned"}
     run_images(tmp_path / "b", Painter("no such word"), texts, monkeypatch)
 
-    def pictures(workdir):
+    def images(workdir):
         folder = workdir / "dataset" / "toy" / "1.0.0"
         found = set()
         for path in folder.glob("*-of-00005"):
@@ -96,8 +96,8 @@ def test_a_poisoned_caption_costs_its_own_picture_and_the_others_are_the_same(tm
             found |= {data[start : start + length] for start, length in load_index(path).tolist()}
         return found
 
-    assert len(pictures(tmp_path / "a")) == 39
-    assert pictures(tmp_path / "a") < pictures(tmp_path / "b")
+    assert len(images(tmp_path / "a")) == 39
+    assert images(tmp_path / "a") < images(tmp_path / "b")
 
 
 def test_the_poisoned_one_is_found_by_halving():
@@ -109,7 +109,7 @@ def test_the_poisoned_one_is_found_by_halving():
         outcomes = dict(inbox.take() for _ in range(64))
     batches.close()
     assert [number for number, outcome in outcomes.items() if hasattr(outcome, "reason")] == [20]
-    # Asking for the pictures may begin before all are asked for: then there are a few batches more.
+    # Asking for the images may begin before all are asked for: then there are a few batches more.
     assert engine.calls <= 4 * math.log2(64)
 
 

@@ -107,7 +107,7 @@ def test_a_batch_that_somebody_still_uses_is_not_written_over():
 
 
 def memory_of(monkeypatch):
-    """References to all memory that is taken for pictures from here on."""
+    """References to all memory that is taken for images from here on."""
     taken, made = [], np.empty
 
     def note(shape, dtype):

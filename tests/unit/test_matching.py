@@ -163,7 +163,7 @@ def test_spacing_pads_the_text_and_its_marks():
 
 @pytest.mark.parametrize("fold_case", [False, True])
 def test_captions_matched_together_are_matched_as_one_by_one(fold_case, monkeypatch):
-    monkeypatch.setattr(matcher, "AT_ONCE", 7)
+    monkeypatch.setattr(matcher, "BLOCK", 7)
     bank = [*BANK, "a\nb", "\n", "cat \n a", "a\n", "", "  "]  # none may match across two captions
     captions = ["cat", "a", "", "a", "b", "b\n", "\n", "cat flap", " ", *random_captions(200, seed=5)]
     matches = Matcher(bank, fold_case).many(captions)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from toy_pictures import encode
+from toy_images import encode
 
 from synthclip_jax.config import default_config
 from synthclip_jax.model.preprocess import Preprocess, normalise
@@ -29,7 +29,7 @@ def test_the_transform_is_torchvisions(shape, mode, interpolation):
         [
             transforms.Resize(32, transforms.InterpolationMode(interpolation)),
             transforms.CenterCrop(32),
-            lambda picture: picture.convert("RGB"),
+            lambda image: image.convert("RGB"),
         ]
     )
     ours = Preprocess(32, (0.5,) * 3, (0.5,) * 3, interpolation)(image)
@@ -43,7 +43,7 @@ def test_the_short_side_is_resized_and_the_centre_kept():
     assert PREPROCESS(photo(100, 45)).shape == (32, 32, 3)
 
 
-def test_pictures_and_their_bytes_give_the_same():
+def test_images_and_their_bytes_give_the_same():
     image = photo(40, 60)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -57,7 +57,7 @@ def test_bytes_are_made_rgb_first_so_that_what_is_transparent_keeps_the_colour_t
 
 
 @pytest.mark.parametrize("shape", [(1, 4_000_000), (4_000_000, 1)])
-def test_of_a_very_long_picture_the_middle_is_scaled_and_not_all_of_it(shape):
+def test_of_a_very_long_image_the_middle_is_scaled_and_not_all_of_it(shape):
     pixels = np.zeros((*shape, 3), np.uint8)
     middle = [slice(max(0, side // 2 - 500), side // 2 + 500) for side in shape]
     pixels[tuple(middle)] = 200

@@ -23,8 +23,8 @@ def record(end, seconds, count, **rejects):
 
 
 def test_nothing_done_yet_has_no_rate():
-    line = status_line("images", 100, "pictures", status({}, NOW), NOW)
-    assert line == "images: 0/100 pictures"
+    line = status_line("images", 100, "images", status({}, NOW), NOW)
+    assert line == "images: 0/100 images"
 
 
 def test_rate_workers_and_eta_come_from_the_last_ten_minutes_of_work():
@@ -37,10 +37,10 @@ def test_rate_workers_and_eta_come_from_the_last_ten_minutes_of_work():
     assert now.workers == pytest.approx(2.0)
     assert now.hours == pytest.approx(3000 / 3600)
     assert not now.idle
-    line = status_line("images", 1650, "pictures", now, NOW)
+    line = status_line("images", 1650, "images", now, NOW)
     assert (
         line
-        == "images: 1,050/1,650 pictures  1.0/s  ETA 10m00s  2.0 workers  0.83 worker hours  rejected 100 (blank 100)"
+        == "images: 1,050/1,650 images  1.0/s  ETA 10m00s  2.0 workers  0.83 worker hours  rejected 100 (blank 100)"
     )
 
 
@@ -49,8 +49,8 @@ def test_after_a_crash_the_same_numbers_and_since_when_nothing_happens():
     live, later = status(records, NOW), status(records, NOW + 7200)
     assert later.idle
     assert (live.done, live.rate, live.hours) == (later.done, later.rate, later.hours)
-    assert "no commit for 2h" in status_line("images", 1000, "pictures", later, NOW + 7200)
-    assert "no commit" not in status_line("images", 500, "pictures", later, NOW + 7200)  # it is done
+    assert "no commit for 2h" in status_line("images", 1000, "images", later, NOW + 7200)
+    assert "no commit" not in status_line("images", 500, "images", later, NOW + 7200)  # it is done
 
 
 def test_another_process_shows_the_progress_of_a_workdir(tmp_path):

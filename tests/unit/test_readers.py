@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
-from toy_dataset import caption, jpeg, picture, write_dataset
+from toy_dataset import caption, jpeg, pixels, write_dataset
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.example_proto import serialize_example
@@ -21,7 +21,7 @@ from synthclip_jax.data.readers.reader import MissingKey, Sample
 from synthclip_jax.data.records import INDEX_SUFFIX, IndexedShard, RecordError, frame_shard
 
 EXAMPLES = 10
-SAMPLES = [Sample(jpeg(picture(i)), (caption(i),)) for i in range(EXAMPLES)]
+SAMPLES = [Sample(jpeg(pixels(i)), (caption(i),)) for i in range(EXAMPLES)]
 
 
 @pytest.fixture(autouse=True)
@@ -79,25 +79,25 @@ def write_img2dataset(folder, shards=2):
     return folder
 
 
-def write_pictures(folder):
+def write_images(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for i, sample in enumerate(SAMPLES):
         (folder / f"{i}.jpg").write_bytes(sample.image)
 
 
 def write_csv(folder, image="image", text="caption", delimiter=","):
-    write_pictures(folder / "pictures")
+    write_images(folder / "images")
     with (folder / "table.csv").open("w", newline="") as file:
         rows = csv.writer(file, delimiter=delimiter)
         rows.writerow(["id", image, text])
-        rows.writerows([i, f"pictures/{i}.jpg", sample.captions[0]] for i, sample in enumerate(SAMPLES))
+        rows.writerows([i, f"images/{i}.jpg", sample.captions[0]] for i, sample in enumerate(SAMPLES))
     return folder / "table.csv"
 
 
 def write_parquet(folder, captions=None):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    write_pictures(folder / "pictures")
-    paths = [f"pictures/{i}.jpg" for i in range(EXAMPLES)]
+    write_images(folder / "images")
+    paths = [f"images/{i}.jpg" for i in range(EXAMPLES)]
     captions = captions or [sample.captions[0] for sample in SAMPLES]
     pq.write_table(pa.table({"image": paths, "caption": captions}), folder / "table.parquet")
     return folder / "table.parquet"
@@ -161,7 +161,7 @@ def in_order_of_shards(shards=2):
         *["parquet", "tfds", "tfds array_record"],
     ],
 )
-def test_every_kind_of_dataset_gives_its_pictures_and_captions(tmp_path, kind, write, expected):
+def test_every_kind_of_dataset_gives_its_images_and_captions(tmp_path, kind, write, expected):
     reader = read(kind, write(tmp_path / "toy" / "1.0.0"))
     assert [reader[i] for i in range(len(reader))] == expected
     assert [i for shard in reader.shards() for i in shard.examples] == list(range(EXAMPLES))
@@ -197,7 +197,7 @@ def test_a_tfds_name_is_found_where_tfds_keeps_it(tmp_path):
         ("table", write_csv, "image", "id", "0"),
     ],
 )
-def test_the_key_map_chooses_picture_and_caption(tmp_path, kind, write, image_key, caption_key, expected):
+def test_the_key_map_chooses_image_and_caption(tmp_path, kind, write, image_key, caption_key, expected):
     sample = read(kind, write(tmp_path), image_key, caption_key)[0]
     assert sample == Sample(SAMPLES[0].image, (expected,))
 
@@ -479,9 +479,9 @@ def test_json_that_holds_no_caption_is_named(tmp_path, content, words):
         read("wds", tmp_path)[0]
 
 
-def test_a_picture_that_a_table_names_in_vain_is_named_with_its_row(tmp_path):
+def test_an_image_that_a_table_names_in_vain_is_named_with_its_row(tmp_path):
     reader = read("table", write_csv(tmp_path))
-    (tmp_path / "pictures" / "3.jpg").unlink()
+    (tmp_path / "images" / "3.jpg").unlink()
     with pytest.raises(RecordError, match=r"table.csv: row 3: .*3.jpg: No such file"):
         reader[3]
 

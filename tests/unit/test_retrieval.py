@@ -50,30 +50,30 @@ def test_a_query_without_a_right_answer_is_an_error():
         best_ranks(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), [[0], []])
 
 
-def recall_by_the_book(images, texts, picture, k):
+def recall_by_the_book(images, texts, image_of, k):
     """CLIP_benchmark's definition, read aloud: the k best, and whether a positive is among them."""
     scores = texts @ images.T
-    image = [owner in np.argsort(-row, kind="stable")[:k] for row, owner in zip(scores, picture, strict=True)]
-    text = [any(picture[t] == i for t in np.argsort(-row, kind="stable")[:k]) for i, row in enumerate(scores.T)]
+    image = [owner in np.argsort(-row, kind="stable")[:k] for row, owner in zip(scores, image_of, strict=True)]
+    text = [any(image_of[t] == i for t in np.argsort(-row, kind="stable")[:k]) for i, row in enumerate(scores.T)]
     return np.mean(image), np.mean(text)
 
 
-def test_recall_equals_a_brute_force_count_with_every_caption_of_a_picture():
+def test_recall_equals_a_brute_force_count_with_every_caption_of_an_image():
     rng = np.random.default_rng(1)
-    picture = np.repeat(np.arange(40), rng.integers(1, 7, 40))
+    image_of = np.repeat(np.arange(40), rng.integers(1, 7, 40))
     images = rng.normal(size=(40, 8)).astype(np.float32)
-    texts = (images[picture] + 1.5 * rng.normal(size=(len(picture), 8))).astype(np.float32)
-    image_rank, text_rank = rank(images, texts, picture)
-    ranks = Ranks(tuple(map(str, range(40))), ("",) * len(picture), picture, image_rank, text_rank)
+    texts = (images[image_of] + 1.5 * rng.normal(size=(len(image_of), 8))).astype(np.float32)
+    image_rank, text_rank = rank(images, texts, image_of)
+    ranks = Ranks(tuple(map(str, range(40))), ("",) * len(image_of), image_of, image_rank, text_rank)
     values = metrics(ranks)
     for k in (1, 5, 10):
-        image, text = recall_by_the_book(images, texts, picture, k)
+        image, text = recall_by_the_book(images, texts, image_of, k)
         assert values[f"image_r@{k}"] == pytest.approx(image, abs=1e-12)
         assert values[f"text_r@{k}"] == pytest.approx(text, abs=1e-12)
         for name in (f"image_r@{k}", f"text_r@{k}"):
             assert 0 <= values[f"{name}_low"] < values[name] < values[f"{name}_high"] <= 1
             assert values[f"{name}_chance"] < values[name]
-    assert (values["n"], values["captions"]) == (40, len(picture))
+    assert (values["n"], values["captions"]) == (40, len(image_of))
     assert values["image_r@10"] > values["image_r@1"]
 
 
@@ -93,15 +93,15 @@ def test_chance_is_the_hypergeometric_distributions():
 
 def test_chance_is_what_random_vectors_reach():
     rng = np.random.default_rng(2)
-    picture = np.repeat(np.arange(12), rng.integers(1, 5, 12))
+    image_of = np.repeat(np.arange(12), rng.integers(1, 5, 12))
     found = {"image_r@5": [], "text_r@5": []}
     for _ in range(300):
-        images, texts = rng.normal(size=(12, 4)), rng.normal(size=(len(picture), 4))
+        images, texts = rng.normal(size=(12, 4)), rng.normal(size=(len(image_of), 4))
         order = np.argsort(-(texts @ images.T), axis=1)
-        found["image_r@5"].append(np.mean([own in row[:5] for row, own in zip(order, picture, strict=True)]))
+        found["image_r@5"].append(np.mean([own in row[:5] for row, own in zip(order, image_of, strict=True)]))
         order = np.argsort(-(images @ texts.T), axis=1)
-        found["text_r@5"].append(np.mean([i in picture[row[:5]] for i, row in enumerate(order)]))
-    zeros = Ranks(("",) * 12, ("",) * len(picture), picture, np.zeros(len(picture), int), np.zeros(12, int))
+        found["text_r@5"].append(np.mean([i in image_of[row[:5]] for i, row in enumerate(order)]))
+    zeros = Ranks(("",) * 12, ("",) * len(image_of), image_of, np.zeros(len(image_of), int), np.zeros(12, int))
     for name, values in found.items():
         assert metrics(zeros)[f"{name}_chance"] == pytest.approx(np.mean(values), abs=0.03)
 
@@ -115,7 +115,7 @@ def test_the_interval_of_clustered_trials_covers_the_truth_about_95_times_in_100
     rng = np.random.default_rng(3)
     covered = plain = 0
     for _ in range(2000):
-        chance = rng.beta(0.6, 0.9, 120)  # pictures are easy or hard with all their captions
+        chance = rng.beta(0.6, 0.9, 120)  # images are easy or hard with all their captions
         count = rng.integers(3, 8, 120)
         hits = rng.binomial(count, chance)
         _, low, high = intervals.clustered(hits, count)
@@ -142,7 +142,7 @@ def model():
 
 
 def striped(number):
-    """A picture like no other: of two that are alike, either may come first."""
+    """An image like no other: of two that are alike, either may come first."""
     rng = np.random.default_rng(number)
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (20, 16 + number, 3), np.uint8)).save(file, "PNG")
@@ -170,9 +170,9 @@ def test_the_evaluator_ranks_what_the_model_says(tmp_path, model):
 
     from synthclip_jax.model.encoder import Encoder
 
-    # Batches of the same size: pictures of one colour are told apart by the last bits alone.
+    # Batches of the same size: images of one colour are told apart by the last bits alone.
     encoder = Encoder(config, graphdef, params, config.eval.batch_size)
-    images = np.concatenate([b.embeddings for b in encoder.pictures((k, parts["png"]) for k, parts in members())])
+    images = np.concatenate([b.embeddings for b in encoder.images((k, parts["png"]) for k, parts in members())])
     captions = [line for _, parts in members() for line in parts["txt"].decode().splitlines()]
     owner = np.array([i for i in range(9) for _ in range(1 + i % 3)])
     image, text = recall_by_the_book(images, encoder.texts(captions), owner, 5)
@@ -183,13 +183,13 @@ def test_the_evaluator_ranks_what_the_model_says(tmp_path, model):
     assert details["image_rank"].shape == (len(captions),)
     printed = assignment.table(values)
     assert "image R@1 % [95%]" in printed
-    assert "11.11 / " in printed  # chance: one of nine pictures
+    assert "11.11 / " in printed  # chance: one of nine images
 
 
-def test_a_picture_that_does_not_decode_takes_its_captions_with_it_and_is_counted(tmp_path, model):
+def test_an_image_that_does_not_decode_takes_its_captions_with_it_and_is_counted(tmp_path, model):
     config, graphdef, params = model
     broken = members()
-    broken[2] = ("r2", {"png": b"no picture", "txt": b"x\ny\nz"})
+    broken[2] = ("r2", {"png": b"no image", "txt": b"x\ny\nz"})
     values = []
     for name, examples in (("broken", broken), ("without", [each for each in members() if each[0] != "r2"])):
         folder = write_wds(tmp_path / name, examples, class_names=())
@@ -199,7 +199,7 @@ def test_a_picture_that_does_not_decode_takes_its_captions_with_it_and_is_counte
     assert values[1].pop("skipped") == 0
     assert values[0] == values[1]
     lone = write_wds(tmp_path / "lone", broken[2:4], class_names=())
-    with pytest.raises(EvaluationError, match="1 of its 2 pictures decode"):
+    with pytest.raises(EvaluationError, match="1 of its 2 images decode"):
         Retrieval(config, graphdef, [open_dataset(f"wds:{lone}")]).run(params)
 
 

@@ -1,4 +1,4 @@
-"""Sprites draw what a caption names, and every noun they know has pictures by all three artists."""
+"""Sprites draw what a caption names, and every noun they know has images by all three artists."""
 
 import collections
 import importlib.util
@@ -43,7 +43,7 @@ def test_every_noun_has_a_glyph_by_the_other_artists(font_kind):
     assert not missing
 
 
-def test_no_word_and_no_picture_belongs_to_two_nouns():
+def test_no_word_and_no_image_belongs_to_two_nouns():
     words = collections.Counter(word for noun in vocabulary() for word in (noun.name, *noun.aliases))
     codes = collections.Counter(code for noun in vocabulary() for code in noun.emoji)
     assert [word for word, count in words.items() if count > 1] == []
@@ -114,7 +114,7 @@ def test_every_name_alias_and_plural_is_read_as_its_noun():
 
 
 @needs_art
-def test_the_same_arguments_give_the_same_picture_and_another_seed_another():
+def test_the_same_arguments_give_the_same_image_and_another_seed_another():
     first = draw("A red car and a tree in the city.", "car", 7, SIZE)
     assert first.shape == (SIZE, SIZE, 3)
     assert first.dtype == np.uint8
@@ -130,9 +130,9 @@ def test_every_count_size_scene_colour_and_style_is_drawn_at_any_size(size):
     captions += [f"A {colour} dog and a cat on a {colour} background" for colour in COLOURS]
     captions += ["A sketch of a dog and a cat", "The silhouette of a dog", "A dog in black and white"]
     for seed, caption in enumerate(captions):
-        picture = draw(caption, "dog", seed, size)
-        assert picture.shape == (size, size, 3)
-        assert picture.std() > 2, caption
+        image = draw(caption, "dog", seed, size)
+        assert image.shape == (size, size, 3)
+        assert image.std() > 2, caption
 
 
 @needs_art
@@ -140,7 +140,7 @@ def test_every_noun_is_drawn_large_enough_to_see():
     for noun in vocabulary():
         for seed in range(2):
             white = draw(f"Here is the {noun.name} on a white background.", noun.name, seed, SIZE)
-            # The background is the picture's most common value in each row, nearly; the object differs from it.
+            # The background is the image's most common value in each row, nearly; the object differs from it.
             background = np.median(np.concatenate([white[:, :2], white[:, -2:]], axis=1), axis=1, keepdims=True)
             inside = (np.abs(white - background).max(-1) > 12).mean()
             assert inside > 0.02, (noun.name, seed, inside)
@@ -159,9 +159,9 @@ def test_a_colour_before_the_noun_tints_it(colour, channel):
 
 @needs_art
 def test_scenes_differ_from_each_other():
-    pictures = {scene: paint_background(SIZE, np.random.default_rng(0), scene).astype(float) for scene in SCENES}
-    for first, a in pictures.items():
-        for second, b in pictures.items():
+    images = {scene: paint_background(SIZE, np.random.default_rng(0), scene).astype(float) for scene in SCENES}
+    for first, a in images.items():
+        for second, b in images.items():
             assert first == second or np.abs(a - b).mean() > 4, (first, second)
 
 

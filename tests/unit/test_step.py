@@ -250,4 +250,4 @@ def test_activations_of_one_microbatch_are_held_at_a_time():
         mesh = sharding.make_mesh(config.train.mesh, jax.devices()[:1])
         return make_program(config, mesh, LENGTH).lower().compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(16) < temporary(0) / 4  # embeddings, gradients and the pictures themselves stay
+    assert temporary(16) < temporary(0) / 4  # embeddings, gradients and the images themselves stay

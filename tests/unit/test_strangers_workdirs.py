@@ -37,8 +37,8 @@ def workdir(tmp_path):
     return fake_run.make_run(folder)
 
 
-def pictures_in(page: str):
-    """The colours of the pictures inside a page."""
+def images_in(page: str):
+    """The colours of the images inside a page."""
     for part in page.split("data:image/jpeg;base64,")[1:]:
         image = Image.open(io.BytesIO(base64.b64decode(part.partition('"')[0])))
         yield tuple(int(value) for value in np.asarray(image.convert("RGB")).reshape(-1, 3).mean(0).round())
@@ -57,20 +57,20 @@ def is_private(colour):
     return max(abs(a - b) for a, b in zip(colour, (7, 77, 177), strict=True)) < 4
 
 
-def test_a_result_that_names_a_folder_of_this_machine_does_not_show_its_pictures(workdir, private):
+def test_a_result_that_names_a_folder_of_this_machine_does_not_show_its_images(workdir, private):
     point_results_at(workdir, f"composites=folder:{private}", "holiday/1.png")
     page = report.write(workdir).read_text()
-    assert not any(map(is_private, pictures_in(page)))
+    assert not any(map(is_private, images_in(page)))
     assert "composites lies outside this workdir" in page
     shown = report.write(workdir, allow_outside=True).read_text()  # the owner says so
-    assert any(map(is_private, pictures_in(shown)))
+    assert any(map(is_private, images_in(shown)))
 
 
 def test_the_command_has_the_switch(workdir, private, monkeypatch, capsys):
     point_results_at(workdir, f"composites=folder:{private}", "holiday/1.png")
     monkeypatch.setattr(sys, "argv", ["report", f"--workdir={workdir}", "--allow-outside"])
     main()
-    assert any(map(is_private, pictures_in((workdir / "report.html").read_text())))
+    assert any(map(is_private, images_in((workdir / "report.html").read_text())))
     monkeypatch.setattr(sys, "argv", ["report", f"--workdir={workdir / 'none'}"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -147,7 +147,7 @@ def test_a_sigmoid_model_that_knows_nothing_stays_above_ln_of_the_batch():
     softmax = training._knows_nothing({"batch_size": 64, "loss": "softmax"})
     sigmoid = training._knows_nothing({"batch_size": 64, "loss": "sigmoid"})
     assert softmax[0] == pytest.approx(np.log(64))
-    chance = 1 / 64  # said of each of the 64 captions of a picture, one of which is right
+    chance = 1 / 64  # said of each of the 64 captions of an image, one of which is right
     assert sigmoid[0] == pytest.approx(-np.log(chance) - 63 * np.log(1 - chance))
 
 

@@ -4,7 +4,7 @@ import gzip
 import os
 
 import pytest
-from toy_dataset import jpeg, picture
+from toy_dataset import jpeg, pixels
 
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
@@ -22,8 +22,8 @@ def folder(tmp_path):
     place = tmp_path / "data"
     place.mkdir()
     for number in range(4):
-        (place / f"{number}.jpg").write_bytes(jpeg(picture(number)))
-    (tmp_path / "outside.jpg").write_bytes(jpeg(picture(4)))
+        (place / f"{number}.jpg").write_bytes(jpeg(pixels(number)))
+    (tmp_path / "outside.jpg").write_bytes(jpeg(pixels(4)))
     return place
 
 

@@ -8,7 +8,7 @@ import tarfile
 import time
 
 import pytest
-from toy_dataset import jpeg, picture
+from toy_dataset import jpeg, pixels
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import offsets, open_reader
@@ -29,7 +29,7 @@ def make(first=0, count=4, format=tarfile.GNU_FORMAT):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=format) as tar:
         for i in range(first, first + count):
-            for name, data in ((f"{i}.jpg", jpeg(picture(i))), (f"{i}.txt", b"caption %d" % i)):
+            for name, data in ((f"{i}.jpg", jpeg(pixels(i))), (f"{i}.txt", b"caption %d" % i)):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

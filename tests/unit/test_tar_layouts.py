@@ -6,14 +6,14 @@ import json
 import tarfile
 
 import pytest
-from toy_dataset import caption, jpeg, picture
+from toy_dataset import caption, jpeg, pixels
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import open_reader
 from synthclip_jax.data.readers.reader import MissingKey
 from synthclip_jax.data.records import RecordError
 
-IMAGES = [jpeg(picture(i)) for i in range(4)]
+IMAGES = [jpeg(pixels(i)) for i in range(4)]
 TEXTS = [caption(i) for i in range(4)]
 
 
@@ -26,8 +26,8 @@ def cache_folder(tmp_path_factory, monkeypatch):
 class Layout:
     """Members of a tar in their order, and what is to be made of them.
 
-    A member is (name, content): an int stands for the picture of that number, a text is written as it is, and
-    ("hard"|"symbolic", target) is a link. A name alone stands for picture or caption by its last extension, of the
+    A member is (name, content): an int stands for the image of that number, a text is written as it is, and
+    ("hard"|"symbolic", target) is a link. A name alone stands for image or caption by its last extension, of the
     number that is the last digit of its name.
     """
 
@@ -59,8 +59,8 @@ LAYOUTS = {
     # Order
     "webdataset's": Layout(FOUR, ALL),
     "captions first": Layout([m for i in range(4) for m in reversed(FOUR[2 * i : 2 * i + 2])], ALL),
-    "pictures, then captions": Layout(FOUR[::2] + FOUR[1::2], ALL),
-    "captions, then pictures in another order": Layout(FOUR[1::2] + FOUR[::2][::-1], ALL),
+    "images, then captions": Layout(FOUR[::2] + FOUR[1::2], ALL),
+    "captions, then images in another order": Layout(FOUR[1::2] + FOUR[::2][::-1], ALL),
     "two folders": Layout(
         [(f"images/{name}", data) for name, data in FOUR[::2]]
         + [(f"images/{name}", data) for name, data in FOUR[1::2]],
@@ -110,13 +110,13 @@ LAYOUTS = {
     ),
     "the mask is asked for": Layout(
         [m for i in ALL for m in (*FOUR[2 * i : 2 * i + 2], (f"{i}.seg.png", 3 - i))],
-        [],  # read with other pictures, below
+        [],  # read with other images, below
         keys=("seg.png", "txt"),
     ),
-    "a further picture of one": Layout(
+    "a further image of one": Layout(
         [*FOUR, ("3.thumb.jpg", 0)], ALL, {"further image or caption of an example, which no key names": 1}
     ),
-    "two pictures of one": Layout(
+    "two images of one": Layout(
         [*FOUR, ("0.png", 3)], ALL, {"further image or caption of an example, which no key names": 1}
     ),
     "no such key at all": Layout(FOUR, [], damage="MissingKey", keys=("seg.png", "txt")),
@@ -140,7 +140,7 @@ LAYOUTS = {
     "files of something else": Layout([*FOUR, ("a.npy", "x"), ("b.html", "y")], ALL, {"neither image nor caption": 2}),
     # What is damage
     "a caption is missing": Layout(FOUR[:7], [0, 1, 2], {NO_CAPTION: 1}, r"no caption \(00000.tar: 3 \(jpg\)\)"),
-    "a picture is missing": Layout(FOUR[1:], [1, 2, 3], {NO_IMAGE: 1}, r"no image \(00000.tar: 0 \(txt\)\)"),
+    "an image is missing": Layout(FOUR[1:], [1, 2, 3], {NO_IMAGE: 1}, r"no image \(00000.tar: 0 \(txt\)\)"),
     "the first lacks its caption": Layout([FOUR[0], *FOUR[2:]], [1, 2, 3], {NO_CAPTION: 1}, "no caption"),
     "case differs": Layout(
         [("IMG.jpg", 0), ("img.txt", TEXTS[0]), *FOUR[2:]],
@@ -151,14 +151,14 @@ LAYOUTS = {
     "dotted keys, one without a caption": Layout(
         pairs("v.0", "v.1", "v.2", "v.3")[:7], [0, 1, 2], {NO_CAPTION: 1}, r"no caption \(00000.tar: v.3 \(jpg\)"
     ),
-    "a picture twice": Layout([*FOUR, ("1.jpg", 3)], [0, 2, 3], {TWICE: 1}, rf"{TWICE} \(00000.tar: 1.jpg\)"),
-    "a picture twice, the same bytes": Layout([*FOUR, ("1.jpg", 1)], [0, 2, 3], {TWICE: 1}, TWICE),
+    "an image twice": Layout([*FOUR, ("1.jpg", 3)], [0, 2, 3], {TWICE: 1}, rf"{TWICE} \(00000.tar: 1.jpg\)"),
+    "an image twice, the same bytes": Layout([*FOUR, ("1.jpg", 1)], [0, 2, 3], {TWICE: 1}, TWICE),
     "jpg and JPG": Layout([*FOUR, ("1.JPG", 3)], [0, 2, 3], {TWICE: 1}, rf"{TWICE} \(00000.tar: 1.JPG\)"),
     "all of it twice": Layout(FOUR + FOUR, [], {TWICE: 4}, TWICE),
     "an empty caption": Layout(
         [("0.jpg", 0), ("0.txt", ""), *FOUR[2:]], [1, 2, 3], {"empty caption": 1}, "empty caption"
     ),
-    "an empty picture": Layout(
+    "an empty image": Layout(
         [("0.jpg", ""), ("0.txt", "a"), *FOUR[2:]], [1, 2, 3], {"image of 0 bytes": 1}, "image of 0 bytes"
     ),
     # Links
@@ -179,7 +179,7 @@ LAYOUTS = {
         [("0.jpg", ("symbolic", "/etc/hostname")), FOUR[1], *FOUR[2:]], [1, 2, 3], {DEAD: 1}, DEAD
     ),
     "a link to itself": Layout([("0.jpg", ("symbolic", "0.jpg")), FOUR[1], *FOUR[2:]], [1, 2, 3], {DEAD: 1}, DEAD),
-    "a pipe instead of a picture": Layout(
+    "a pipe instead of an image": Layout(
         [("0.jpg", ("pipe", "")), FOUR[1], *FOUR[2:]],
         [1, 2, 3],
         {"device, pipe or other special file": 1},

@@ -77,9 +77,9 @@ def test_sets_are_read_by_the_evaluator_with_all_classes_equally_often(made, nam
     assert np.bincount([example.label for example in examples]).tolist() == [PER_CLASS[name]] * len(CLASSES)
     assert len({example.image for example in examples}) == len(examples)
     for example in examples:
-        with Image.open(io.BytesIO(example.image)) as picture:
-            assert picture.size == (32, 32)
-            assert np.array(picture).std() > 5
+        with Image.open(io.BytesIO(example.image)) as image:
+            assert image.size == (32, 32)
+            assert np.array(image).std() > 5
     assert "licensed under" in (workdir / "testsets" / name / "README.md").read_text()
 
 
@@ -107,8 +107,8 @@ def test_outlines_are_black_on_white(made):
     if not isinstance(summary["noto_outline"], int):
         pytest.skip(summary["noto_outline"])
     for example in open_dataset("wds:testsets/noto_outline", workdir):
-        with Image.open(io.BytesIO(example.image)) as picture:
-            pixels = np.array(picture).astype(int)
+        with Image.open(io.BytesIO(example.image)) as image:
+            pixels = np.array(image).astype(int)
         assert (pixels[0] == 255).all()
         assert (pixels.max(-1) - pixels.min(-1)).max() == 0
         assert pixels.min() < 80

@@ -5,7 +5,7 @@ import json
 import tarfile
 
 import pytest
-from toy_dataset import jpeg, picture
+from toy_dataset import jpeg, pixels
 
 from synthclip_jax.config import default_config
 from synthclip_jax.config.sources import SourceSpec
@@ -101,7 +101,7 @@ CAUSES = [captions.EMPTY, captions.NOT_UTF8, captions.NUL, captions.EMPTY]
 def write_tar(folder):
     with tarfile.open(folder / "0.tar", "w") as tar:
         for i, text in enumerate(TEXTS):
-            for name, data in ((f"{i}.jpg", jpeg(picture(i))), (f"{i}.txt", text.encode("latin-1"))):
+            for name, data in ((f"{i}.jpg", jpeg(pixels(i))), (f"{i}.txt", text.encode("latin-1"))):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -112,7 +112,7 @@ def write_json(folder):
     with tarfile.open(folder / "0.tar", "w") as tar:
         for i, text in enumerate(TEXTS):
             described = json.dumps({"caption": text}, ensure_ascii=False).encode("latin-1")
-            for name, data in ((f"{i}.jpg", jpeg(picture(i))), (f"{i}.json", described)):
+            for name, data in ((f"{i}.jpg", jpeg(pixels(i))), (f"{i}.json", described)):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -121,7 +121,7 @@ def write_json(folder):
 
 def write_records(folder):
     payloads = [
-        serialize_example({"image": [jpeg(picture(i))], "caption": [text.encode("latin-1")]})
+        serialize_example({"image": [jpeg(pixels(i))], "caption": [text.encode("latin-1")]})
         for i, text in enumerate(TEXTS)
     ]
     (folder / "00000.tfrecord").write_bytes(frame_shard(payloads)[0])
@@ -158,7 +158,7 @@ def test_such_a_record_is_an_error_of_its_cause_by_default(tmp_path, write):
 
 
 def test_captions_left_out_of_a_list_are_counted_by_verify(tmp_path):
-    payload = serialize_example({"image": [jpeg(picture(0))], "caption": [b"a cat", b"", b"caf\xe9"]})
+    payload = serialize_example({"image": [jpeg(pixels(0))], "caption": [b"a cat", b"", b"caf\xe9"]})
     (tmp_path / "00000.tfrecord").write_bytes(frame_shard([payload])[0])
     config = default_config().data
     config.update(sources=(f"img2dataset:{tmp_path}",), on_error="skip")

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from toy_dataset import jpeg, picture, write_dataset
+from toy_dataset import jpeg, pixels, write_dataset
 
 from synthclip_jax.config import default_config
 from synthclip_jax.data import verify as verify_lib
@@ -24,8 +24,8 @@ def config():
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A dataset with a flipped bit in record 2 of shard 1, and two pictures that do not decode in shard 3."""
-    bad = {15: jpeg(picture(15))[:-300], 19: b"no picture"}
+    """A dataset with a flipped bit in record 2 of shard 1, and two images that do not decode in shard 3."""
+    bad = {15: jpeg(pixels(15))[:-300], 19: b"no image"}
     paths = write_dataset(tmp_path, EXAMPLES, shards=4, replaced=bad)
     index = np.array(paths[1].with_name(paths[1].name + INDEX_SUFFIX).read_text().split(), int).reshape(-1, 2)
     content = bytearray(paths[1].read_bytes())
@@ -121,6 +121,6 @@ def test_threads_read_at_the_same_time(tmp_path, config, monkeypatch):
     monkeypatch.setattr(verify_lib, "RECORDS_PER_TASK", 1)
     together = threading.Barrier(4)
     checked = []
-    monkeypatch.setattr(verify_lib, "check_picture", lambda *_: checked.append(together.wait(60)))
+    monkeypatch.setattr(verify_lib, "check_image", lambda *_: checked.append(together.wait(60)))
     verify(open_dataset(config, tmp_path), threads=4, on_error="raise", say=lambda _: None)
     assert sorted(checked) == sorted([0, 1, 2, 3] * (EXAMPLES // 4))

@@ -62,7 +62,7 @@ CHANGES = {
     "t": ("gen.balance.t=2", r"balance: .*t: 10\.0 -> 2\.0", 3),
     "seed": ("seed=5", r"captions: .*seed: 0 -> 5", 2),
     "bank": ("gen.concepts.limit=5", r"concepts: .*limit: 6 -> 5", 1),
-    "pictures": ("gen.images.jpeg_quality=50", r"images: .*jpeg_quality: 90 -> 50", 4),
+    "images": ("gen.images.jpeg_quality=50", r"images: .*jpeg_quality: 90 -> 50", 4),
 }
 
 
@@ -161,7 +161,7 @@ def test_a_new_version_may_be_named_even_if_nothing_else_changes(workdir, monkey
 
 
 def test_versions_build_on_the_one_that_is_named(workdir, monkeypatch):
-    """Back to the first one's captions with other pictures, after a second one with other captions."""
+    """Back to the first one's captions with other images, after a second one with other captions."""
     generate(monkeypatch, workdir, "seed=5", new=True)
     generate(monkeypatch, workdir, "gen.version=1.0.0", "gen.images.jpeg_quality=50", new=True)
     assert [version.dataset for version in list_versions(workdir)] == ["1.0.0", "1.1.0", "1.2.0"]

@@ -112,13 +112,13 @@ LAYOUTS = {
         files={"wnids.txt": "n01498041\nn1\n"},
     ),
     # damage
-    "a label is missing": Layout(FOUR[:-1], error=r"member s003: no label \(s003.cls\) beside the picture"),
-    "an image is missing": Layout(FOUR[1:], error=r"member s000: no picture \(.webp, .* beside .cls"),
+    "a label is missing": Layout(FOUR[:-1], error=r"member s003: no label \(s003.cls\) beside the image"),
+    "an image is missing": Layout(FOUR[1:], error=r"member s000: no image \(.webp, .* beside .cls"),
     "case differs": Layout([("S.jpg", b"x"), ("s.cls", b"0")], error="(S|s).*in other case: (s|S)"),
     "an image twice": Layout([*FOUR, ("s000.jpg", b"other")], error="two members of one name and extension"),
     "a link to nothing": Layout([("t.jpg", "!gone.jpg"), ("t.cls", b"3"), *FOUR], error="link that leads to no file"),
     "images alone": Layout(FOUR[::2], error=r"no label .* \(and 3 more of the kind\)"),
-    "nothing": Layout([], error="no pictures in 1 shards"),
+    "nothing": Layout([], error="no images in 1 shards"),
     # counts
     "a count that is no number": Layout(
         FOUR, error="expected a whole number, found 'two'", files={"test/nshards.txt": "two"}

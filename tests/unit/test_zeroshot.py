@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
-from toy_testset import CLASSES, coloured, picture, write_wds
+from toy_testset import CLASSES, coloured, image_bytes, write_wds
 
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
@@ -48,7 +48,7 @@ def predictions_of(scores, labels):
 def test_metrics_equal_a_plain_reading():
     rng = np.random.default_rng(0)
     classes = 12
-    labels = rng.integers(0, classes - 1, 500)  # the last class has no picture
+    labels = rng.integers(0, classes - 1, 500)  # the last class has no image
     scores = rng.normal(size=(500, classes)) + 1.5 * np.eye(classes)[labels]
     values = metrics(predictions_of(scores, labels))
     first, five, by_class = 0, 0, {}
@@ -94,14 +94,14 @@ def test_mean_per_class_of_equal_classes_is_accuracy_with_an_interval_at_least_a
     assert high >= accuracy_high - 1e-12
 
 
-def test_mean_per_class_gets_wider_with_fewer_pictures_and_survives_the_extremes():
+def test_mean_per_class_gets_wider_with_fewer_images_and_survives_the_extremes():
     many = intervals.mean_per_class(np.array([50, 10]), np.array([100, 100]))
     few = intervals.mean_per_class(np.array([5, 1]), np.array([10, 10]))
     assert few[2] - few[1] > many[2] - many[1]
     for correct in (np.array([0, 0, 0]), np.array([3, 1, 2])):
         mean, low, high = intervals.mean_per_class(correct, np.array([3, 1, 2]))
         assert 0 <= low <= mean <= high <= 1
-        assert high - low > 0.1  # six pictures cannot settle it
+        assert high - low > 0.1  # six images cannot settle it
     assert math.isnan(intervals.mean_per_class(np.array([0]), np.array([0]))[0])
 
 
@@ -146,7 +146,7 @@ def run(model, folder, batch_size=5):
     return values, evaluator.details[folder.name]
 
 
-def test_the_evaluator_counts_what_a_loop_over_single_pictures_counts(tmp_path, model):
+def test_the_evaluator_counts_what_a_loop_over_single_images_counts(tmp_path, model):
     config, graphdef, params = model
     values, details = run(model, write_wds(tmp_path / "colours", coloured(13)))
 
@@ -193,16 +193,16 @@ def test_the_first_of_equally_good_classes_is_taken():
     np.testing.assert_array_equal(scores, [[1, 1, 0], [1, 0, 0], [0, 0, 0]])
 
 
-def test_a_picture_that_does_not_decode_is_skipped_and_counted(tmp_path, model):
+def test_an_image_that_does_not_decode_is_skipped_and_counted(tmp_path, model):
     examples = coloured(7)
-    examples[2] = ("broken", {"png": picture()[:30], "cls": b"0"})
+    examples[2] = ("broken", {"png": image_bytes()[:30], "cls": b"0"})
     values, details = run(model, write_wds(tmp_path / "colours", examples))
     assert values["zeroshot/colours/n"] == 6
     assert values["zeroshot/colours/skipped"] == 1
     assert list(details["skipped"]) == ["broken"]
-    assert "colours: 1 pictures do not decode" in assignment.table(values)
+    assert "colours: 1 images do not decode" in assignment.table(values)
     everything = write_wds(tmp_path / "broken", [("a", {"png": b"?", "cls": b"0"})])
-    with pytest.raises(EvaluationError, match="none of its 1 pictures decodes"):
+    with pytest.raises(EvaluationError, match="none of its 1 images decodes"):
         run(model, everything)
 
 
@@ -217,7 +217,7 @@ def test_a_diverged_model_gives_an_error_and_no_number(tmp_path, model):
         run((config, graphdef, only_images), folder)
 
 
-def test_a_bad_template_stops_before_any_picture_is_read(tmp_path):
+def test_a_bad_template_stops_before_any_image_is_read(tmp_path):
     folder = write_wds(tmp_path / "colours", coloured(3), templates=["a photo"])
     with pytest.raises(PromptError, match="no slot"):
         open_dataset(f"wds:{folder}")

@@ -1,4 +1,4 @@
-"""Random access to pictures and captions as they lie in files of several kinds, without a copy and without decoding."""
+"""Random access to images and captions as they lie in files of several kinds, without a copy and without decoding."""
 
 import pkgutil
 

@@ -15,7 +15,7 @@ SUFFIX = ".agreement.npy"  # after the name of a shard; written by gen.agreement
 
 
 def load_scores(shard: str, records: int) -> Float32[np.ndarray, " records"]:
-    """The scores of a shard, in the order of its records; NaN where a picture does not decode.
+    """The scores of a shard, in the order of its records; NaN where an image does not decode.
 
     Raises:
       RecordError: there are none, or not as many as records.

@@ -41,7 +41,7 @@ class Payloads(Protocol):
 
 
 class ExampleReader:
-    """Pictures and captions of the records of all shards, in the order of the shards."""
+    """Images and captions of the records of all shards, in the order of the shards."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ExampleReader:
             there = (key for key in features if feature_values(features[key]))
             raise missing_key(self.where(index), wanted, there, what)
         if not isinstance(image[0], bytes) or not isinstance(texts[0], bytes):
-            raise RecordError(f"{self.where(index)}: the picture or the caption is a number. Set other keys")
+            raise RecordError(f"{self.where(index)}: the image or the caption is a number. Set other keys")
         if len(image) > 1:
             raise RecordError(f"{self.where(index)}: {len(image)} images in one record, expected one. Set another key")
         return Sample(image[0], *captions.usable(texts, functools.partial(self.where, index), self._lenient))

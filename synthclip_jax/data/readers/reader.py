@@ -16,14 +16,14 @@ from synthclip_jax.left_out import LeftOut
 
 # Opening a file on network storage is waiting, of which many can be done at once.
 OPENING_THREADS = 16
-# What `image` stands for: the extensions that people name pictures by, the usual ones first.
+# What `image` stands for: the extensions that people name images by, the usual ones first.
 IMAGE_KEYS = tuple(dict.fromkeys(("jpg", "jpeg", "png", "webp", *IMAGE_EXTENSIONS)))
 
 
 class Sample(NamedTuple):
     """One example as the files hold it."""
 
-    image: bytes  # an encoded picture
+    image: bytes  # an encoded image
     captions: tuple[str, ...]  # at least one, each can be trained on
     left_out: tuple[str, ...] = ()  # the causes of those captions of the record that are not among them
 

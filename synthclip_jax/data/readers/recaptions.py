@@ -23,7 +23,7 @@ def recaptioned(reader: Reader, use: str, check_crc: bool = True) -> Reader:
 
 
 class Recaptioned:
-    """A reader whose captions are those, or those and its own. A picture that was left without has its own alone."""
+    """A reader whose captions are those, or those and its own. An image that was left without has its own alone."""
 
     def __init__(self, reader: Reader, both: bool, check_crc: bool):
         self.reader, self._both = reader, both

@@ -207,7 +207,7 @@ def _folder_inside(folder: str, outer: str) -> bool:
 
 def _report(path: pathlib.Path, left_out: LeftOut) -> str:
     """The error about rows that cannot be trained on, by cause."""
-    hint = "Mend them, or set config.data.on_error=skip to go on without"
+    hint = "Fix them, or set config.data.on_error=skip to go on without them"
     return f"{path}: rows that cannot be trained on:\n  " + "\n  ".join(_lines(left_out)) + f"\n{hint}"
 
 

@@ -40,7 +40,7 @@ _NAME = re.compile(
 class Grouped(NamedTuple):
     """The examples of a tar, and the account of what makes none."""
 
-    # offset and length of the picture, offset and length of the caption, and which of the caption keys it is
+    # offset and length of the image, offset and length of the caption, and which of the caption keys it is
     table: Int64[np.ndarray, "examples 5"]
     keys: list[str]
     extensions: set[str]

@@ -34,7 +34,7 @@ from synthclip_jax.left_out import LeftOut
 
 
 class TarReader:
-    """Pictures and captions of all tars, in the order of their names, those of a tar in the order of first members."""
+    """Images and captions of all tars, in the order of their names, those of a tar in the order of first members."""
 
     def __init__(self, spec: SourceSpec, how: Opening):
         """Reads the offsets of all members: by hopping from header to header the first time, later from their index.
@@ -42,7 +42,7 @@ class TarReader:
         Raises:
           RecordError: there is no tar, or (`raise`) some are missing or cut off, or hold incomplete
             examples; all of them are named.
-          MissingKey: no example has the picture or the caption that the keys name.
+          MissingKey: no example has the image or the caption that the keys name.
         """
         self.place, self.left_out, self._lenient = spec.place, LeftOut(), how.on_error == "skip"
         self._image_keys = keys_of(spec.image_key, "image", IMAGE_KEYS)
@@ -151,7 +151,7 @@ class _Tar:
         return self.found.keys[sample] if sample < len(self.found.keys) else "?"
 
     def read(self, sample: int) -> tuple[bytes | None, bytes | None, int]:
-        """Bytes of the picture and of the caption (None: the tar is too short), and the number of the caption's key."""
+        """Bytes of the image and of the caption (None: the tar is too short), and the number of the caption's key."""
         image, image_length, caption, caption_length, key = self.found.table[sample].tolist()
         return self._bytes(image, image_length), self._bytes(caption, caption_length), key
 

@@ -1,6 +1,6 @@
 """Datasets that TensorFlow Datasets has prepared on this machine, read without TensorFlow.
 
-TFDS keeps serialised Examples whose features are called by their path, such as `captions/text`; pictures are in them
+TFDS keeps serialised Examples whose features are called by their path, such as `captions/text`; images are in them
 as they were encoded. So our own reader of Examples serves, and TFDS only says where the files are.
 """
 

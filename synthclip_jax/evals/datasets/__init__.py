@@ -1,15 +1,15 @@
 """Test sets, by a spec `[NAME=]KIND:PLACE[@SPLIT]`. Needs no JAX.
 
     wds:FOLDER                webdataset folder in CLIP_benchmark's layout, for classification or retrieval
-    folder:FOLDER             one folder of pictures per class; with splits: FOLDER/test/CLASS/...
+    folder:FOLDER             one folder of images per class; with splits: FOLDER/test/CLASS/...
     tfds:NAME[:VERSION]       prepared by TensorFlow Datasets on this machine, or the folder of such a dataset
-    karpathy:FILE.json[:PICTURES]   COCO's or Flickr's captions in Karpathy's splits, and where their pictures lie
+    karpathy:FILE.json[:IMAGES]   COCO's or Flickr's captions in Karpathy's splits, and where their images lie
 
 NAME, by which its results are called, defaults to the folder's or the dataset's; SPLIT to the test split.
 Class names and templates that a dataset does not bring come from `synthclip_jax.evals.prompts` if its name is known
 there.
 
-All kinds stream: memory does not grow with the number of pictures.
+All kinds stream: memory does not grow with the number of images.
 """
 
 import collections
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def open_dataset(spec: str | DatasetSpec, workdir: str | os.PathLike = ".", allow_outside: bool = False) -> Dataset:
-    """Opens a test set and reads its class names and templates, no pictures yet.
+    """Opens a test set and reads its class names and templates, no images yet.
 
     Args:
       spec: see the module's docstring.

@@ -11,7 +11,7 @@ FIRST = 5  # names of classes that are shown
 
 
 def lines(dataset: Dataset, templates: Sequence[str] = ()) -> Iterator[str]:
-    """Lines on a test set: pictures, classes and their first names, the first prompt, what is left out, notes.
+    """Lines on a test set: images, classes and their first names, the first prompt, what is left out, notes.
 
     Args:
       templates: with which it is evaluated; none where nothing is prompted.

@@ -1,9 +1,9 @@
-"""JSON files of pictures and their captions, in the forms that people share. Needs no JAX.
+"""JSON files of images and their captions, in the forms that people share. Needs no JAX.
 
 {"images": [{"split", "filename", "filepath", "sentences": [{"raw"}]}]}       Karpathy's, of COCO and Flickr
 {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}   COCO's own captions_val2014.json
 [{"image", "caption": text or list}]    ALBEF's and BLIP's retrieval files; also as JSON lines, one object a line
-{"picture.jpg": [captions]}
+{"image.jpg": [captions]}
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from synthclip_jax.config.testsets import DatasetError
 from synthclip_jax.data.readers import captions
-from synthclip_jax.evals.datasets.layout import is_picture, some
+from synthclip_jax.evals.datasets.layout import is_image, some
 from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut
 
@@ -28,7 +28,7 @@ FORMS = (
 
 
 class Item(NamedTuple):
-    """A picture with its captions. `places`: paths below the folder of pictures where it may lie, the first counts."""
+    """An image with its captions. `places`: paths below the folder of images where it may lie, the first counts."""
 
     name: str
     places: tuple[str, ...]
@@ -37,10 +37,10 @@ class Item(NamedTuple):
 
 
 def read(path: pathlib.Path, left_out: LeftOut) -> list[Item]:
-    """All pictures of a file in its order.
+    """All images of a file in its order.
 
     Args:
-      left_out: where to note pictures without a caption and captions that are empty.
+      left_out: where to note images without a caption and captions that are empty.
 
     Raises:
       DatasetError: it has none of the forms above; the text says which it has as far as that is known.
@@ -77,7 +77,7 @@ def _items(content: Any, path: pathlib.Path, left_out: LeftOut) -> Iterable[Item
         return _karpathy(images)
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         return _listed(content, path)
-    if isinstance(content, dict) and content and all(map(is_picture, content)):
+    if isinstance(content, dict) and content and all(map(is_image, content)):
         return _by_name(content)
     raise DatasetError(f"{path}: not a file of Karpathy's form or another of captions: {_described(content)}. {FORMS}")
 
@@ -114,7 +114,7 @@ def _coco(images: list[Any], annotations: list[Any], path: pathlib.Path, left_ou
         if each["image_id"] in texts:
             texts[each["image_id"]].append(_text(each["caption"]))
         else:
-            left_out.add("caption of a picture that the file does not list", f"image_id {each['image_id']}")
+            left_out.add("caption of an image that the file does not list", f"image_id {each['image_id']}")
     for entry in images:
         name = _text(entry["file_name"])
         yield Item(name, _below(name), tuple(texts[entry["id"]]))
@@ -127,11 +127,11 @@ def _listed(entries: list[Any], path: pathlib.Path) -> Iterator[Item]:
         hint = ". These are captions by number, without files: give the file that has them" * ("image_id" in entries[0])
         raise DatasetError(
             f"{path}: a list of objects with {some(map(repr, entries[0]), 5)}: none of them is"
-            f" {'the picture' if image is None else 'the caption'}"
+            f" {'the image' if image is None else 'the caption'}"
             f" ({', '.join(IMAGE_KEYS if image is None else CAPTION_KEYS)}){hint}. {FORMS}"
         )
     texts: dict[str, list[str]] = {}
-    for entry in entries:  # files to train from have a line for each caption, those to test on one for each picture
+    for entry in entries:  # files to train from have a line for each caption, those to test on one for each image
         found = entry[caption]
         texts.setdefault(_text(entry[image]), []).extend(
             _text(each["raw"] if isinstance(each, dict) else each)
@@ -146,7 +146,7 @@ def _by_name(content: dict[str, Any]) -> Iterator[Item]:
 
 
 def _below(name: str) -> tuple[str, ...]:
-    """Where a picture may lie: as its name says, or without the folders in it."""
+    """Where an image may lie: as its name says, or without the folders in it."""
     return (name, name.rpartition("/")[2]) if "/" in name else (name,)
 
 
@@ -162,5 +162,5 @@ def _checked(item: Item, left_out: LeftOut) -> Item | None:
             kept.append(caption)
     if kept:
         return item._replace(captions=tuple(kept))
-    left_out.add("picture without a caption", item.name)
+    left_out.add("image without a caption", item.name)
     return None

@@ -1,9 +1,9 @@
-"""Which folders of a split are classes, and which pictures are theirs.
+"""Which folders of a split are classes, and which images are theirs.
 
-1. A folder with pictures is a class. All below it belongs to it, but for folders of masks or thumbnails beside them.
-2. Where a folder has no pictures of its own, its sub-folders with pictures are classes: SUN397's and Places'
+1. A folder with images is a class. All below it belongs to it, but for folders of masks or thumbnails beside them.
+2. Where a folder has no images of its own, its sub-folders with images are classes: SUN397's and Places'
    LETTER/CLASS and LETTER/CLASS/KIND, or GROUP/CLASS.
-3. Unless the sub-folders only order the pictures of one class: `images`, `part2`, `0001`, one name that all classes
+3. Unless the sub-folders only order the images of one class: `images`, `part2`, `0001`, one name that all classes
    share, names that hold that of the class.
 
 What can be read in two ways is refused; as many class names as there are folders at the top decide it.
@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from synthclip_jax.config import splits
 from synthclip_jax.config.testsets import DatasetError
-from synthclip_jax.evals.datasets.layout import MAX_DEPTH, is_picture, last, some
+from synthclip_jax.evals.datasets.layout import MAX_DEPTH, is_image, last, some
 from synthclip_jax.files.folders import File, Walker
 from synthclip_jax.left_out import LeftOut
 
-MAX_BYTES = 2**30  # of one picture's file
+MAX_BYTES = 2**30  # of one image's file
 _MASKS = re.compile(
     r"(seg(mentation)?[ _-]?)?masks?|segmentations?|annotations?|trimaps?|ground[ _-]?truths?|gt|labels?|depth"
     r"|bbox(es)?|thumb(nail)?s?|previews?"
@@ -28,7 +28,7 @@ _ORDER = re.compile(
     r"images?|imgs?|pics?|pictures?|photos?|jpe?gs?|png|frames?|raw|data|files|originals?|crops?|new|old|more|misc"
     r"|(part|batch|set|session|folder|group|chunk|subset|fold|camera|cam|view|seq|sequence|id|v|p)?[ _.-]*\d+"
 )
-# Files that describe pictures: a folder of these alone is no class that lacks pictures.
+# Files that describe images: a folder of these alone is no class that lacks images.
 _DESCRIPTIONS = frozenset(
     {
         *("", "txt", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "md", "rst", "html", "htm", "pdf", "mat"),
@@ -38,10 +38,10 @@ _DESCRIPTIONS = frozenset(
 
 
 class ClassFolder(NamedTuple):
-    """A class: its path below the split's folder, which tells it from all others, and its pictures in order."""
+    """A class: its path below the split's folder, which tells it from all others, and its images in order."""
 
     path: str
-    pictures: list[File]
+    images: list[File]
 
 
 class ClassFolders:
@@ -69,10 +69,10 @@ class ClassFolders:
         self.left_out, self.notes, self.letters = LeftOut("files"), list[str](), False
         self.folder = f"{base}/{path}" if path else base
         self._path, self._walker = path, Walker(base, allow_outside, path)
-        self._pictures: list[tuple[str, File]] = []  # folder and file
-        self._own: set[str] = set()  # folders in which pictures lie
-        self._subs: dict[str, dict[str, None]] = {}  # sub-folders with pictures at any depth, of the split's folder too
-        self._endings: dict[str, set[str]] = {}  # of files that are no pictures, by folder at the top
+        self._images: list[tuple[str, File]] = []  # folder and file
+        self._own: set[str] = set()  # folders in which images lie
+        self._subs: dict[str, dict[str, None]] = {}  # sub-folders with images at any depth, of the split's folder too
+        self._endings: dict[str, set[str]] = {}  # of files that are no images, by folder at the top
         self._read()
         self.classes = self._assign(self._find(lines))
 
@@ -81,15 +81,15 @@ class ClassFolders:
         for file in self._walker.files(self._path, self.left_out):
             folder, _, name = file.path.rpartition("/")
             if folder == self._path:
-                if is_picture(name):
+                if is_image(name):
                     self.left_out.add("image beside the class folders", file.path)
-            elif not is_picture(name):
+            elif not is_image(name):
                 self.left_out.add(_cause_of_ending(name), file.path)
                 self._endings.setdefault("/".join(folder.split("/")[:depth]), set()).add(_ending(name))
             elif file.size > MAX_BYTES:
                 self.left_out.add("larger than 1 GiB", file.path)
             else:
-                self._pictures.append((folder, file))
+                self._images.append((folder, file))
                 if folder not in self._own:
                     self._own.add(folder)
                     while folder != self._path:
@@ -112,7 +112,7 @@ class ClassFolders:
         endings = self._endings.get(top, set())
         if top in self._subs.get(self._path, {}) or not endings or not endings <= _DESCRIPTIONS:
             return False
-        self.notes.append(f"{last(top)} holds no pictures and is no class")
+        self.notes.append(f"{last(top)} holds no images and is no class")
         return True
 
     def _leaves(self, tops: Sequence[str], sure: bool) -> list[str]:
@@ -165,7 +165,7 @@ class ClassFolders:
         return list(self._subs.get(path, ()))
 
     def _parts(self, path: str) -> list[str]:
-        """Sub-folders that may be classes: neither masks, nor what orders the pictures of one class."""
+        """Sub-folders that may be classes: neither masks, nor what orders the images of one class."""
         found = [sub for sub in self._subs.get(path, ()) if not _MASKS.fullmatch(last(sub).casefold())]
         own = _letters_of(last(path))
         names = [last(sub).casefold() for sub in found]
@@ -174,12 +174,12 @@ class ClassFolders:
         return found
 
     def _assign(self, folders: Sequence[str]) -> list[ClassFolder]:
-        """Gives each class its pictures."""
+        """Gives each class its images."""
         cut = len(self._path) + 1 if self._path else 0
         classes = {folder: ClassFolder(folder[cut:], []) for folder in folders}
         masked: dict[str, list[File]] = {}
         deeper: list[str] = []
-        for folder, file in self._pictures:
+        for folder, file in self._images:
             owner, below = folder, list[str]()
             while owner not in classes and owner != self._path:
                 owner, _, name = owner.rpartition("/")
@@ -189,12 +189,12 @@ class ClassFolders:
             elif any(map(_MASKS.fullmatch, below)) and not self.letters:
                 masked.setdefault(owner, []).append(file)
             else:
-                classes[owner].pictures.append(file)
+                classes[owner].images.append(file)
                 if below and owner in self._own:
                     deeper.append(file.path)
         for owner, files in masked.items():
-            if not classes[owner].pictures:
-                classes[owner].pictures.extend(files)
+            if not classes[owner].images:
+                classes[owner].images.extend(files)
                 continue
             for file in files:
                 self.left_out.add("in a sub-folder of masks or thumbnails", file.path)

@@ -1,4 +1,4 @@
-"""A folder with one folder of pictures per class; `layout` and `class_folders` say which folders these are.
+"""A folder with one folder of images per class; `layout` and `class_folders` say which folders these are.
 
 Classes are numbered in the sorted order of the folders' paths (numbers by their value) and called as `folder_names`
 says; a `classnames.txt` beside them has precedence. A class is told from others, in all splits, by its folder's path.
@@ -25,7 +25,7 @@ from synthclip_jax.left_out import printable
 
 
 class ImageFolder:
-    """A folder with one folder of pictures per class, or a split of one."""
+    """A folder with one folder of images per class, or a split of one."""
 
     task = CLASSIFICATION
 
@@ -41,7 +41,7 @@ class ImageFolder:
         else:
             self._open(spec.split)
         self.class_ids = tuple(path for path, _ in self._classes)
-        self.class_counts = [len(pictures) for _, pictures in self._classes]
+        self.class_counts = [len(images) for _, images in self._classes]
         self._check()
         for path, name in zip(self.class_ids, self.class_names, strict=True):
             if not _is_text(name):
@@ -105,16 +105,16 @@ class ImageFolder:
             )
 
     def _check(self) -> None:
-        """Raises a DatasetError if there are no two classes with pictures."""
-        filled = [each for each in self._classes if each.pictures]
-        empty = [each for each in self._classes if not each.pictures]
+        """Raises a DatasetError if there are no two classes with images."""
+        filled = [each for each in self._classes if each.images]
+        empty = [each for each in self._classes if not each.images]
         if len(filled) < 2 or (empty and len(empty) > len(filled)):
             hint = self._hint()
             if not self._classes and self._parsed.split:
                 raise MissingDataset(f"{self.folder}: split {self.split_name} holds no class folders{hint}")
             if empty:
                 raise DatasetError(
-                    f"{self.folder / empty[0].path}: no pictures ({', '.join(map('.{}'.format, IMAGE_EXTENSIONS[:5]))},"
+                    f"{self.folder / empty[0].path}: no images ({', '.join(map('.{}'.format, IMAGE_EXTENSIONS[:5]))},"
                     f" ...) in this class, and in {len(empty) - 1} others. Fill the folder or remove it{hint}"
                 )
             raise DatasetError(
@@ -139,7 +139,7 @@ class ImageFolder:
         return ImageFolder(self._parsed.of(name), self._workdir, self._allow_outside)
 
     def _files(self) -> Iterator[tuple[int, File]]:
-        return ((label, file) for label, each in enumerate(self._classes) for file in each.pictures)
+        return ((label, file) for label, each in enumerate(self._classes) for file in each.images)
 
     def __iter__(self) -> Iterator[Example]:
         """Examples class by class, in sorted order."""

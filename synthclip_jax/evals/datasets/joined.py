@@ -67,10 +67,10 @@ def lacking(
     learned: Int[np.ndarray, " n"],
     tested: Int[np.ndarray, " m"],
 ) -> list[str]:
-    """What a user should know of classes that pictures are learned from or tested on, and not both.
+    """What a user should know of classes that images are learned from or tested on, and not both.
 
     Args:
-      learned, tested: labels of the pictures.
+      learned, tested: labels of the images.
     """
     classes = len(class_names)
     there, wanted = (np.bincount(labels, minlength=classes) for labels in (learned, tested))

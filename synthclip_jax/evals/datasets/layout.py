@@ -13,11 +13,11 @@ from synthclip_jax.evals.datasets.spec import MissingDataset
 from synthclip_jax.files.folders import Walker
 from synthclip_jax.images.decoding import IMAGE_EXTENSIONS
 
-MAX_DEPTH = 32  # folders below each other: more is no way to order pictures
+MAX_DEPTH = 32  # folders below each other: more is no way to order images
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name ends as a picture's does."""
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
@@ -94,12 +94,12 @@ class Split:
                     self.notes.append(f"split {only} is taken, since it is the only one")
                 self._enter_what_stands_for_it()
                 return only, [only]
-            self.notes.append(f"its classes are those in {only}, the only folder with pictures")
+            self.notes.append(f"its classes are those in {only}, the only folder with images")
         if wanted:
             there = list(map(last, self.filled(self.path)))
             raise MissingDataset(
                 f"{self.dataset}: {self.shown(self.path)} has no split {wanted!r}; it has"
-                f" {some(there, 9) or 'no folders with pictures'}"
+                f" {some(there, 9) or 'no folders with images'}"
             )
         self._check_single_split(self.filled(self.path))
         return "", []
@@ -153,14 +153,14 @@ class Split:
                 continue
             if self._is_named(path, filled):
                 raise DatasetError(
-                    f"{self.shown(path)}: a split or a class? It holds folders with pictures"
+                    f"{self.shown(path)}: a split or a class? It holds folders with images"
                     f" ({some(map(last, self.filled(path)))}) and lies beside {len(filled) - 1} others. For this split:"
                     f" folder:{self.base}@{last(path)}; for the others, move it away"
                 )
             self.notes.append(f"{last(path)} is taken for a class, since no other folder is called like a split")
 
     def _stands_for(self, path: str) -> bool:
-        """Whether a folder only leads to another one, in which the folders with pictures lie."""
+        """Whether a folder only leads to another one, in which the folders with images lie."""
         filled = self.filled(path)
         return len(filled) == 1 and not self._has_own(path) and bool(self.filled(filled[0]))
 
@@ -176,19 +176,19 @@ class Split:
         return len(self.filled(path)) > 1
 
     def filled(self, path: str) -> list[str]:
-        """The sub-folders that have pictures, at any depth."""
+        """The sub-folders that have images, at any depth."""
         if path not in self._filled:
-            self._filled[path] = [each for each in self._walker.folders(path) if self._has_pictures(each)]
+            self._filled[path] = [each for each in self._walker.folders(path) if self._has_images(each)]
         return self._filled[path]
 
-    def _has_pictures(self, path: str) -> bool:
+    def _has_images(self, path: str) -> bool:
         if path.count("/") >= MAX_DEPTH:
             return False
-        return self._has_own(path) or any(map(self._has_pictures, self._walker.folders(path)))
+        return self._has_own(path) or any(map(self._has_images, self._walker.folders(path)))
 
     def _has_own(self, path: str) -> bool:
-        """Whether pictures lie in the folder itself."""
-        return self._walker.has_file(path, is_picture)
+        """Whether images lie in the folder itself."""
+        return self._walker.has_file(path, is_image)
 
     def _under(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path else name

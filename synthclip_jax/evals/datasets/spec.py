@@ -17,7 +17,7 @@ class MissingDataset(DatasetError):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One encoded picture of a classification set. `key` is unique in the set; `image` holds the file's bytes."""
+    """One encoded image of a classification set. `key` is unique in the set; `image` holds the file's bytes."""
 
     key: str
     image: bytes
@@ -26,7 +26,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """One encoded picture of a retrieval set with all its captions, at least one."""
+    """One encoded image of a retrieval set with all its captions, at least one."""
 
     key: str
     image: bytes
@@ -42,7 +42,7 @@ class Dataset(Protocol):
       task: `classification` (iterating gives `Example`) or `retrieval` (`Captioned`).
       class_names: in label order; empty for retrieval.
       class_ids: in label order, what tells a class from all others in every split of the set; empty for retrieval.
-      class_counts: in label order, how many pictures; None if that is not known before they are read.
+      class_counts: in label order, how many images; None if that is not known before they are read.
       templates: its own prompt templates, if it has any.
       split_name: of the split as the set itself calls it; empty if it has none.
       left_out: what is passed over in this split.
@@ -61,7 +61,7 @@ class Dataset(Protocol):
     notes: list[str]
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         ...
 
     def __iter__(self) -> Iterator[Any]:
@@ -75,7 +75,7 @@ class Dataset(Protocol):
     def identity(self) -> dict[str, str]:
         """What a number from this split was made from: `place`, and digests of `classes` and `files`; see `identify`.
 
-        Cheap: it looks at names, sizes and times, and reads no pictures.
+        Cheap: it looks at names, sizes and times, and reads no images.
         """
         ...
 

@@ -111,7 +111,7 @@ class Prepared:
         """Examples in the order of the shards.
 
         Raises:
-          DatasetError: a record is damaged, or has no picture or label, or a label without a class.
+          DatasetError: a record is damaged, or has no image or label, or a label without a class.
         """
         from synthclip_jax.data.example_proto import feature_values, parse_features
         from synthclip_jax.data.records import RecordError
@@ -126,7 +126,7 @@ class Prepared:
                 image, label = (feature_values(features[name]) if name in features else [] for name in (IMAGE, LABEL))
                 if not (image and isinstance(image[0], bytes) and label and isinstance(label[0], int)):
                     raise DatasetError(
-                        f"{self.name}: {key}: no features {IMAGE!r} and {LABEL!r} with a picture and a number;"
+                        f"{self.name}: {key}: no features {IMAGE!r} and {LABEL!r} with an image and a number;"
                         f" it has {', '.join(sorted(features))}"
                     )
                 check_label(label[0], self.class_names, f"{self.folder}: {key}")

@@ -40,7 +40,7 @@ def _another_split(dataset: Dataset, name: str) -> Dataset | None:
 
 
 def describe_splits(dataset: Dataset) -> dict[str, str]:
-    """Where the pictures to learn from come from, in words for the result file."""
+    """Where the images to learn from come from, in words for the result file."""
     train, validation = open_splits(dataset)
     if train is None:
         return {"train": "two thirds of the test split, by class", "validation": "a fifth of those"}

@@ -67,10 +67,10 @@ class WebDataset:
         self.templates = own_templates(folder)
         self.split_name = self._split(spec.split)
         self.shards = self._find_shards(folder / self.split_name)
-        self._beside = "txt" if self.task == RETRIEVAL else "cls"  # what lies beside a picture
+        self._beside = "txt" if self.task == RETRIEVAL else "cls"  # what lies beside an image
         self._found = [self._index(shard) for shard in self.shards]
         if not len(self):
-            raise DatasetError(f"{self.shards[0].parent}: no pictures in {len(self.shards)} shards")
+            raise DatasetError(f"{self.shards[0].parent}: no images in {len(self.shards)} shards")
         self._labels_of: list[Int32[np.ndarray, " examples"]] = []
         self.class_counts: Sequence[int] | None = None
         if self.task == CLASSIFICATION:
@@ -135,7 +135,7 @@ class WebDataset:
         """Where the examples of a shard lie, from its headers alone.
 
         Raises:
-          DatasetError: the shard is damaged, or an example lacks its picture, or its label or captions.
+          DatasetError: the shard is damaged, or an example lacks its image, or its label or captions.
         """
         try:
             found = group(scan_tar(shard), IMAGE_EXTENSIONS, (self._beside,), shard.name)
@@ -153,10 +153,10 @@ class WebDataset:
         key, has, hint = match.groups("") if match else (name, "", "")
         if cause == NO_IMAGE:
             wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS[:4])
-            return f"member {key}: no picture ({wanted}, ...) beside .{has[:80].replace(', ', ', .')}{hint}"
+            return f"member {key}: no image ({wanted}, ...) beside .{has[:80].replace(', ', ', .')}{hint}"
         if cause == NO_CAPTION:
             what = "captions" if self.task == RETRIEVAL else "label"
-            return f"member {key}: no {what} ({key}.{self._beside}) beside the picture{hint}"
+            return f"member {key}: no {what} ({key}.{self._beside}) beside the image{hint}"
         if cause == captions.EMPTY:
             what = (
                 "an empty caption; it has one a line" if self.task == RETRIEVAL else "nothing, expected a whole number"

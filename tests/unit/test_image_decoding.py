@@ -1,4 +1,4 @@
-"""One rule for what decodes: PIL's pixels for all ordinary pictures, and an error, cheaply, for all others."""
+"""One rule for what decodes: PIL's pixels for all ordinary images, and an error, cheaply, for all others."""
 
 import io
 import struct
@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from toy_pictures import encode, jpeg_of, photo
+from toy_images import encode, jpeg_of, photo
 
-from synthclip_jax.images.decoding import IMAGE_EXTENSIONS, PictureError, check_picture, decode_picture, open_picture
+from synthclip_jax.images.decoding import IMAGE_EXTENSIONS, ImageError, check_image, decode_image, open_image
 
 GREY = np.asarray(photo(60, 44).convert("L"))
 ORDINARY = [  # format, mode, how it is saved
@@ -43,23 +43,23 @@ def by_pil(data):
 
 
 @pytest.mark.parametrize(("kind", "mode", "how"), ORDINARY)
-def test_ordinary_pictures_have_pils_pixels_in_training_and_in_evaluation(kind, mode, how):
-    picture = photo(60, 44)
-    picture.putalpha(Image.fromarray(np.tile(np.arange(60, dtype=np.uint8) * 4, (44, 1))))
+def test_ordinary_images_have_pils_pixels_in_training_and_in_evaluation(kind, mode, how):
+    image = photo(60, 44)
+    image.putalpha(Image.fromarray(np.tile(np.arange(60, dtype=np.uint8) * 4, (44, 1))))
     if mode != "RGBA":
-        picture = picture.convert("RGB") if mode not in ("LA", "P") else picture
-        picture = picture.convert(mode)
-    data = encode(picture, kind, **how)
-    np.testing.assert_array_equal(decode_picture(data), by_pil(data))
-    np.testing.assert_array_equal(np.asarray(open_picture(data).convert("RGB")), by_pil(data))
-    assert check_picture(data) == (60, 44)
+        image = image.convert("RGB") if mode not in ("LA", "P") else image
+        image = image.convert(mode)
+    data = encode(image, kind, **how)
+    np.testing.assert_array_equal(decode_image(data), by_pil(data))
+    np.testing.assert_array_equal(np.asarray(open_image(data).convert("RGB")), by_pil(data))
+    assert check_image(data) == (60, 44)
 
 
 def test_avif_has_pils_pixels_where_pil_reads_it():
     if "AVIF" not in Image.registered_extensions().values():
         pytest.skip("this PIL has no AVIF")
     data = encode(photo(60, 44), "AVIF")
-    np.testing.assert_array_equal(decode_picture(data), by_pil(data))
+    np.testing.assert_array_equal(decode_image(data), by_pil(data))
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_avif_has_pils_pixels_where_pil_reads_it():
     ids=["png", "tiff", "jp2", "pgm", "int32", "unit-float", "255-float", "65535-float", "png-colour", "tiff-colour"],
 )
 def test_more_than_8_bits_are_scaled_to_8_and_not_clipped_to_white(data):
-    for pixels in (decode_picture(data), np.asarray(open_picture(data).convert("RGB"))):
+    for pixels in (decode_image(data), np.asarray(open_image(data).convert("RGB"))):
         np.testing.assert_array_equal(pixels, np.repeat(GREY[..., None], 3, axis=2))
-    check_picture(data)
+    check_image(data)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 1e6])
@@ -92,15 +92,13 @@ def test_floats_without_a_white_are_refused(value):
 
 
 def refused(data, reason=None):
-    for decode in (decode_picture, check_picture, open_picture):
-        with pytest.raises(PictureError, match=reason):
+    for decode in (decode_image, check_image, open_image):
+        with pytest.raises(ImageError, match=reason):
             decode(data)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"no picture", b"\xff\xd8", b"\xff\xd8\xff\xe0 half", b"%!PS-Adobe-3.0 EPSF-3.0"]
-)
-def test_bytes_that_are_no_picture_are_refused(data):
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8", b"\xff\xd8\xff\xe0 half", b"%!PS-Adobe-3.0 EPSF-3.0"])
+def test_bytes_that_are_no_image_are_refused(data):
     refused(data)
 
 
@@ -118,8 +116,8 @@ JPEGS = {
 def test_a_jpeg_ends_behind_its_scan_wherever_an_end_marker_lies(mode, how):
     whole = encode(photo(160, 120).convert(mode), "JPEG", **how)
     for trailer in (b"", b"\0" * 100_000, b"trailer" * 1000, whole, b"\xff\xd9" * 9):
-        np.testing.assert_array_equal(decode_picture(whole + trailer), by_pil(whole))
-        assert check_picture(whole + trailer) == (160, 120)
+        np.testing.assert_array_equal(decode_image(whole + trailer), by_pil(whole))
+        assert check_image(whole + trailer) == (160, 120)
     start = whole.index(b"\xff\xda", len(how.get("exif", b"")))
     for share in (0.0, 0.3, 0.6, 0.9):
         half = whole[: start + 14 + int((len(whole) - start - 14) * share)]
@@ -130,7 +128,7 @@ def test_a_jpeg_ends_behind_its_scan_wherever_an_end_marker_lies(mode, how):
 def test_junk_between_the_segments_of_a_jpeg_hides_no_cut():
     whole = encode(photo(160, 120), "JPEG")
     junk = whole[:20] + b"\0\0\0" + whole[20:]
-    np.testing.assert_array_equal(decode_picture(junk), by_pil(whole))
+    np.testing.assert_array_equal(decode_image(junk), by_pil(whole))
     refused(junk[:-900] + b"\xff\xd9", "cut off")
 
 
@@ -142,17 +140,17 @@ def test_a_progressive_jpeg_that_ends_between_two_scans_is_cut_off():
         refused(whole[:at] + b"\xff\xd9", "scans are missing")
 
 
-def test_all_pictures_of_a_multi_picture_file_but_the_first_may_be_missing():
+def test_all_images_of_a_multi_image_file_but_the_first_may_be_missing():
     buffer = io.BytesIO()
     photo(60, 44).save(buffer, "MPO", save_all=True, append_images=[photo(60, 44, seed=1)])
     whole = buffer.getvalue()
-    np.testing.assert_array_equal(decode_picture(whole), by_pil(whole))
-    np.testing.assert_array_equal(decode_picture(whole[:-200]), by_pil(whole))
+    np.testing.assert_array_equal(decode_image(whole), by_pil(whole))
+    np.testing.assert_array_equal(decode_image(whole[:-200]), by_pil(whole))
     refused(whole[: len(whole) // 4] + b"\xff\xd9")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "AVIF"])
-def test_other_pictures_that_are_cut_off_are_refused(kind):
+def test_other_images_that_are_cut_off_are_refused(kind):
     Image.init()
     if kind not in Image.SAVE:
         pytest.skip(f"this PIL has no {kind}")
@@ -167,17 +165,17 @@ def test_a_flipped_bit_in_the_pixels_of_a_png_is_found():
     refused(bytes(whole), "checksum")
 
 
-def test_the_first_of_several_frames_is_taken_and_no_picture_is_turned():
+def test_the_first_of_several_frames_is_taken_and_no_image_is_turned():
     frames = [photo(60, 44), photo(60, 44, seed=1)]
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         buffer = io.BytesIO()
         frames[0].save(
             buffer, kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
         )
-        np.testing.assert_array_equal(decode_picture(buffer.getvalue()), by_pil(buffer.getvalue()))
+        np.testing.assert_array_equal(decode_image(buffer.getvalue()), by_pil(buffer.getvalue()))
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode_picture(encode(frames[0], "JPEG", exif=exif)).shape == (44, 60, 3)
+    assert decode_image(encode(frames[0], "JPEG", exif=exif)).shape == (44, 60, 3)
 
 
 def test_every_listed_extension_is_of_a_kind_that_decodes():
@@ -185,14 +183,14 @@ def test_every_listed_extension_is_of_a_kind_that_decodes():
     kinds = {Image.EXTENSION[f".{extension}"] for extension in IMAGE_EXTENSIONS if f".{extension}" in Image.EXTENSION}
     assert kinds <= {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"}
     for kind in kinds & {*Image.SAVE}:
-        assert decode_picture(encode(photo(20, 20), kind)).shape == (20, 20, 3)
+        assert decode_image(encode(photo(20, 20), kind)).shape == (20, 20, 3)
 
 
-def test_a_larger_picture_than_allowed_is_refused_with_its_size_and_the_key():
+def test_a_larger_image_than_allowed_is_refused_with_its_size_and_the_key():
     data = encode(photo(60, 44), "JPEG")
-    assert decode_picture(data, max_pixels=60 * 44).shape == (44, 60, 3)
-    for decode in (decode_picture, check_picture, open_picture):
-        with pytest.raises(PictureError, match=r"60 x 44 pixels, at most 2,639 .* config.data.max_pixels"):
+    assert decode_image(data, max_pixels=60 * 44).shape == (44, 60, 3)
+    for decode in (decode_image, check_image, open_image):
+        with pytest.raises(ImageError, match=r"60 x 44 pixels, at most 2,639 .* config.data.max_pixels"):
             decode(data, max_pixels=60 * 44 - 1)
 
 
@@ -266,14 +264,14 @@ BOMBS = {
 
 TRY = """
 import pathlib, re, sys, time
-from synthclip_jax.images.decoding import PictureError, check_picture, decode_picture, open_picture
+from synthclip_jax.images.decoding import ImageError, check_image, decode_image, open_image
 for name in sys.argv[1:]:
     data, verdicts, started = pathlib.Path(name).read_bytes(), [], time.process_time()
-    for decode in (decode_picture, check_picture, open_picture):
+    for decode in (decode_image, check_image, open_image):
         try:
             decode(data)
             verdicts.append("decoded")
-        except PictureError:
+        except ImageError:
             verdicts.append("refused")
     # Not ru_maxrss, which begins with that of the process that started this one.
     peak = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024

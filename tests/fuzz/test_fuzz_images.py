@@ -1,4 +1,4 @@
-"""Damaged pictures of every format beside PIL: the same pixels or a `PictureError`, and never expensively."""
+"""Damaged images of every format beside PIL: the same pixels or an `ImageError`, and never expensively."""
 
 import io
 import warnings
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 from PIL import Image
-from toy_pictures import encode, photo
+from toy_images import encode, photo
 
-from synthclip_jax.images.decoding import PictureError, check_picture, decode_picture, open_picture
+from synthclip_jax.images.decoding import ImageError, check_image, decode_image, open_image
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PIL warns of damaged metadata
 
@@ -44,10 +44,10 @@ WAYS = [way for way in WAYS if way[0] in Image.SAVE]
 
 
 def seed(kind, mode, how):
-    picture = photo(44, 36)
+    image = photo(44, 36)
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
-    return encode(picture.convert(mode), kind, **how)
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    return encode(image.convert(mode), kind, **how)
 
 
 def with_checksums(data):
@@ -74,13 +74,13 @@ def by_pil(data):
 def ours(decode, data):
     try:
         return decode(data)
-    except PictureError:
+    except ImageError:
         return None
 
 
 def compare(what, data):
     with limits(what):
-        pixels, size, image = (ours(decode, data) for decode in (decode_picture, check_picture, open_picture))
+        pixels, size, image = (ours(decode, data) for decode in (decode_image, check_image, open_image))
     if pixels is None:
         assert size is None, f"{what}: checked, but does not decode"
         assert image is None, f"{what}: opened, but does not decode"
@@ -104,12 +104,12 @@ def damage(count):
     return decoded
 
 
-def test_damaged_pictures_have_pils_pixels_or_are_refused():
+def test_damaged_images_have_pils_pixels_or_are_refused():
     count = how_many(2000)
     decoded = damage(count)
     assert count // 50 < decoded < count  # some damage does not show, and some does
 
 
 @pytest.mark.slow
-def test_100_000_damaged_pictures():
+def test_100_000_damaged_images():
     damage(MANY)

@@ -1,4 +1,4 @@
-"""The finished pictures of a workdir, for stages that look at all of them and write beside their shards."""
+"""The finished images of a workdir, for stages that look at all of them and write beside their shards."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -12,17 +12,17 @@ from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.generated import DATA_PREFIX
 from synthclip_jax.workdir.versions import Version, find_version
 
-SPLIT = "train"  # that all pictures are in
+SPLIT = "train"  # that all images are in
 
 
-class Pictures(NamedTuple):
-    """All shards of a version's pictures.
+class FinishedImages(NamedTuple):
+    """All shards of a version's images.
 
     Attributes:
       version: whose they are.
       data: the folder of the dataset.
       shards: for an executor, with the `file` and its `sha256` beside the usual.
-      digest: changes when any picture does.
+      digest: changes when any image does.
     """
 
     version: Version
@@ -31,24 +31,24 @@ class Pictures(NamedTuple):
     digest: str
 
 
-def finished_pictures(config: Config, workdir: Location) -> Pictures:
-    """The pictures that the images stage has made.
+def finished_images(config: Config, workdir: Location) -> FinishedImages:
+    """The images that the images stage has made.
 
     Raises:
       StoreError: they are not planned yet, or some are missing.
     """
     version = find_version(workdir, config.gen.version)
     data = version.dataset_folder(config.name)
-    plan, made = picture_records(version, data)
+    plan, made = image_records(version, data)
     shards = [
         {"index": index, "of": plan["shards"], "items": record["count"], **data_file(record)}
         for index, record in made.items()
     ]
-    return Pictures(version, data, shards, pictures_digest(made.values()))
+    return FinishedImages(version, data, shards, images_digest(made.values()))
 
 
-def picture_records(version: Version, data: Location) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """The plan of a version's pictures, and the commit records of all its shards.
+def image_records(version: Version, data: Location) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The plan of a version's images, and the commit records of all its shards.
 
     Args:
       data: the folder of the dataset.
@@ -58,7 +58,7 @@ def picture_records(version: Version, data: Location) -> tuple[dict[str, Any], d
     """
     store = StageStore(version.stage_folder("images"), data)
     if not store.plan_path.exists():
-        raise StoreError(f"{store.plan_path}: no pictures are planned yet. Run the stages before: --stages=images")
+        raise StoreError(f"{store.plan_path}: no images are planned yet. Run the stages before: --stages=images")
     plan = store.ensure_plan(store.read_plan())
     records = store.committed()
     missing = sorted(set(range(plan["shards"])) - set(records))
@@ -70,13 +70,13 @@ def picture_records(version: Version, data: Location) -> tuple[dict[str, Any], d
     return plan, records
 
 
-def pictures_digest(records: Iterable[Mapping[str, Any]]) -> str:
-    """What changes when any picture of the shards with these commit records does."""
+def images_digest(records: Iterable[Mapping[str, Any]]) -> str:
+    """What changes when any image of the shards with these commit records does."""
     return hashlib.sha256("".join(data_file(record)["sha256"] for record in records).encode()).hexdigest()[:16]
 
 
 def data_file(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The shard of pictures that a commit record names: file, bytes, sha256."""
+    """The shard of images that a commit record names: file, bytes, sha256."""
     for name, meta in record["files"].items():
         if name.startswith(DATA_PREFIX) and not name.endswith(INDEX_SUFFIX):
             return {"file": name.removeprefix(DATA_PREFIX), "bytes": meta["bytes"], "sha256": meta["sha256"]}

@@ -1,4 +1,4 @@
-"""Small pictures for tests: smooth as photographs are, in any file format that PIL writes."""
+"""Small images for tests: smooth as photographs are, in any file format that PIL writes."""
 
 import io
 import struct
@@ -8,15 +8,15 @@ from PIL import Image
 
 
 def photo(width, height, seed=0):
-    """A smooth picture in colour."""
+    """A smooth image in colour."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encode(picture, kind, **how):
-    """The bytes of a picture in a format."""
+def encode(image, kind, **how):
+    """The bytes of an image in a format."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **how)
+    image.save(buffer, kind, **how)
     return buffer.getvalue()
 
 

@@ -1,6 +1,6 @@
-"""The global order of pictures, and the file from which the workers of a stage read their part of it.
+"""The global order of images, and the file from which the workers of a stage read their part of it.
 
-Pictures are ordered by a hash of their ids, so that any shard is a fair sample. For 30 million that takes minutes and
+Images are ordered by a hash of their ids, so that any shard is a fair sample. For 30 million that takes minutes and
 gigabytes; so the driver does it once, and each worker maps the file that it leaves,
 
     W/gen/images/order.npy     deleted when the stage is at its end; made again if it is lost or damaged
@@ -20,18 +20,18 @@ ORDER = "order.npy"
 _BLOCK = 1 << 20  # ids that are Python objects at a time
 
 
-def picture_order(ids: Sequence[str], per_caption: int, seed: int) -> Int64[np.ndarray, " pictures"]:
-    """The global order of pictures: positions `caption * per_caption + picture`, sorted by a hash of their ids."""
+def image_order(ids: Sequence[str], per_caption: int, seed: int) -> Int64[np.ndarray, " images"]:
+    """The global order of images: positions `caption * per_caption + number`, sorted by a hash of their ids."""
     return _order([ids], len(ids), per_caption, seed)
 
 
-def _order(blocks: Iterable[Sequence[str]], count: int, per_caption: int, seed: int) -> Int64[np.ndarray, " pictures"]:
+def _order(blocks: Iterable[Sequence[str]], count: int, per_caption: int, seed: int) -> Int64[np.ndarray, " images"]:
     keys = np.fromiter(
         (
-            draws.bits63(seed, f"{id_}-{picture:02d}", "order")
+            draws.bits63(seed, f"{id_}-{number:02d}", "order")
             for ids in blocks
             for id_ in ids
-            for picture in range(per_caption)
+            for number in range(per_caption)
         ),
         dtype=np.int64,
         count=count * per_caption,
@@ -60,7 +60,7 @@ def write_order(folder: Location, plan: str, selected: Location, per_caption: in
         write_stream(path, lambda file: _fill(file, plan, order))
 
 
-def read_order(folder: Location, plan: str) -> Int64[np.ndarray, " pictures"] | None:
+def read_order(folder: Location, plan: str) -> Int64[np.ndarray, " images"] | None:
     """The order, mapped from a disk or read from an object store; None if there is none, or it is another plan's."""
     path = folder / ORDER
     if not _sound(path, plan):
@@ -82,14 +82,14 @@ def forget_order(folder: Location) -> None:
 _HEADER = 128  # bytes before the numbers: which plan they are of, and a checksum of them
 
 
-def _fill(file, plan: str, order: Int64[np.ndarray, " pictures"]) -> None:
+def _fill(file, plan: str, order: Int64[np.ndarray, " images"]) -> None:
     data = np.ascontiguousarray(order, "<i8")
     header = json.dumps({"plan": plan, "count": len(data), "sum": checksum(data)}).encode()
     file.write(header.ljust(_HEADER - 1) + b"\n")
     file.write(data.data)
 
 
-def checksum(numbers: Int64[np.ndarray, " pictures"]) -> str:
+def checksum(numbers: Int64[np.ndarray, " images"]) -> str:
     """A digest of the numbers."""
     import hashlib
 
