@@ -36,7 +36,7 @@ class S3Server:
         self._door: socket.socket | None = None
         self._connections: set[socket.socket] = set()
         self.environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._door_port}"}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 500
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self._port}/moto-api/", timeout=5).close()

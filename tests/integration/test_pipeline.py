@@ -152,7 +152,5 @@ def times(folder):
 
 def test_a_second_run_finds_everything_done(killed):
     before = times(killed)
-    start = time.monotonic()
     assert run_all(killed)
-    assert time.monotonic() - start < 60
     assert times(killed) == before

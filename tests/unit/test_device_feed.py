@@ -37,7 +37,7 @@ class Loader:
 
     def wait_for(self, count):
         with self.taken_one:
-            return self.taken_one.wait_for(lambda: self.taken == count, timeout=20)
+            return self.taken_one.wait_for(lambda: self.taken == count, timeout=500)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 import errno
 import json
 import os
+import random
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -186,23 +187,29 @@ def test_sigkill_at_any_moment_leaves_each_shard_whole_or_absent(tmp_path):
             return ShardOutput({f"{shard['index']}.bin": bytes([shard["index"] % 251]) * 5000}, 1)
         run_local(store, shards, lambda: work, label="kill", unit="items")
     """)
-    kills = 0
-    for attempt in range(40):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=0.25 + 0.05 * attempt)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+    draws = random.Random(0)
+
+    def start():
+        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.DEVNULL)
+
+    def committed():
+        return len(list(tmp_path.glob("commits/*.json")))
+
+    for _ in range(10):
+        goal = committed() + draws.randrange(1, 50)
+        process = start()
+        while committed() < goal:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.001)
+        time.sleep(0.01 * draws.random())
+        process.kill()
+        process.wait()
         for path in tmp_path.glob("commits/*.json"):
             json.loads(path.read_bytes())
         for path in tmp_path.glob("*.bin"):
             assert path.read_bytes() == bytes([int(path.stem) % 251]) * 5000
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert kills > 0
+    assert committed() < 400
+    assert start().wait() == 0
     store = StageStore(tmp_path)
     store.ensure_plan({"n": 400})
     assert sorted(store.committed()) == list(range(400))
