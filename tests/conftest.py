@@ -35,6 +35,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", rf"error:::{package}(\..*)?")
 
 
+# Files that take longest start first, so that none is left to one of the workers at the end.
+LONGEST = (
+    "test_ray_executor",
+    "test_referee",
+    "test_pipeline",
+    "test_train",
+    "test_step",
+    "test_restarts",
+    "test_object_store",
+    "test_explore",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def parsed_flags() -> None:
     """Grain reads absl flags, which exist once grain is imported and are parsed by programs, not by pytest."""

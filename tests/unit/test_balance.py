@@ -35,6 +35,7 @@ from gen.matching.keep_rate import (
 )
 from gen.matching.near_duplicates import first_of_alike, signatures
 from gen.matching.selection import BalanceError, first_of_equal
+from gen.shards import local
 from gen.shards.draws import uniform
 from gen.shards.plans import PlanMismatch
 from gen.shards.store import ShardOutput, StageStore
@@ -558,13 +559,16 @@ def test_processes_match_the_same_bytes_as_one(tmp_path):
 def test_the_worker_can_be_sent_to_another_process(tmp_path):
     sent = []
 
-    def executor(store, shards, make_worker, **_):
-        worker = pickle.loads(pickle.dumps(make_worker))()
-        sent.append(worker.overlap)
-        return {shard["index"]: store.commit(shard["index"], worker(shard)) for shard in shards}
+    class Elsewhere(local.Executor):
+        is_local = False
+
+        def run(self, job):
+            worker = pickle.loads(pickle.dumps(job.make_worker))()
+            sent.append(worker.overlap)
+            job.records |= {shard["index"]: job.store.commit(shard["index"], worker(shard)) for shard in job.todo}
 
     config = make_workdir(tmp_path / "sent", zoo(), lambda position: position // 100)
-    balance.run(config, tmp_path / "sent", executor)
+    balance.run(config, tmp_path / "sent", Elsewhere())
     assert sent == [1]  # the executor decides how many workers there are
     config = make_workdir(tmp_path / "here", zoo(), lambda position: position // 100)
     balance.run(config, tmp_path / "here")

@@ -135,11 +135,11 @@ def test_features_that_differ_or_are_not_numbers_fail_the_check(openai, tmp_path
     """Stands in for open_clip, to see that the comparison can fail."""
     from synthclip_jax.formats import check as export_check
 
-    ours = export_check._by_us(load_model(openai), export_check._pictures(32), list(export_check.TEXTS))
+    ours = export_check._by_us(load_model(openai), export_check._images(32), list(export_check.TEXTS))
 
-    def once(_, pictures, texts):
-        """What `_by_us` gives for these pictures and texts, computed above."""
-        assert (len(pictures), len(texts)) == (len(ours.images), len(ours.texts))
+    def once(_, images, texts):
+        """What `_by_us` gives for these images and texts, computed above."""
+        assert (len(images), len(texts)) == (len(ours.images), len(ours.texts))
         return ours
 
     def other(change):
