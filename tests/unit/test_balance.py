@@ -565,7 +565,7 @@ def test_the_worker_can_be_sent_to_another_process(tmp_path):
         def run(self, job):
             worker = pickle.loads(pickle.dumps(job.make_worker))()
             sent.append(worker.overlap)
-            job.records |= {shard["index"]: job.store.commit(shard["index"], worker(shard)) for shard in job.todo}
+            job.records.update((shard["index"], job.store.commit(shard["index"], worker(shard))) for shard in job.todo)
 
     config = make_workdir(tmp_path / "sent", zoo(), lambda position: position // 100)
     balance.run(config, tmp_path / "sent", Elsewhere())
