@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gen.costs.published import DECODER_TFLOP_PER_PIXEL, UNET_TFLOP
+from gen.engines.image_batches import encode_jpeg
 from gen.engines.interface import ImageEngine, Rejected, Request
-from gen.engines.jpeg import encode_jpeg
 from gen.engines.registry import make_image_engine
 from gen.engines.samplers import sampler_of
 from synthclip_jax import config as config_lib

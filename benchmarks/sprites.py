@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gen.engines.jpeg import encode_jpeg
+from gen.engines.image_batches import encode_jpeg
 from gen.sprites import draw, read_caption, vocabulary
 from gen.sprites.nouns import art_folder
 from gen.sprites.scenes import paint_background

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from gen.engines.image_batches import ImageBatches
+from gen.engines.image_batches import ImageBatches, encode_jpeg
 from gen.engines.interface import ImageEngine, Pixels, Rejected, Request
 from gen.engines.isolation import check_shard
-from gen.engines.jpeg import encode_jpeg
 from gen.engines.registry import image_engine
 from gen.engines.registry import make_image_engine as make_engine
 from gen.filters.images import UNDECODABLE, reject_reason

@@ -16,8 +16,8 @@ import ml_collections
 from gen.costs.published import SD15
 from gen.costs.rates import CAPTION_BYTES, RECORD_BYTES, Rate, Unmeasured, cpu_rate, rate_on
 from gen.engines import isolation
+from gen.engines.image_batches import encode_jpeg
 from gen.engines.interface import Rejected, Request
-from gen.engines.jpeg import encode_jpeg
 from gen.engines.registry import make_caption_engine, make_image_engine, make_vision_engine
 from gen.filters.captions import CaptionFilters
 from gen.matching.matcher import Matcher

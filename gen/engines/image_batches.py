@@ -1,9 +1,11 @@
 """Fills an image engine's batches with requests of all shards in work, so that no shard ends in a part of a batch.
 
 Where the engine can start a batch without waiting for it (`launch`), the next batch is started before the last one is
-taken off the device. A request that the engine raises on is rejected alone (`gen.engines.isolation`).
+taken off the device. A request that the engine raises on is rejected alone (`gen.engines.isolation`). What comes out
+is stored as JPEG (`encode_jpeg`).
 """
 
+import io
 from collections.abc import Sequence
 
 from gen.engines.feeder import Feeder, Ticket
@@ -70,3 +72,21 @@ class ImageBatches(Feeder):
             Rejected(reject_reason(one), retry=False, detail=str(one)) if isinstance(one, Exception) else one
             for one in made
         ]
+
+
+def encode_jpeg(pixels: Pixels, size: int, quality: int) -> bytes | None:
+    """Resizes (bicubic, PIL's default, as in the paper) if needed and encodes; None if the result does not decode."""
+    from PIL import Image
+
+    from synthclip_jax.images.decoding import ImageError, check_image
+
+    image = Image.fromarray(pixels)
+    if image.size != (size, size):
+        image = image.resize((size, size))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    try:
+        check_image(buffer.getvalue())
+    except ImageError:
+        return None
+    return buffer.getvalue()

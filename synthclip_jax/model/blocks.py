@@ -1,6 +1,7 @@
 """Transformer blocks: how they are initialised, stacked over layers, and run, scanned or one after the other."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from synthclip_jax.model.attention import attend, pad
-from synthclip_jax.model.elementwise import gelu, normalise
+from synthclip_jax.config.schema import Model
+from synthclip_jax.model.init import BlockInit, Initializer
 
 
 def _products(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -26,13 +27,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-Initializer = Callable[..., Array]
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
+CUDNN_HEAD_DIMS = range(8, 129, 8)  # channels of a head that cuDNN's attention takes on all cards that have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,52 +50,77 @@ class BlockSpec:
         return self.width // self.heads
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockInit:
-    """Initializers of the four matrices of a block, and of the biases of its MLP (attention biases start at 0)."""
-
-    qkv: Initializer
-    out: Initializer
-    up: Initializer
-    down: Initializer
-    up_bias: Initializer
-    down_bias: Initializer
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(
+    x: Float[Array, "*b width"], scale: Float[Array, " width"], bias: Float[Array, " width"], eps: float, dtype: Any
+) -> Float[Array, "*b width"]:
+    """LayerNorm over the last axis, computed in float32, given in `dtype`."""
+    return _normalise_forward(x, scale, bias, eps, dtype)[0]
 
 
-def uniform(bound: float) -> Initializer:
-    """Uniform on [-bound, bound]."""
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def timm_block_init(width: int) -> BlockInit:
-    """timm's ViT: every linear layer truncated normal .02 (cut at +-2, that is never), every bias 0."""
-    kernel = nnx.initializers.normal(0.02)
-    zeros = nnx.initializers.zeros
-    return BlockInit(kernel, kernel, kernel, kernel, zeros, zeros)
+def _normalise_forward(x, scale, bias, eps, dtype):
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    y = y - mean
+    factor = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    y = y * factor * _broadcast(scale, y) + _broadcast(bias, y)
+    return y.astype(dtype), (x, scale, mean, factor)
 
 
-def torch_block_init(width: int) -> BlockInit:
-    """PyTorch's own defaults, which OpenAI's and open_clip's image tower keep."""
-    linear, mlp_down = uniform(width**-0.5), uniform((4 * width) ** -0.5)
-    return BlockInit(uniform((6 / (4 * width)) ** 0.5), linear, linear, mlp_down, linear, mlp_down)
+def _normalise_backward(eps, dtype, kept, gradient):
+    """From `x` and two numbers a row. Left to itself JAX keeps arrays of float32, and XLA writes one more to sum it."""
+    x, scale, mean, factor = kept
+    gradient = gradient.astype(jnp.float32)
+    y = (x.astype(jnp.float32) - mean) * factor
+    rows = tuple(range(x.ndim - 1))
+    d_scale, d_bias = (gradient * y).sum(rows), gradient.sum(rows)
+    gradient = gradient * _broadcast(scale, y)
+    along = (gradient * y).mean(-1, keepdims=True)
+    d_x = factor * (gradient - gradient.mean(-1, keepdims=True) - y * along)
+    return d_x.astype(x.dtype), d_scale, d_bias
 
 
-def text_block_init(width: int, layers: int) -> BlockInit:
-    """OpenAI's text tower, as in SLIP and SynthCLIP (Training/models.py)."""
-    normal = nnx.initializers.normal
-    residual = normal(width**-0.5 * (2 * layers) ** -0.5)
-    return BlockInit(
-        normal(width**-0.5),
-        residual,
-        normal((2 * width) ** -0.5),
-        residual,
-        uniform(width**-0.5),
-        uniform((4 * width) ** -0.5),
-    )
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """`x` times the normal distribution's share below it (torch's exact GELU).
+
+    In bfloat16 that share is right to 3e-7 by Abramowitz and Stegun's formula 7.1.26 and not by `erfc`, which takes
+    twice the time of reading and writing the numbers on a GPU.
+    """
+    return _fast_gelu(x) if x.dtype == jnp.bfloat16 else jax.nn.gelu(x, approximate=False)
+
+
+@jax.custom_vjp
+def _fast_gelu(x):
+    y = x.astype(jnp.float32)
+    return (y * _share_below(y, jnp.exp(-0.5 * y * y))).astype(x.dtype)
+
+
+def _fast_gelu_backward(x, gradient):
+    y = x.astype(jnp.float32)
+    bell = jnp.exp(-0.5 * y * y)
+    slope = _share_below(y, bell) + y * bell * (2 * math.pi) ** -0.5
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+_fast_gelu.defvjp(lambda x: (_fast_gelu(x), x), _fast_gelu_backward)
+
+
+def _share_below(y, bell):
+    t = 1 / (1 + 0.3275911 * 2**-0.5 * jnp.abs(y))
+    series = 0.0
+    for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = (series + factor) * t
+    tail = 0.5 * series * bell
+    return jnp.where(y < 0, tail, 1 - tail)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
 
 
 class Norm(nnx.Module):
@@ -145,6 +165,56 @@ class Linear(nnx.Module):
         return y if bias is None else y + _broadcast(bias.astype(self.dtype), y)
 
 
+def attention_kernel(model: Model, platform: str) -> str:
+    """The kernel that `model.attention` means on a platform, named as a `jax.Device` names it: `xla` or `cudnn`."""
+    if model.attention != "auto":
+        return model.attention
+    sizes = (tower.width // tower.heads for tower in (model.vision, model.text))
+    fused = model.compute_dtype == "bfloat16" and all(size in CUDNN_HEAD_DIMS for size in sizes)
+    return "cudnn" if fused and platform in ("gpu", "cuda") else "xla"
+
+
+def _pad(x: Float[Array, "b t width"], implementation: str) -> Float[Array, "b padded width"]:
+    """The input of a stack of blocks with as many tokens as the kernel takes; those that were added come last.
+
+    To train, cuDNN's kernel, which writes no attention scores to memory, wants an even number. The towers have 197 and
+    77, so one is added, for all layers at once.
+    """
+    if implementation != "cudnn" or x.shape[1] % 2 == 0:
+        return x
+    return jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+
+
+def attend(
+    query: Float[Array, "b t heads dim"],
+    key: Float[Array, "b t heads dim"],
+    value: Float[Array, "b t heads dim"],
+    *,
+    causal: bool,
+    length: int,
+    implementation: str,
+) -> Float[Array, "b t heads dim"]:
+    """Scaled dot-product attention; the softmax is float32.
+
+    Args:
+      causal: no token sees a later one. A flag and never a mask: cuDNN wants it so.
+      length: tokens that are real; the ones after them, which `_pad` added, are not seen.
+      implementation: what `attention_kernel` gives.
+    """
+    lengths = None
+    if length < query.shape[1] and not causal:  # causal: whatever comes last is seen by nobody before it
+        lengths = jnp.full(len(query), length, jnp.int32)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention. Queries, keys and values come from one matrix product."""
 
@@ -186,7 +256,7 @@ class Block(nnx.Module):
         self.mlp = MLP(spec, init, rngs)
 
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
-        """One layer, for so many examples, whose first `length` tokens are real (see `attention.pad`)."""
+        """One layer, for so many examples, whose first `length` tokens are real (see `_pad`)."""
         x = x + self.attention(self.norm1(x), batch, length)
         return x + self.mlp(self.norm2(x))
 
@@ -210,7 +280,7 @@ def run_blocks(blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"]) -> 
     """Apply stacked blocks in order, as one scanned block or as `spec.layers` unrolled ones."""
     graphdef, stacked = nnx.split(blocks)
     batch, length, width = x.shape
-    padded = pad(x, spec.attention)
+    padded = _pad(x, spec.attention)
     # As a matrix on a GPU: of three axes XLA makes the first the innermost one there, and back, around every product.
     x = padded.reshape(-1, width) if spec.attention == "cudnn" else padded
 

@@ -31,19 +31,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config.schema import Model, Text, Vision
-from synthclip_jax.model import attention
 from synthclip_jax.model.blocks import (
     REMAT_POLICIES,
     BlockSpec,
     Linear,
     Norm,
+    attention_kernel,
     run_blocks,
     stack_blocks,
-    text_block_init,
-    timm_block_init,
-    torch_block_init,
-    uniform,
 )
+from synthclip_jax.model.init import text_block_init, timm_block_init, torch_block_init, uniform
 
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 LOGIT_BIAS_INIT = -10.0  # SigLIP's, who also starts from a scale of log(10)
@@ -167,7 +164,7 @@ class CLIP(nnx.Module):
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": config.remat,
             "scan_layers": config.scan_layers,
-            "attention": attention.resolve(config, platform),
+            "attention": attention_kernel(config, platform),
         }
         activation = "quick_gelu" if config.quick_gelu else "gelu"
         self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, activation, how, rngs)

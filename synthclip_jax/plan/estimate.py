@@ -19,7 +19,8 @@ from synthclip_jax import config as config_lib
 from synthclip_jax.config.generation import Images
 from synthclip_jax.config.schema import Config, Train
 from synthclip_jax.devices import sharding
-from synthclip_jax.model import attention, flops
+from synthclip_jax.model import flops
+from synthclip_jax.model.blocks import attention_kernel
 from synthclip_jax.model.preprocess import normalise
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.plan.chips import Topology
@@ -109,7 +110,7 @@ def estimate(config: Config, topology: Topology) -> Need:
     )
     shards = sharding.batch_shards(mesh)
     part = (train.microbatch or train.batch_size) / shards
-    kernel = attention.resolve(config.model, "tpu" if topology.is_tpu else "gpu")
+    kernel = attention_kernel(config.model, "tpu" if topology.is_tpu else "gpu")
     per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), config.model.remat)
     accumulated = train.microbatch not in (0, train.batch_size)
     rows = min(train.loss_block, train.batch_size / shards) if train.loss_method == "ring" else 0

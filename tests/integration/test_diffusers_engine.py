@@ -10,8 +10,8 @@ from toy_models import pixart
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines import random_weights
+from gen.engines.image_batches import encode_jpeg
 from gen.engines.interface import Rejected, Request
-from gen.engines.jpeg import encode_jpeg
 from gen.engines.samplers import Sampler, sampler_of
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example

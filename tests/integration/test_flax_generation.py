@@ -8,7 +8,7 @@ from toy_generation import toy_config as generation_config
 
 from gen import images as images_stage
 from gen.engines import random_weights
-from gen.engines.jpeg import encode_jpeg
+from gen.engines.image_batches import encode_jpeg
 from gen.engines.stable_diffusion.engine import FlaxEngine
 from synthclip_jax import train
 from synthclip_jax.data.example_proto import parse_example

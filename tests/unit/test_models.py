@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from synthclip_jax.config import default_config
-from synthclip_jax.model import attention, blocks
+from synthclip_jax.model import blocks
 from synthclip_jax.model.towers import make_model, parameter_count, parameter_table
 from synthclip_jax.training.losses import softmax_loss
 
@@ -77,11 +77,11 @@ def test_recomputed_activations_change_nothing(remat, scan_layers):
 @pytest.mark.parametrize("tower", ["slip", "openai"])
 def test_tokens_as_a_matrix_with_one_more_token_change_nothing(tower, scan_layers, monkeypatch):
     """The way to cuDNN's attention, with XLA's in its place: five tokens an image become six."""
-    lengths = []
+    lengths, attend_by = [], blocks.attend
 
     def attend(query, key, value, implementation, **rest):
         lengths.append((query.shape[1], rest["length"]))
-        return attention.attend(query, key, value, implementation="xla", **rest)
+        return attend_by(query, key, value, implementation="xla", **rest)
 
     monkeypatch.setattr(blocks, "attend", attend)
     fused = outputs(tower, attention="cudnn", scan_layers=scan_layers)
@@ -106,7 +106,7 @@ def test_auto_takes_the_fused_kernel_where_it_can_run(name, platform, dtype, dim
     model = small(attention=name, compute_dtype=dtype)
     for tower, size in zip((model.vision, model.text), dims, strict=True):
         tower.width = size * tower.heads
-    assert attention.resolve(model, platform) == kernel
+    assert blocks.attention_kernel(model, platform) == kernel
 
 
 def test_full_remat_needs_less_memory():

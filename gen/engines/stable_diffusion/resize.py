@@ -1,4 +1,4 @@
-"""PIL's bicubic resize on the device: what `gen.engines.jpeg` does to a picture, with a quarter of it to fetch.
+"""PIL's bicubic resize on the device: what `encode_jpeg` does to an image, with a quarter of it to fetch.
 
 PIL resizes rows, rounds and clips to bytes, then columns. So does this; what differs is the last bit of PIL's
 fixed-point weights, at most one grey level.

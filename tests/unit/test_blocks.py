@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from synthclip_jax.model.elementwise import gelu, normalise
+from synthclip_jax.model.blocks import gelu, normalise
 
 
 def plain(x, scale, bias, eps):
