@@ -93,7 +93,8 @@ def test_training_is_finished_and_its_numbers_come_out_again(workdir, run):
     assert "report.html" in run("synthclip_jax.report", config=False)
 
 
-def test_its_checkpoint_and_its_export_hold_the_same_parameters(workdir, run, tmp_path):
+def test_its_checkpoint_and_its_export_hold_the_same_parameters(workdir, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # tests of parity leave one behind that is not whole
     run("synthclip_jax.export", "--format=open_clip", f"--out={tmp_path / 'export'}", config=False)
     name = "open_clip_model.safetensors"
     load = pytest.importorskip("safetensors.numpy").load_file
