@@ -205,7 +205,7 @@ def test_an_error_of_one_ends_both(workdir):
     statuses = training.end(patience=240)
     assert statuses[1] == 1
     assert statuses[0] != 0
-    assert f"{index % 56}: 10 bytes that do not decode as an image" in training.output(1)
+    assert f"{index % 56}: 8 bytes that do not decode as an image" in training.output(1)
     assert "Traceback" not in training.output(1)
     assert 1 <= last_step(workdir) <= 3
 
