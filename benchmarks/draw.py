@@ -15,11 +15,9 @@ second.
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +26,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import turns
 from gen.costs.published import DECODER_TFLOP_PER_PIXEL, UNET_TFLOP
 from gen.engines.image_batches import encode_jpeg
 from gen.engines.interface import ImageEngine, Rejected, Request
@@ -45,9 +44,7 @@ ENGINES = ("diffusers", "flax")
 
 def main() -> None:
     """Prints a line per turn, the shares and the ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = turns.make_parser("draw", __doc__)
     parser.add_argument("--model", default="tiny", help="full, tiny, or a folder or hub id")
     parser.add_argument("--scheduler", default="ddim", help="ddim, dpmsolver++ or euler")
     parser.add_argument("--steps", type=int, default=20)
@@ -60,7 +57,6 @@ def main() -> None:
     parser.add_argument("--compile", default="auto", help="torch.compile's mode, none, or auto")
     parser.add_argument("--only", default="", help="flax or diffusers alone: no ratio")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for draw.json")
     parser.add_argument("--contender", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
@@ -92,16 +88,12 @@ def measure(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
     if len({device.startswith("cpu") for device in platforms.values()}) > 1:
         raise SystemExit(f"not on the same device: {platforms}")
     speeds: dict[str, list[float]] = {name: [] for name in names}
-    turns = [*names[:-1], *[name for _ in range(arguments.rounds) for name in reversed(names)]]
-    for name in turns:
+    for name in [*names[:-1], *[name for _ in range(arguments.rounds) for name in reversed(names)]]:
         speeds[name].append(contenders[name].turn())
         print(f"{name:>9}: {speeds[name][-1]:,.3f} images/s", flush=True)
     sampler = sampler_of(config.gen.images)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     result: dict[str, Any] = {
-        "benchmark": "draw",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
         "device": platforms[names[-1]],
         "model": arguments.model if arguments.model not in ("full", "tiny") else f"{arguments.model}, random weights",
         "sampler": f"{sampler.scheduler}, {sampler.steps} steps, {sampler.guided} of them guided",
@@ -122,12 +114,9 @@ def measure(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
     for one in contenders.values():
         one.end()
     if len(names) == 2:
-        pairs = zip(speeds["flax"], speeds["diffusers"], speeds["diffusers"][1:], strict=False)
-        result["ratios"] = [round(ours / statistics.mean(theirs), 4) for ours, *theirs in pairs]
+        result["ratios"] = [round(ratio, 4) for ratio in turns.ratios(speeds["flax"], speeds["diffusers"])]
         result["ratio"] = round(statistics.median(result["ratios"]), 4)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "draw.json").write_text(json.dumps(result, indent=1) + "\n")
+    turns.write(arguments.out, "draw", result)
     print(json.dumps(result))
     if len(names) == 2:
         print(f"flax / diffusers, images per second: {result['ratio']}")

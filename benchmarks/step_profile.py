@@ -6,15 +6,13 @@ Our step as `benchmarks.train_step` builds it, on one GPU, traced by JAX's own p
 and the compiled program as text, in which the names of the kernels can be looked up.
 """
 
-import argparse
 import collections
-import json
 import pathlib
 import re
 import tempfile
 from typing import Any
 
-from benchmarks import contenders
+from benchmarks import contenders, turns
 from synthclip_jax.config import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,18 +28,13 @@ KINDS = {
 
 def main() -> None:
     """Prints the two tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = turns.make_parser("step_profile", __doc__)
     parser.add_argument("--batch-size", type=int, default=512, help="pairs a step")
     parser.add_argument("--steps", type=int, default=3, help="steps that are traced")
     parser.add_argument("--top", type=int, default=25, help="kernels to list")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a config value, may be repeated"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="folder for step_profile.json and step_profile.hlo.txt")
     arguments = parser.parse_args()
     import jax
 
@@ -57,11 +50,10 @@ def main() -> None:
         print(f"{spent:9.2f} ms {spent / total:6.1%}  {kind}")
     for name, spent, count in result["kernels"][: arguments.top]:
         print(f"{spent:9.3f} ms {spent / total:6.1%}  {count:4} x  {name[:120]}")
+    program = result.pop("program")
+    turns.write(arguments.out, "step_profile", result)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        text = result.pop("program")
-        (arguments.out / "step_profile.hlo.txt").write_text(text)
-        (arguments.out / "step_profile.json").write_text(json.dumps(result, indent=1) + "\n")
+        (arguments.out / "step_profile.hlo.txt").write_text(program)
 
 
 def profile(contender: contenders.Contender, steps: int) -> dict[str, Any]:

@@ -22,6 +22,12 @@ def make_parser(module: str, about: str | None) -> argparse.ArgumentParser:
     )
 
 
+def sampler(scheduler: str, steps: int, guidance: float, until: float = 1.0) -> str:
+    """How a diffusion model drew; `until`: the share of the steps that were guided."""
+    share = f" in the first {until:.0%} of the steps" if until < 1 else ""
+    return f"{scheduler}, {steps} steps, guidance {guidance:g}{share}"
+
+
 def part(text: str) -> tuple[int, int]:
     """`--part=I/N` for argparse: which of how many processes that share the work."""
     numbers = re.fullmatch(r"(\d+)/(\d+)", text)

@@ -16,7 +16,7 @@ from typing import Any
 from gen.engines import batch_size as batch_sizes
 from gen.engines.interface import Pixels, Rejected, Request
 from gen.engines.samplers import Sampler, sampler_of
-from gen.engines.text_to_image import ImageModelError, TextToImageEngine
+from gen.engines.text_to_image import ImageModelError, TextToImageEngine, judged
 from synthclip_jax.config.generation import Images
 
 # Short names for diffusers' classes; `model` keeps the pipeline's own.
@@ -125,14 +125,8 @@ class DiffusersEngine(TextToImageEngine):
         """See `Engine`."""
         return cls(
             settings.model,
-            revision=settings.revision,
             **dataclasses.asdict(sampler_of(settings)),
-            negative_prompt=settings.negative_prompt,
-            dtype=settings.dtype,
-            device=settings.device,
-            size=settings.generate_size,
-            batch_size=settings.batch_size,
-            safety=settings.safety,
+            **cls._shared_arguments(settings),
             compile=settings.compile,
         )
 
@@ -239,10 +233,7 @@ class DiffusersEngine(TextToImageEngine):
         def outcomes() -> list[Pixels | Rejected]:
             if done:
                 done.synchronize()
-            return [
-                Rejected("unsafe", retry=True) if unsafe else image if good else Rejected("nan", retry=True)
-                for image, good, unsafe in zip(pixels.numpy(), finite.tolist(), flagged, strict=False)
-            ]
+            return judged(pixels.numpy(), finite.tolist(), flagged)
 
         return outcomes
 

@@ -82,22 +82,11 @@ def stable_diffusion_2(folder: pathlib.Path, dtype: str = "float32") -> str:
     from transformers import CLIPTextModel
 
     tokenizer = write_tokenizer(folder / "bpe", padding="!")
-    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
     pipeline = diffusers.StableDiffusionPipeline(
         vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
         text_encoder=CLIPTextModel(clip_text(tokenizer, "tiny", hidden_act="gelu")),
         tokenizer=tokenizer,
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            sample_size=TINY_SIDE // 2,
-            down_block_types=tuple(kinds),
-            up_block_types=mirrored(kinds),
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
-            upcast_attention=True,
-            cross_attention_dim=32,
-        ),
+        unet=_later_unet(upcast_attention=True, cross_attention_dim=32),
         scheduler=diffusers.DDIMScheduler(
             **NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
         ),
@@ -115,21 +104,13 @@ def stable_diffusion_xl(folder: pathlib.Path, dtype: str = "float32") -> str:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = write_tokenizer(folder / "bpe")
-    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
         text_encoder=CLIPTextModel(clip_text(tokenizer, "tiny")),
         text_encoder_2=CLIPTextModelWithProjection(clip_text(tokenizer, "tiny", hidden_act="gelu")),
         tokenizer=tokenizer,
         tokenizer_2=write_tokenizer(folder / "bpe", padding="!"),
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            sample_size=TINY_SIDE // 2,
-            down_block_types=tuple(kinds),
-            up_block_types=mirrored(kinds),
-            attention_head_dim=(2, 4),
-            use_linear_projection=True,
+        unet=_later_unet(
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             transformer_layers_per_block=(1, 2),
@@ -165,6 +146,23 @@ def image_processor() -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+
+def _later_unet(**options: Any) -> Any:
+    """A tiny U-Net as 2.x and XL have it: linear projections, heads per level."""
+    import diffusers
+
+    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=TINY_SIDE // 2,
+        down_block_types=tuple(kinds),
+        up_block_types=mirrored(kinds),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        **options,
+    )
 
 
 def mirrored(kinds: list[str]) -> tuple[str, ...]:

@@ -51,9 +51,3 @@ def sampler_of(images: Images) -> Sampler:
         preset.guidance if images.guidance < 0 else images.guidance,
         images.guidance_until,
     )
-
-
-def told(sampler: Sampler) -> str:
-    """A sampler in words."""
-    until = f" in the first {sampler.guidance_until:.0%} of the steps" if sampler.guidance_until < 1 else ""
-    return f"{sampler.scheduler}, {sampler.steps} steps, guidance {sampler.guidance:g}{until}"

@@ -9,13 +9,14 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines.interface import ImageEngine, Outcomes, Pixels, Rejected, Request
 from gen.engines.models import folder_digest
-from gen.engines.samplers import sampler_of, told
+from gen.engines.samplers import sampler_of
+from synthclip_jax import wording
 from synthclip_jax.config.generation import Images
 from synthclip_jax.errors import UserError
 
@@ -29,6 +30,14 @@ TURBO_NOTE = (
 
 class ImageModelError(UserError, ValueError):
     """The text-to-image model cannot be loaded or run as configured; the text says what to change."""
+
+
+def judged(images: Iterable[Pixels], finite: Iterable[bool], unsafe: Iterable[bool]) -> list[Pixels | Rejected]:
+    """An outcome for each image: itself, or why it is none; another seed can help with both reasons."""
+    return [
+        Rejected("unsafe", retry=True) if flagged else image if good else Rejected("nan", retry=True)
+        for image, good, flagged in zip(images, finite, unsafe, strict=False)
+    ]
 
 
 class TextToImageEngine(ImageEngine):
@@ -49,9 +58,18 @@ class TextToImageEngine(ImageEngine):
         return identity | ({"files": files} if files else {})
 
     @classmethod
+    def _shared_arguments(cls, settings: Images) -> dict[str, Any]:
+        """What `load` gives every engine of this kind, beside the model."""
+        return {
+            "revision": settings.revision, "negative_prompt": settings.negative_prompt, "dtype": settings.dtype,
+            "device": settings.device, "size": settings.generate_size, "batch_size": settings.batch_size,
+            "safety": settings.safety,
+        }  # fmt: skip
+
+    @classmethod
     def credit(cls, settings: Images) -> str:
         """See `Engine`."""
-        return f"{super().credit(settings)}, {told(sampler_of(settings))}"
+        return f"{super().credit(settings)}, {wording.sampler(*dataclasses.astuple(sampler_of(settings)))}"
 
     @classmethod
     def note(cls, images: Images) -> str:

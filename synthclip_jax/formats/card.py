@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthclip_jax import config as config_lib
+from synthclip_jax import wording
 from synthclip_jax.config.registry import WITHOUT_MODEL
 from synthclip_jax.config.schema import Config
 from synthclip_jax.config.sources import parse_sources
@@ -178,8 +179,7 @@ def _sampler(images: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     """How a diffusion model drew, by the plan; a configuration may name a preset alone."""
     if {"scheduler", "steps", "guidance"} <= source.keys():
         share = source.get("guidance_until", 1.0)
-        until = f" in the first {share:.0%} of the steps" if share < 1 else ""
-        return f"{source['scheduler']}, {source['steps']} steps, guidance {source['guidance']:g}{until}"
+        return wording.sampler(source["scheduler"], source["steps"], source["guidance"], share)
     return f"preset `{images.get('preset', 'unknown')}`"
 
 

@@ -76,14 +76,24 @@ def _without_wrappers(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> tu
     return {inner: state[name] for name, inner in names.items()}, notes
 
 
-def _read_sharded(index: pathlib.Path) -> Tensors:
+def read_index(index: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The file beside an index in which each tensor lies.
+
+    Raises:
+      FormatError: it is no such index.
+    """
     places = read_config(index).get("weight_map")
-    files = sorted(set(places.values())) if isinstance(places, dict) and all(map(_is_text, places.values())) else []
-    if not isinstance(places, dict) or not files or any(pathlib.PurePath(file).name != file for file in files):
+    places = places if isinstance(places, dict) and all(map(_is_text, places.values())) else {}
+    if not places or any(pathlib.PurePath(file).name != file for file in places.values()):
         raise FormatError(f"{index}: no weight_map from tensors to files beside it. Download it again")
+    return {name: index.with_name(file) for name, file in places.items()}
+
+
+def _read_sharded(index: pathlib.Path) -> Tensors:
+    places = read_index(index)
     state: dict[str, np.ndarray] = {}
-    for file in files:
-        state |= read_tensors(index.with_name(file)).state
+    for file in sorted(set(places.values())):
+        state |= read_tensors(file).state
     missing = [name for name in places if name not in state]
     if missing:
         raise FormatError(f"{index}: {len(missing)} tensors are in no file, such as {missing[0]}. Download it again")

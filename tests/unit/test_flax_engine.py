@@ -215,7 +215,7 @@ def test_resizing_on_the_device_is_pils(old, new):
     draw = np.random.default_rng(old + new)
     images = draw.integers(0, 256, (2, old, old, 3), np.uint8)
     images[1] = draw.integers(0, 2, (old, 1, 1)) * 255  # overshoots
-    made = np.asarray(resized(images.astype(np.float32), new))
+    made = np.asarray(resized(images.astype(np.float32), new, new))
     wanted = np.stack([Image.fromarray(image).resize((new, new)) for image in images])
     assert np.abs(made - wanted).max() <= 1
     assert np.abs(made - wanted).mean() < 0.01

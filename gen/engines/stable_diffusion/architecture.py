@@ -66,6 +66,7 @@ BLOCKS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+# In the order of `unet.Level`.
 PER_LEVEL = ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "cross_attention_dim")
 
 

@@ -2,18 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from gen.engines.stable_diffusion.attention import attention
 from gen.engines.stable_diffusion.layers import Conv, LayerNorm, Linear, zeros
+from synthclip_jax.model.blocks import ACTIVATIONS
 
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
 CONCEPTS, SPECIAL = 17, 3  # of the safety checker
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from gen.engines import batch_size as batch_sizes
-from gen.engines.interface import Outcomes, Rejected, Request
+from gen.engines.interface import Outcomes, Request
 from gen.engines.samplers import Sampler, sampler_of
-from gen.engines.text_to_image import ImageModelError, TextToImageEngine
+from gen.engines.text_to_image import ImageModelError, TextToImageEngine, judged
 from synthclip_jax.config.generation import Images
 
 FIRST_TRIED = 8  # images at once on each device, where a size is found; on a CPU one: each costs a compilation
@@ -101,14 +101,8 @@ class FlaxEngine(TextToImageEngine):
         return cls(
             settings.model,
             sampler_of(settings),
-            revision=settings.revision,
-            negative_prompt=settings.negative_prompt,
-            dtype=settings.dtype,
-            device=settings.device,
-            size=settings.generate_size,
             stored=settings.size,
-            batch_size=settings.batch_size,
-            safety=settings.safety,
+            **cls._shared_arguments(settings),
         )
 
     def warm_up(self, requests: Sequence[Request]) -> None:
@@ -146,11 +140,7 @@ class FlaxEngine(TextToImageEngine):
             array.copy_to_host_async()
 
         def outcomes() -> list[Any]:
-            images, finite, unsafe = (np.asarray(array)[: len(requests)] for array in drawn)
-            return [
-                Rejected("nan", retry=True) if not good else Rejected("unsafe", retry=True) if bad else image
-                for image, good, bad in zip(images, finite, unsafe, strict=True)
-            ]
+            return judged(*(np.asarray(array)[: len(requests)] for array in drawn))
 
         return outcomes
 

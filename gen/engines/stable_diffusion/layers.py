@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gen.engines.stable_diffusion.attention import attention
+from synthclip_jax.model.blocks import normalise
 
 
 def zeros(*shape: int, dtype: str) -> nnx.Param:
@@ -55,11 +56,8 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        wide = x.astype(jnp.float32)
-        wide -= wide.mean(-1, keepdims=True)
-        wide *= jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + self.epsilon)
-        scale, bias = (weight[...].astype(jnp.float32)[None, None] for weight in (self.scale, self.bias))
-        return (wide * scale + bias).astype(x.dtype)
+        scale, bias = (weight[...].astype(jnp.float32) for weight in (self.scale, self.bias))
+        return normalise(x, scale, bias, self.epsilon, x.dtype)
 
 
 class GroupNorm(nnx.Module):

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -13,6 +12,7 @@ from gen.engines.interface import EngineError
 from gen.engines.stable_diffusion import architecture
 from gen.engines.stable_diffusion.autoencoder import Autoencoder
 from gen.engines.stable_diffusion.clip import SafetyChecker, TextEncoder
+from gen.engines.stable_diffusion.resize import resized
 from gen.engines.stable_diffusion.tokens import CaptionTokenizer
 from gen.engines.stable_diffusion.unet import UNet
 from gen.engines.stable_diffusion.weights import find_files, network, read_weights
@@ -145,10 +145,7 @@ def prepared(images: Float[Array, "batch side side 3"], size: int) -> Float[Arra
     """As `CLIPImageProcessor` prepares images: 8 bits, shorter side to `size` by PIL's bicubic filter, middle, norm."""
     height, width = images.shape[1:3]
     rows, columns = (size * side // min(height, width) for side in (height, width))
-    images = jnp.round(images.astype(jnp.float32) * 255)
-    for sides in ((height, columns), (rows, columns)):  # PIL keeps 8 bits between the two directions
-        images = jax.image.resize(images, (len(images), *sides, 3), "bicubic", antialias=True)
-        images = jnp.clip(jnp.round(images), 0, 255)
+    images = resized(jnp.round(images.astype(jnp.float32) * 255), rows, columns)
     top, left = (rows - size) // 2, (columns - size) // 2
     images = images[:, top : top + size, left : left + size] / 255
     mean, deviation = (jnp.array(three)[None, None, None] for three in (OPENAI_MEAN, OPENAI_STD))

@@ -122,7 +122,7 @@ class Program:
             unsafe = pipeline.unsafe(params, decoded) if pipeline.has_safety else jnp.zeros(len(decoded), bool)
             images = jnp.round(decoded.astype(jnp.float32) * 255)
             if self.stored != self.size:
-                images = resized(images, self.stored)
+                images = resized(images, self.stored, self.stored)
         return Drawn(images.astype(jnp.uint8), jnp.isfinite(decoded).all((1, 2, 3)), unsafe)
 
     def denoised(

@@ -12,10 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 
-def resized(images: Float[Array, "batch side side 3"], side: int) -> Float[Array, "batch new new 3"]:
-    """Square images, whole numbers from 0 to 255, at another side."""
-    weights = jnp.asarray(bicubic_weights(images.shape[1], side))
-    for axes in ("ow,bhwc->bhoc", "oh,bhwc->bowc"):
+def resized(
+    images: Float[Array, "batch height width 3"], rows: int, columns: int
+) -> Float[Array, "batch rows columns 3"]:
+    """Images, whole numbers from 0 to 255, at another size."""
+    height, width = images.shape[1:3]
+    for axes, old, new in (("ow,bhwc->bhoc", width, columns), ("oh,bhwc->bowc", height, rows)):
+        weights = jnp.asarray(bicubic_weights(old, new))
         images = jnp.einsum(axes, weights, images, precision=jax.lax.Precision.HIGHEST)
         images = jnp.clip(jnp.floor(images + 0.5), 0, 255)
     return images

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gen.engines.stable_diffusion.architecture import PER_LEVEL
 from gen.engines.stable_diffusion.layers import (
     Attention,
     Conv,
@@ -19,6 +20,7 @@ from gen.engines.stable_diffusion.layers import (
     Upsample,
     waves,
 )
+from synthclip_jax.model.blocks import gelu
 
 
 class Level(NamedTuple):
@@ -57,9 +59,8 @@ class Level(NamedTuple):
 def levels(config: dict[str, Any], dtype: str) -> list[Level]:
     """The levels of a U-Net, from the top; `depth` is also that of levels without attention."""
     widths = config["block_out_channels"]
-    keys = ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "cross_attention_dim")
     # What the configuration calls the size of heads is their number: diffusers keeps the name that it once mistook.
-    each = [value if isinstance(value := config[key], list) else [value] * len(widths) for key in keys]
+    each = [config[key] for key in PER_LEVEL]
     shared = (4 * widths[0], config["norm_num_groups"], config["norm_eps"], dtype)
     return [Level._make((*own, *shared)) for own in zip(widths, *each, strict=True)]
 
@@ -219,4 +220,4 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         hidden, gate = jnp.split(self.net["0"]["proj"](x), 2, axis=-1)
-        return self.net["2"](hidden * jax.nn.gelu(gate, approximate=False))
+        return self.net["2"](hidden * gelu(gate))

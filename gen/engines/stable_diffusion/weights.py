@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from gen.engines.interface import EngineError
-from synthclip_jax.formats import read_config
+from synthclip_jax.formats import FormatError
+from synthclip_jax.formats.tensors import read_index
 
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their files
 VARIANTS = ("", ".fp16", ".bf16")  # tried in this order
@@ -51,11 +52,10 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _of_index(index: pathlib.Path) -> list[pathlib.Path]:
-    places = read_config(index).get("weight_map")
-    names = sorted(set(places.values())) if isinstance(places, dict) else []
-    if not names or any(pathlib.PurePath(str(name)).name != name for name in names):
-        raise EngineError(f"{index}: no weight_map from tensors to files beside it. {REMEDY}")
-    return [index.with_name(name) for name in names]
+    try:
+        return sorted(set(read_index(index).values()))
+    except FormatError as error:
+        raise EngineError(f"{error}, or draw with --config.gen.images.engine=diffusers") from error
 
 
 def read_weights(folder: pathlib.Path, shapes: Mapping[str, Any], unused: tuple[str, ...] = ()) -> dict[str, Any]:
