@@ -17,8 +17,13 @@ REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' bra
 # of integration/ come first, which take longest.
 PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not slow'
 BENCHMARK_TESTS := tests/integration/test_benchmarks.py
+# An environment for `make gpu` that is used as it stands, such as GPU_PYTHON=python3; without it .venv is made ready.
+GPU_PYTHON ?=
+# Such as GPU_FLAGS=--dry-run, which prints the commands and installs nothing.
+GPU_FLAGS ?=
+GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-vllm lint format clean
+.PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-vllm gpu gpu-card lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -52,6 +57,14 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/integration/test_caption_engines.py \
 	  tests/integration/test_benchmarks.py::test_captions_takes_turns_with_llm_chat_and_reuses_the_prompts_prefix
 
+# All that only a GPU can show: benchmarks/gpu.py says what, and where the results are. Without a card it fails.
+gpu: $(if $(GPU_AS_IT_STANDS),,$(VENV)/installed-gpu)
+	@$(or $(GPU_AS_IT_STANDS),$(BIN)/python) -m benchmarks.gpu $(GPU_FLAGS)
+
+# Before gigabytes are installed for it.
+gpu-card:
+	@$(PYTHON) -m benchmarks.gpu --card
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,6 +91,13 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
 	$(PIP) --editable '.[gen,ray,tfds,report,export,explore,s3,test]'
 	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
 	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
+	touch $@
+
+# Into the project's environment, beside what is there already. torch is the build with CUDA unless there is one.
+$(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python
+	@echo "Installing into $(VENV) (once, some minutes)..."
+	$(PIP) --editable '.[gen,cuda]' pytest pytest-timeout
+	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
 	touch $@
 
 .venv-jax/installed: pyproject.toml
