@@ -1,16 +1,21 @@
 """Does a training run fit a machine that is not here, and how fast can it be there?
 
     python -m synthclip_jax.plan --config=C --topology=v5e:16x16 [--config.train.batch_size=32768 ...]
+    python -m synthclip_jax.plan --config=C --topology=h100:8 [--search=12] [--arithmetic]
 
-For a TPU slice the real training step is compiled by the real compiler (pip install libtpu), on any machine with two
-cores and no TPU. What comes out is read off the program: the memory it needs, its collectives, its traffic. For GPUs
-(`h100:8`, `h100:8x4`: four hosts of eight) it is arithmetic. Where a run does not fit, changes are tried, the cheapest
-first, until one does.
+The real training step is compiled by the real compiler, on any machine with two cores and neither TPU nor GPU: for a
+TPU slice by libtpu (pip install libtpu), for GPUs (`h100:8`, `h100:4x8`: four hosts of eight) by JAX's plug-in for CUDA
+(pip install 'synthclip_jax[cuda]'). What comes out is read off the program: the memory it needs, its collectives, its
+traffic. Where the plug-in is missing, and with `--arithmetic`, it is arithmetic. Where a run does not fit, changes are
+tried, the cheapest first, until one does. `--search=N` compiles at most N settings that train the same and names the
+fastest.
 
-The exit status is 0 if the run fits as given, 1 if it does not, 2 if the question makes no sense.
+The exit status is 0 if the run fits as given (with `--search`: if any setting fits), 1 if it does not, 2 if the
+question makes no sense.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import itertools
 import sys
@@ -19,8 +24,8 @@ from typing import Any
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
-from synthclip_jax.plan import ahead
-from synthclip_jax.plan.chips import GIB, Topology, TopologyError
+from synthclip_jax.plan import ahead, gpu_target
+from synthclip_jax.plan.chips import DEFAULT_SHARE, GIB, SHARE, Topology, TopologyError
 
 
 @command("plan")
@@ -32,26 +37,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m synthclip_jax.plan", description=__doc__.splitlines()[0])
     config_lib.add_config_argument(parser)
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16, v5p:4x4x4, h100:8")
+    parser.add_argument(
+        "--search", type=int, default=0, metavar="N", help="find the fastest setting, compiling at most N"
+    )
+    parser.add_argument("--arithmetic", action="store_true", help="compile nothing: estimates within seconds")
     arguments, config = config_lib.parse_args(parser, argv)
+    if arguments.search < 0:
+        parser.error("--search: given a negative number, allowed: how many settings are compiled at most")
     try:
         topology = Topology.parse(arguments.topology)
-        return plan(config, topology)
+        return plan(config, topology, arguments.search, not arguments.arithmetic)
     except (TopologyError, MeshError, config_lib.ConfigError, ahead.CompilerError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
 
 
-def plan(config: Config, topology: Topology) -> int:
-    """Prints the plan; returns the exit status."""
+def plan(config: Config, topology: Topology, most: int = 0, compiles: bool = True) -> int:
+    """Prints the plan; returns the exit status.
+
+    Args:
+      most: how many settings are compiled to find the fastest; 0: the config as given is planned.
+      compiles: the step is compiled where its compiler is installed; otherwise it is arithmetic.
+    """
     from synthclip_jax import config as config_lib
-    from synthclip_jax.plan import estimate, search
 
     if topology.is_tpu and config.model.attention == "cudnn":
         raise config_lib.ConfigError("model.attention: given 'cudnn', allowed on a TPU: 'xla'")
-    attempt = ahead.make_attempt(topology) if topology.is_tpu else _arithmetic(topology)
-    _say_what(config, topology)
+    compiled = compiles and (topology.is_tpu or gpu_target.is_installed())
+    attempt = ahead.make_attempt(topology) if compiled else _arithmetic(topology)
+    _say_what(config, topology, _how(topology, compiled, compiles))
+    if most:
+        return _plan_fastest(config, topology, most, attempt)
+    return _plan_as_given(config, topology, attempt)
+
+
+def _plan_fastest(config: Config, topology: Topology, most: int, attempt: Any) -> int:
+    from synthclip_jax.plan.fastest import find_fastest
+    from synthclip_jax.plan.roofline import of_program
+
+    def bound(config: Config, result: Any) -> float:
+        return of_program(config, topology, result)[1].seconds
+
+    best = find_fastest(config, topology, most, attempt, bound, functools.partial(print, flush=True))
+    if not best.result.fits:
+        print(f"verdict       none that was tried fits; {best} {_verdict(best.result, topology.usable)}")
+        return 1
+    print(f"\nWith {best}:")
+    _say_memory(topology, best.result, topology.usable)
+    _say_speed(best.config, topology, best.result)
+    print(f"verdict       fastest by its bound: {best}")
+    return 0
+
+
+def _plan_as_given(config: Config, topology: Topology, attempt: Any) -> int:
+    from synthclip_jax.plan import estimate, search
+
     result = attempt(config)
-    usable = result.usable or topology.chip.usable
+    usable = result.usable or topology.usable
     print(f"as given      {_verdict(result, usable)}")
     chosen = None
     if not result.fits:
@@ -65,18 +107,18 @@ def plan(config: Config, topology: Topology) -> int:
             return 1
         config, result = estimate.with_changes(config, chosen[0].values), chosen[1]
         print(f"\nWith {chosen[0]}:")
-    _say_memory(config, topology, result, usable)
+    _say_memory(topology, result, usable)
     _say_speed(config, topology, result)
     print(f"verdict       {'fits' if chosen is None else f'does not fit as given; fits with {chosen[0]}'}")
     return 0 if chosen is None else 1
 
 
 def _arithmetic(topology: Topology):
-    """For GPUs: what `ahead.make_attempt` does by compiling."""
+    """What `ahead.make_attempt` does by compiling."""
     from synthclip_jax.plan.estimate import estimate
 
     def attempt(config: Config) -> ahead.Attempt:
-        need, usable = estimate(config, topology), topology.chip.usable
+        need, usable = estimate(config, topology), topology.usable
         return ahead.Attempt(need.total <= usable, need.total, usable, need._asdict(), None)
 
     return attempt
@@ -85,13 +127,21 @@ def _arithmetic(topology: Topology):
 # ---- What is printed ----------------------------------------------------------------------------------------------
 
 
-def _say_what(config: Config, topology: Topology) -> None:
+def _how(topology: Topology, compiled: bool, wanted: bool) -> str:
+    if not compiled:
+        return (
+            f"by arithmetic: JAX's compiler for GPUs is not here ({gpu_target.INSTALL})" if wanted else "by arithmetic"
+        )
+    package = "libtpu" if topology.is_tpu else "jaxlib"
+    return f"compiled by {package} {importlib.metadata.version(package)}"
+
+
+def _say_what(config: Config, topology: Topology, how: str) -> None:
     from synthclip_jax.devices.sharding import mesh_shape
 
     mesh = mesh_shape(config.train.mesh, topology.chips)
     shards = mesh["data"] * mesh["fsdp"]
     train, chip = config.train, topology.chip
-    how = f"compiled by libtpu {importlib.metadata.version('libtpu')}" if topology.is_tpu else "by arithmetic"
     print(f"plan          {config.name} on {topology.name}: {topology.chips} x {chip.device_kind}, {how}")
     print(
         f"chip          {chip.peak_flops / 1e12:,.0f} TFLOP/s bf16, {chip.memory / GIB:.0f} GiB at"
@@ -100,8 +150,8 @@ def _say_what(config: Config, topology: Topology) -> None:
     )
     if not topology.is_tpu:
         print(
-            f"              {chip.usable / GIB:.0f} GiB usable: JAX takes 75%;"
-            f" XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 gives {0.92 * chip.memory / GIB:.0f}"
+            f"              {topology.usable / GIB:.1f} GiB usable, {topology.usable / chip.memory:.0%} of its memory:"
+            f" {SHARE} says how much JAX takes, or {DEFAULT_SHARE:.0%}"
         )
     print("mesh          " + ", ".join(f"{axis}={size}" for axis, size in mesh.items()))
     micro = f", in microbatches of {train.microbatch}" if train.microbatch else ""
@@ -124,7 +174,7 @@ def _cost(change: Any) -> str:
     return " and ".join(parts) or "nothing that counts"
 
 
-def _say_memory(config: Config, topology: Topology, result: Any, usable: float) -> None:
+def _say_memory(topology: Topology, result: Any, usable: float) -> None:
     names = {
         "parameters": "parameters",
         "optimizer": "optimizer",
@@ -133,14 +183,16 @@ def _say_memory(config: Config, topology: Topology, result: Any, usable: float) 
         "gradients": "gradients",
         "activations": "activations",
         "loss": "loss",
+        "temporary": "activations, gradients and other temporaries",
     }
-    given = dict(result.given)
-    if topology.is_tpu:
-        print(f"\nmemory        of one chip at the worst moment, {usable / GIB:.2f} GiB usable")
+    given, chip = dict(result.given), "chip" if topology.is_tpu else "GPU"
+    if result.traffic:
+        print(f"\nmemory        of one {chip} at the worst moment, {usable / GIB:.2f} GiB usable")
         given["temporary"] = result.needed - sum(given.values())
-        names["temporary"] = "activations, gradients and other temporaries"
     else:
-        print(f"\nmemory        of one GPU, {usable / GIB:.2f} GiB usable; estimated, right to a few tens of percent")
+        print(
+            f"\nmemory        of one {chip}, {usable / GIB:.2f} GiB usable; estimated, right to a few tens of percent"
+        )
     for kind, size in given.items():
         if size:
             print(f"  {size / GIB:8.3f} GiB  {names[kind]}")
@@ -148,20 +200,22 @@ def _say_memory(config: Config, topology: Topology, result: Any, usable: float) 
 
 
 def _say_speed(config: Config, topology: Topology, result: Any) -> None:
-    from synthclip_jax.plan.estimate import estimate, work
-    from synthclip_jax.plan.roofline import roofline
+    from synthclip_jax.plan.roofline import of_program
 
-    done = work(config, topology, estimate(config, topology))
-    traffic = result.traffic
-    if traffic:
-        done = done._replace(memory=traffic.memory, wire=traffic.wire)
-    bound = roofline(topology, done)
+    traffic, products = result.traffic, result.products
+    done, bound = of_program(config, topology, result)
     batch = config.train.batch_size
     print(f"\nFLOPs         of a step, {done.model / batch / 1e9:,.2f} G per pair")
     print(f"  {done.model / 1e12:12,.2f} T  3 x forward: what MFU counts")
-    if done.recomputed:
-        print(f"  {done.recomputed / 1e12:12,.2f} T  computed twice ({done.recomputed / done.model:+.1%})")
-    print(f"  {done.loss / 1e12:12,.2f} T  loss, in float32 ({topology.chip.float32_cost:.0f} times as dear)")
+    if products:
+        more = topology.chips * products.flops
+        print(f"  {more / 1e12:12,.2f} T  products in the program ({more / done.model - 1:+.1%})")
+        calls = products.attention_forward, products.attention_backward
+        print(f"                  cuDNN's attention in it: {calls[0]} x forward, {calls[1]} x backward")
+    else:
+        if done.recomputed:
+            print(f"  {done.recomputed / 1e12:12,.2f} T  computed twice ({done.recomputed / done.model:+.1%})")
+        print(f"  {done.loss / 1e12:12,.2f} T  loss, in float32 ({topology.chip.float32_cost:.0f} times as dear)")
     print("\ntime          that a step keeps each part of a chip busy at its full speed")
     print(f"  {1e3 * bound.compute:10.2f} ms  products")
     how = "" if traffic else " (at least: activations out and back, state)"

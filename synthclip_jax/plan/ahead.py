@@ -1,4 +1,4 @@
-"""The training step compiled for TPUs that are not here, with the compiler of theirs (libtpu) on any machine."""
+"""The training step compiled for chips that are not here: for TPUs by libtpu, for GPUs by JAX's plug-in for CUDA."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
+from synthclip_jax.plan import gpu_program, gpu_target
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.traffic import Traffic, traffic
 
@@ -17,23 +18,27 @@ _REFUSED = (
     r"memory space hbm\. Used SIZE of SIZE hbm",
     r"Requires SIZE, has SIZE available",
 )
+# Without a card XLA cannot time kernels and would write every product in Triton's language, in tiles that it guesses.
+# With one it takes cuBLAS's for nearly all of them, which also compile at once.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 _SIZE = r"([\d.]+)([KMGTP]?)"
 _UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(("", *"KMGTP"))}
 
 
 class CompilerError(UserError, RuntimeError):
-    """libtpu is missing, or cannot compile a program for another reason than its memory."""
+    """libtpu is missing, or a compiler fails for another reason than memory."""
 
 
 class Attempt(NamedTuple):
     """What became of compiling a step.
 
     Attributes:
-      fits: the compiler found room for it.
+      fits: there is room for it.
       needed: bytes of a chip's memory at the worst moment, arguments included.
-      usable: bytes that the compiler allows; known if it refused.
+      usable: bytes that the compiler for TPUs allows; known if it refused.
       given: bytes of the arguments by kind; see `estimate.state_bytes`.
-      traffic: what the program moves; None if it does not fit.
+      traffic: what the program moves; None if it does not fit on a TPU, or nothing was compiled.
+      products: the matrix products of a program for GPUs.
     """
 
     fits: bool
@@ -41,6 +46,7 @@ class Attempt(NamedTuple):
     usable: float | None
     given: dict[str, float]
     traffic: Traffic | None
+    products: gpu_program.Products | None = None
 
 
 def quiet_libtpu() -> None:
@@ -55,29 +61,18 @@ def quiet_libtpu() -> None:
 
 
 def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
-    """A function that compiles the training step of a config for a slice.
+    """A function that compiles the training step of a config for a slice, or for GPUs.
 
     Raises (so does the function):
-      CompilerError: there is no libtpu here, or the compiler failed.
+      CompilerError: there is no compiler here, or it failed.
     """
     import jax
-    from jax.experimental import topologies
 
     from synthclip_jax.devices import sharding
     from synthclip_jax.plan.estimate import any_length, state_bytes
     from synthclip_jax.training.step import make_program
 
-    options: dict[str, Any] = {}
-    if topology.name.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # one device per chip, as on newer TPUs
-    if topology.chips == 1:
-        options["chips_per_host_bounds"] = (1, 1, 1)
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
-    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        if "not installed" in str(error):
-            raise CompilerError("the compiler for TPUs is not here. Install it: pip install libtpu") from error
-        raise CompilerError(f"{topology.name}: libtpu says: {error}") from error
+    devices = _devices(topology)
 
     def attempt(config: Config) -> Attempt:
         mesh = sharding.make_mesh(config.train.mesh, devices)
@@ -85,13 +80,51 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
         program = make_program(config, mesh, any_length(config.train))
         given = state_bytes(program)
         try:
-            compiled = program.lower().compile()
+            compiled = program.lower().compile(None if topology.is_tpu else dict(GPU_OPTIONS))
         except jax.errors.JaxRuntimeError as error:
+            if not topology.is_tpu:
+                raise CompilerError(f"the compiler for GPUs failed:\n{error}") from error
             needed, usable = parse_refusal(str(error))
             return Attempt(False, needed, usable, given, None)
-        return Attempt(True, compiled.memory_analysis().peak_memory_in_bytes, None, given, traffic(compiled.as_text()))
+        memory = compiled.memory_analysis()
+        if topology.is_tpu:
+            return Attempt(True, memory.peak_memory_in_bytes, None, given, traffic(compiled.as_text()))
+        # Of a program for GPUs all temporaries are taken at once. It is compiled whether there is room or not.
+        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        needed += memory.temp_size_in_bytes
+        return Attempt(needed <= topology.usable, needed, None, given, *gpu_program.read(compiled.as_text()))
 
     return attempt
+
+
+def _devices(topology: Topology) -> Any:
+    """Devices that can be compiled for and do not exist."""
+    import jax
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {}
+    if topology.is_tpu:
+        options |= {"platform": "tpu", "topology_name": topology.name}
+        if topology.name.startswith("v4:"):
+            options["chip_config_name"] = "megacore"  # one device per chip, as on newer TPUs
+        if topology.chips == 1:
+            options["chips_per_host_bounds"] = (1, 1, 1)
+    else:
+        if not gpu_target.is_installed():
+            raise CompilerError(f"the compiler for GPUs is not here. Install it: {gpu_target.INSTALL}")
+        hosts, each = topology.shape
+        options |= {
+            "platform": "cuda",
+            "topology_name": topology.name,
+            "target_config": gpu_target.target(topology.kind),
+        }
+        options["topology"] = f"1x{hosts}x{each}"  # partitions of the network, hosts, GPUs
+    try:
+        return topologies.get_topology_desc(**options).devices
+    except (RuntimeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        if topology.is_tpu and "not installed" in str(error):
+            raise CompilerError("the compiler for TPUs is not here. Install it: pip install libtpu") from error
+        raise CompilerError(f"{topology.name}: the compiler says: {error}") from error
 
 
 def parse_refusal(message: str) -> tuple[float, float]:

@@ -20,6 +20,8 @@ class Array:
     size: int
     data: int
     space: int  # 0: the chip's memory (HBM); others are on the chip
+    kind: str = ""  # such as bf16
+    dims: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, kind: str, shape: str, layout: str | None) -> "Array":
@@ -33,7 +35,8 @@ class Array:
                 if i < len(physical):
                     physical[i] = -(-physical[i] // size) * size
         space = re.search(r"S\((\d+)\)", rest)
-        return cls(math.prod(physical) * bits // 8, math.prod(dims) * bits // 8, int(space[1]) if space else 0)
+        size, data = (math.prod(counts) * bits // 8 for counts in (physical, dims))
+        return cls(size, data, int(space[1]) if space else 0, kind, tuple(dims))
 
 
 @dataclasses.dataclass(frozen=True)

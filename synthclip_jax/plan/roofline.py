@@ -1,9 +1,10 @@
 """The least time that a step can take on a machine: nothing is faster than its busiest part."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from synthclip_jax.config.schema import Config
 from synthclip_jax.plan.chips import Topology
-from synthclip_jax.plan.estimate import Work
+from synthclip_jax.plan.estimate import Work, estimate, work
 
 
 class Roofline(NamedTuple):
@@ -28,15 +29,29 @@ class Roofline(NamedTuple):
         return max(self.compute, self.memory, self.interconnect)
 
 
-def roofline(topology: Topology, work: Work) -> Roofline:
-    """The roofline of a step that does `work`."""
+def of_program(config: Config, topology: Topology, attempt: Any) -> tuple[Work, Roofline]:
+    """What the step of a config does, and the bound of it: read off the program where one was compiled.
+
+    Args:
+      attempt: what `synthclip_jax.plan.ahead` says of the config.
+    """
+    done, products = work(config, topology, estimate(config, topology)), attempt.products
+    if attempt.traffic:
+        done = done._replace(memory=attempt.traffic.memory, wire=attempt.traffic.wire)
+    chip = topology.chip
+    return done, roofline(topology, done, products and products.seconds(chip.peak_flops, chip.float32_cost))
+
+
+def roofline(topology: Topology, work: Work, compute: float | None = None) -> Roofline:
+    """The roofline of a step that does `work`; `compute`: seconds of its products, if they are known better."""
     chip, peak = topology.chip, topology.chips * topology.chip.peak_flops
-    compute = (work.model + work.recomputed + work.loss * chip.float32_cost) / peak
+    if compute is None:
+        compute = (work.model + work.recomputed + work.loss * chip.float32_cost) / peak
     memory = work.memory / chip.memory_bandwidth
     interconnect = work.wire / chip.link_bandwidth if topology.chips > 1 else 0.0
-    if not topology.is_tpu and topology.shape[1] > 1:
+    if not topology.is_tpu and topology.shape[0] > 1:
         # Each GPU of a host carries its share of what the hosts exchange.
-        interconnect = max(interconnect, work.wire / topology.shape[0] / chip.network_bandwidth)
+        interconnect = max(interconnect, work.wire / topology.shape[1] / chip.network_bandwidth)
     ideal = work.model / peak
     return Roofline(
         compute,

@@ -59,8 +59,12 @@ class Traffic:
 
 
 def traffic(text: str) -> Traffic:
-    """Reads `jax.stages.Compiled.as_text()`."""
-    program = Program(text)
+    """Reads `jax.stages.Compiled.as_text()` of a program for TPUs or CPUs."""
+    return count(Program(text))
+
+
+def count(program: Program) -> Traffic:
+    """What a program moves that has been read."""
     totals = _Count(program).totals(program.entry)
     collectives = sorted(totals.collectives.values(), key=lambda c: -c.count * c.wire)
     return Traffic(totals.memory, tuple(collectives), totals.loops_unknown)

@@ -11,7 +11,7 @@ from synthclip_jax.model.towers import make_model, parameter_count
 from synthclip_jax.plan import search
 from synthclip_jax.plan.__main__ import main
 from synthclip_jax.plan.ahead import Attempt, CompilerError, parse_refusal
-from synthclip_jax.plan.chips import CHIPS, GIB, Topology, TopologyError
+from synthclip_jax.plan.chips import CHIPS, GIB, SHARE, Topology, TopologyError
 from synthclip_jax.plan.estimate import Work, estimate, with_changes, work
 from synthclip_jax.plan.roofline import roofline
 from synthclip_jax.plan.traffic import traffic
@@ -26,12 +26,34 @@ def paper():
 
 
 @pytest.mark.parametrize(
-    ("name", "chips"), [("v5e:16x16", 256), ("v5p:4x4x4", 64), ("v6e:8x8", 64), ("v4:2x2x1", 4), ("h100:8x4", 32)]
+    ("name", "chips"), [("v5e:16x16", 256), ("v5p:4x4x4", 64), ("v6e:8x8", 64), ("v4:2x2x1", 4), ("h100:4x8", 32)]
 )
 def test_machines_are_known_by_kind_and_shape(name, chips):
     topology = Topology.parse(name)
     assert topology.chips == chips
     assert topology.chip.peak_flops > 1e14
+
+
+def test_hosts_of_gpus_come_first_and_are_joined_by_a_slower_network():
+    work = Work(model=1, recomputed=0, loss=0, memory=0, wire=450e9)
+    assert (
+        roofline(Topology.parse("h100:8"), work).interconnect == roofline(Topology.parse("h100:1x8"), work).interconnect
+    )
+    assert roofline(Topology.parse("h100:1x8"), work).interconnect == 1
+    assert roofline(Topology.parse("h100:4x8"), work).interconnect == 450 / 8 / 50  # eight links share it
+    assert roofline(Topology.parse("h100:8x4"), work).interconnect == 450 / 4 / 50
+
+
+def test_what_jax_may_take_of_a_gpus_memory_is_what_the_environment_says(monkeypatch):
+    topology = Topology.parse("h100:1")
+    monkeypatch.delenv(SHARE, raising=False)
+    assert topology.usable == 0.75 * topology.chip.memory
+    monkeypatch.setenv(SHARE, "0.92")
+    assert topology.usable == 0.92 * topology.chip.memory
+    assert Topology.parse("v5e:4x4").usable == 15.75 * GIB
+    monkeypatch.setenv(SHARE, "92%")
+    with pytest.raises(TopologyError, match=r"given '92%', allowed: a share"):
+        _ = topology.usable
 
 
 @pytest.mark.parametrize(
@@ -180,13 +202,17 @@ def same_environment(monkeypatch):
     monkeypatch.setattr("synthclip_jax.plan.ahead.quiet_libtpu", lambda: None)  # for processes of their own
 
 
-def test_a_gpu_machine_is_answered_by_arithmetic(same_environment, capsys):
+def test_a_gpu_machine_is_answered_by_arithmetic_where_jaxs_compiler_for_it_is_missing(
+    same_environment, capsys, monkeypatch
+):
+    monkeypatch.setattr("synthclip_jax.plan.gpu_target.PLUGINS", ("no_such_plugin",))
     arguments = ["--config=configs/synthci_30m.py", "--topology=h100:8"]
     assert main(arguments) == 0  # by the fused attention that `auto` takes there
     arguments.append("--config.train.batch_size=16384")
     status = main(arguments)
     out = capsys.readouterr().out
-    for words in ("by arithmetic", "parameters", "optimizer", "activations", "MFU at most", "verdict"):
+    assert "by arithmetic: JAX's compiler for GPUs is not here (pip install 'synthclip_jax[cuda]'" in out
+    for words in ("parameters", "optimizer", "activations", "MFU at most", "verdict"):
         assert words in out
     assert status == 1
     assert "does not fit as given; fits with --config." in out
@@ -199,8 +225,8 @@ def test_a_gpu_machine_is_answered_by_arithmetic(same_environment, capsys):
     ("arguments", "message"),
     [
         (["--topology=v5e:3x3"], "Did you mean v5e:"),
-        (["--topology=h100:8", "--config.train.batch_size=1001"], "Allowed near it"),
-        (["--topology=h100:8", "--config.train.mesh.fsdp=3"], "cannot be laid over 8 devices"),
+        (["--topology=h100:8", "--arithmetic", "--config.train.batch_size=1001"], "Allowed near it"),
+        (["--topology=h100:8", "--arithmetic", "--config.train.mesh.fsdp=3"], "cannot be laid over 8 devices"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_answered_with_what_does(arguments, message, same_environment, capsys):
