@@ -23,7 +23,7 @@ GPU_PYTHON ?=
 GPU_FLAGS ?=
 GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-vllm gpu gpu-card lint format clean
+.PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -52,6 +52,10 @@ test-slow: $(VENV)/installed-test
 test-jax: .venv-jax/installed
 	.venv-jax/bin/python $(PYTEST) $(JAX_TESTS)
 
+# Plans for GPUs by JAX's compiler for them, which needs no GPU; it takes 3 GB in an environment of its own.
+test-gpu-plans: .venv-cuda/installed
+	.venv-cuda/bin/python -m pytest -m slow tests/integration/test_plan_gpu.py
+
 # vLLM's CPU build pins its own torch, so it gets an environment of its own.
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/integration/test_caption_engines.py \
@@ -75,7 +79,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-vllm build dist *.egg-info
+	rm -rf $(VENV) .venv-jax .venv-cuda .venv-vllm build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -103,6 +107,11 @@ $(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python
 .venv-jax/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-jax
 	.venv-jax/bin/python -m pip install -qq --editable '.[tpu,export]' pyarrow pytest pytest-timeout pytest-xdist hypothesis
+	touch $@
+
+.venv-cuda/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install -qq --editable '.[cuda]' pytest pytest-timeout
 	touch $@
 
 .venv-vllm/installed: pyproject.toml

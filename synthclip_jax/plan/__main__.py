@@ -5,7 +5,7 @@
 
 The real training step is compiled by the real compiler, on any machine with two cores and neither TPU nor GPU: for a
 TPU slice by libtpu (pip install libtpu), for GPUs (`h100:8`, `h100:4x8`: four hosts of eight) by JAX's plug-in for CUDA
-(pip install 'synthclip_jax[cuda]'). What comes out is read off the program: the memory it needs, its collectives, its
+(pip install '.[cuda]'). What comes out is read off the program: the memory it needs, its collectives, its
 traffic. Where the plug-in is missing, and with `--arithmetic`, it is arithmetic. Where a run does not fit, changes are
 tried, the cheapest first, until one does. `--search=N` compiles at most N settings that train the same and names the
 fastest.

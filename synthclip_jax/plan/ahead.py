@@ -19,7 +19,7 @@ _REFUSED = (
     r"Requires SIZE, has SIZE available",
 )
 # Without a card XLA cannot time kernels and would write every product in Triton's language, in tiles that it guesses.
-# With one it takes cuBLAS's for nearly all of them, which also compile at once.
+# With calls of cuBLAS the step of docs/plan.md needs the memory that it needed on an H100, to a tenth of a percent.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 _SIZE = r"([\d.]+)([KMGTP]?)"
 _UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(("", *"KMGTP"))}

@@ -8,7 +8,7 @@ import importlib.util
 from typing import NamedTuple
 
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-INSTALL = "pip install 'synthclip_jax[cuda]', which needs neither a card nor a driver"
+INSTALL = "pip install '.[cuda]', which needs neither a card nor a driver"
 
 
 class Card(NamedTuple):

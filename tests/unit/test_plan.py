@@ -211,7 +211,7 @@ def test_a_gpu_machine_is_answered_by_arithmetic_where_jaxs_compiler_for_it_is_m
     arguments.append("--config.train.batch_size=16384")
     status = main(arguments)
     out = capsys.readouterr().out
-    assert "by arithmetic: JAX's compiler for GPUs is not here (pip install 'synthclip_jax[cuda]'" in out
+    assert "by arithmetic: JAX's compiler for GPUs is not here (pip install '.[cuda]'" in out
     for words in ("parameters", "optimizer", "activations", "MFU at most", "verdict"):
         assert words in out
     assert status == 1
