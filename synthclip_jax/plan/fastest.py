@@ -1,8 +1,8 @@
 """The fastest setting for a machine, by the bound of the compiled program, within a number of compilations.
 
-One lever is moved at a time, from the best setting so far: the kernel of attention, recomputation, whether layers are
-scanned, the mesh, microbatches. None changes what is trained. When no lever helps any more, or so many programs were
-compiled as are allowed, the best one is the answer: by its bound, which no device has confirmed.
+One lever is moved at a time, from the best setting so far: the kernel of attention, whether layers are scanned,
+recomputation, the mesh, microbatches. None changes what is trained. When no lever helps any more, or so many programs
+were compiled as are allowed, the best one is the answer: by its bound, which no device has confirmed.
 """
 
 import math
@@ -124,8 +124,8 @@ def levers(config: Config, topology: Topology) -> Iterator[Sequence[Values]]:
     """What may be changed, one lever after the other, each with its choices."""
     train, mesh = config.train, mesh_shape(config.train.mesh, topology.chips)
     yield [{"model.attention": kernel} for kernel in ("auto", "xla")]
-    yield [{"model.remat": remat} for remat in REMAT]
     yield [{"model.scan_layers": scan} for scan in (True, False)]
+    yield [{"model.remat": remat} for remat in REMAT]
     yield [
         {"train.mesh.data": -1, "train.mesh.fsdp": fsdp, "train.mesh.tensor": tensor}
         for tensor in (1, 2, 4)

@@ -50,7 +50,7 @@ def test_the_fastest_setting_is_found_one_lever_at_a_time_and_printed_as_overrid
     compiler = Compiler(topology, ideal)
     best = compiler.search(given, 40)
     assert str(best) == (
-        "--config.model.attention=auto --config.model.remat=none --config.model.scan_layers=False"
+        "--config.model.attention=auto --config.model.scan_layers=False --config.model.remat=none"
         " --config.train.mesh.fsdp=4"
     )
     assert best.seconds == ideal(best.config) == min(ideal(config) for config in compiler.given)
