@@ -218,7 +218,8 @@ def _first_state(
     state = program.init(seed_key(config.seed))
     origin = "starting from scratch"
     if config.train.init_from:
-        params = load_parameters(config.train.init_from, shapes.params)
+        how = config.train.init_positions, config.train.init_text_positions
+        params = load_parameters(config.train.init_from, shapes.params, *how, say)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else None)
         origin = f"starting from the parameters of {config.train.init_from}"
     return state, 0, {"examples_seen": 0, "seconds": 0.0, "skipped": 0}, origin

@@ -173,6 +173,13 @@ def _check_training(config: Config) -> Iterator[str]:
     for key in ("lr_start", "lr_end"):
         if train[key] > train.learning_rate:
             yield f"train.{key}: given {train[key]}, allowed: at most train.learning_rate ({train.learning_rate})"
+    if train.cooldown and train.schedule != "constant":
+        yield (
+            f"train.cooldown: given {train.cooldown:g}, allowed: 0 with train.schedule={train.schedule!r}, which goes"
+            " down by itself"
+        )
+    if train.epochs and train.cooldown > (most := max(0.0, 1 - train.warmup_epochs / train.epochs)) + 1e-9:
+        yield f"train.cooldown: given {train.cooldown:g}, allowed: at most {most:g}, the rest is warm-up"
     for item in train.learning_rate_multipliers:
         if not (len(item) == 2 and isinstance(item[0], str) and is_kind(item[1], float) and 0 < item[1] < math.inf):
             yield (

@@ -52,4 +52,6 @@ SOURCES = {
 # config.train.optimizer: what makes the updates, between the clipping of gradients and the learning rate
 OPTIMIZERS = {
     "adamw": "synthclip_jax.training.optim:adamw",
+    "lion": "synthclip_jax.training.lion:lion",
+    "muon": "synthclip_jax.training.muon:muon",
 }

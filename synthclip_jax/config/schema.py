@@ -151,13 +151,22 @@ class Train(Section):
     loss_block: int = value(1024, "ring: rows and columns of the similarity matrix held at once on a device", low=1)
     learning_rate: float = value(5e-4, "peak", low=0.0)
     lr_start: float = value(1e-6, "at the first step of the warm-up", low=0.0)
-    lr_end: float = value(1e-5, "at the last step", low=0.0)
+    lr_end: float = value(1e-5, "at the last step, unless it stays constant", low=0.0)
     warmup_epochs: float = value(1.0, "linear warm-up", low=0.0)
-    optimizer: str = value("adamw", "update rule", choices=registry.OPTIMIZERS)
-    beta1: float = value(0.9, "AdamW", low=0.0, high=1.0)
-    beta2: float = value(0.98, "AdamW", low=0.0, high=1.0)
+    schedule: str = value(
+        "cosine",
+        "learning rate after the warm-up: cosine down to lr_end; or constant, and at the end a line down to lr_end",
+        choices=("cosine", "constant"),
+    )
+    cooldown: float = value(0.0, "constant: share of all steps, at the end, that go down to lr_end", low=0.0, high=1.0)
+    optimizer: str = value(
+        "adamw", "update rule; muon takes the matrices inside the blocks, adamw the rest", choices=registry.OPTIMIZERS
+    )
+    beta1: float = value(0.9, "AdamW, Lion", low=0.0, high=1.0)
+    beta2: float = value(0.98, "AdamW, Lion", low=0.0, high=1.0)
     eps: float = value(1e-8, "AdamW", low=0.0)
-    weight_decay: float = value(0.5, "AdamW, decoupled and scaled by the learning rate", low=0.0)
+    momentum: float = value(0.95, "Muon", low=0.0, high=1.0)
+    weight_decay: float = value(0.5, "decoupled and scaled by the learning rate", low=0.0)
     no_decay: tuple[str, ...] = value(
         (r"bias", r"ln", r"norm", r"logit_scale"),
         "regular expressions, searched in paths, of parameters without decay; vectors and scalars never decay",
@@ -175,6 +184,18 @@ class Train(Section):
     )
     patch_dropout: float = value(0.0, "share of an image's patches left out in training (FLIP)", low=0.0, high=0.95)
     init_from: str = value("", "workdir or checkpoint whose parameters this run starts from; empty: random ones")
+    init_positions: str = value(
+        "bicubic",
+        "init_from with images of another size: how the grid of positions is interpolated, bicubic (open_clip) or"
+        " bilinear (big_vision)",
+        choices=("bicubic", "bilinear"),
+    )
+    init_text_positions: str = value(
+        "linear",
+        "init_from with texts of another length: positions interpolated (linear: open_clip, CLIPA), or the first ones"
+        " kept (cut: short captions are embedded as before)",
+        choices=("linear", "cut"),
+    )
     non_finite: str = value(
         "stop",
         "for a loss or gradient that is not finite: stop, or skip the update and count it",

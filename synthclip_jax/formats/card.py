@@ -205,11 +205,14 @@ def _training(model: LoadedModel, imported: Mapping[str, Any] | None) -> str:
     train, data = model.config.train, model.config.data
     progress = model.info.get("progress", {})
     seen = progress.get("examples_seen", 0)
-    optimizer = {"adamw": "AdamW"}.get(train.optimizer, train.optimizer)
+    optimizer = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon"}.get(train.optimizer, train.optimizer)
+    schedule = f"then cosine to {train.lr_end:g}"
+    if train.schedule == "constant":
+        schedule = "then constant" + (f", the last {train.cooldown:.0%} to {train.lr_end:g}" if train.cooldown else "")
     lines = [
         f"- {model.step:,} steps of {train.batch_size:,} pairs ({seen:,} examples seen), {train.loss} loss",
         f"- {optimizer}, peak learning rate {train.learning_rate:g}, {train.warmup_epochs:g} of {train.epochs:g} epochs"
-        f" warm-up, then cosine to {train.lr_end:g}, weight decay {train.weight_decay:g}, betas"
+        f" warm-up, {schedule}, weight decay {train.weight_decay:g}, betas"
         f" ({train.beta1:g}, {train.beta2:g})",
         f"- random crop of {data.crop_scale[0]:g} to {data.crop_scale[1]:g} of the area, activations in"
         f" {model.config.model.compute_dtype}, seed {model.config.seed}",

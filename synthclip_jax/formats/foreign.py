@@ -3,16 +3,14 @@
 import dataclasses
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Float
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.formats import Description, FormatError, bare, open_clip, read_config, transformers
 from synthclip_jax.formats.tensors import INDEX, read_tensors
 from synthclip_jax.formats.weights import WeightsError, from_state_dict, layout
+from synthclip_jax.model.positions import grid_note, line_note, resize_grid, resize_line
 from synthclip_jax.model.towers import make_model
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")
@@ -170,33 +168,19 @@ def resized(foreign: Foreign, image_size: int = 0, context_length: int = 0) -> F
         if image_size % patch:
             raise FormatError(f"--image-size={image_size}: patches of {patch} pixels do not divide it")
         visual = params["visual"]
-        params = {**params, "visual": {**visual, "positions": resize_grid(visual["positions"], image_size // patch)}}
+        positions = np.asarray(resize_grid(visual["positions"], image_size // patch))
+        params = {**params, "visual": {**visual, "positions": positions}}
         config.data.image_size = image_size
-        notes.append(
-            f"positions of the image tower interpolated from a grid of {old // patch} x {old // patch} to"
-            f" {image_size // patch} x {image_size // patch} (images of {old} to {image_size} pixels)"
-        )
+        said = grid_note(len(visual["positions"]), len(positions))
+        notes.append(f"{said}, for images of {image_size} pixels instead of {old}")
     old = config.model.text.context_length
     if context_length and context_length != old:
         text = params["text"]
-        params = {**params, "text": {**text, "positions": resize_line(text["positions"], context_length)}}
+        positions = np.asarray(resize_line(text["positions"], context_length))
+        params = {**params, "text": {**text, "positions": positions}}
         config.model.text.context_length = context_length
-        notes.append(f"positions of the text tower interpolated from {old} to {context_length} tokens")
+        notes.append(line_note(old, context_length))
     config_lib.check(config, "the model")
     return dataclasses.replace(
         foreign, config=ml_collections.FrozenConfigDict(config), params=params, notes=tuple(notes)
     )
-
-
-def resize_grid(positions: Float[np.ndarray, "old width"], side: int) -> Float[np.ndarray, "new width"]:
-    """Positions of a class token and a square grid of patches, for a grid of another side."""
-    first, grid = positions[:1], positions[1:]
-    old, width = round(len(grid) ** 0.5), grid.shape[-1]
-    new = jax.image.resize(jnp.asarray(grid.reshape(old, old, width)), (side, side, width), "cubic", antialias=True)
-    return np.concatenate([first, np.asarray(new).reshape(side * side, width)])
-
-
-def resize_line(positions: Float[np.ndarray, "old width"], length: int) -> Float[np.ndarray, "new width"]:
-    """Positions of tokens for a text of another length."""
-    shape = (length, positions.shape[-1])
-    return np.asarray(jax.image.resize(jnp.asarray(positions), shape, "linear", antialias=False))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from synthclip_jax.model.checkpoint_files import (
     read_info,
     saved_steps,
 )
+from synthclip_jax.model.positions import fitted, lengths_of
 from synthclip_jax.model.towers import make_model
 
 
@@ -53,15 +55,25 @@ def load_model(place: str | os.PathLike, step: int | None = None) -> LoadedModel
     return _load(path, int(path.name), hint)
 
 
-def load_parameters(place: str | os.PathLike, shapes: Any) -> Any:
+def load_parameters(
+    place: str | os.PathLike,
+    shapes: Any,
+    grid: str = "bicubic",
+    line: str = "linear",
+    log: Callable[[str], Any] = print,
+) -> Any:
     """Parameters of another run to start from: averaged ones where it has them.
+
+    Its images and texts may have other sizes: positions are made to fit, and `log` is told how.
 
     Args:
       place: a workdir, whose newest checkpoint is taken, or one checkpoint's folder.
       shapes: tree of `jax.ShapeDtypeStruct` with shardings.
+      grid, line: methods of `synthclip_jax.model.positions.resize_grid` and `resize_line`.
 
     Raises:
       CheckpointError: there is none, it cannot be read, or it is of another model; the text names the differences.
+      PositionsError: there are too few positions to keep the first ones.
     """
     try:
         path = find_checkpoint(place)
@@ -69,11 +81,17 @@ def load_parameters(place: str | os.PathLike, shapes: Any) -> Any:
         raise CheckpointError(
             f"{place}: neither a workdir with checkpoints nor a checkpoint (a folder named by its step)"
         ) from None
-    return _load(path, int(path.name), "", shapes).params
+    params, notes = fitted(_load(path, int(path.name), "", shapes).params, shapes, grid, line)
+    for note in notes:
+        log(note)
+    return params
 
 
 def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> LoadedModel:
-    """Loads one checkpoint; as `wanted` says (shapes, shardings), else onto the first device of this process."""
+    """Loads one checkpoint; as `wanted` says (shapes, shardings), else onto the first device of this process.
+
+    Positions come as many as there are in the checkpoint.
+    """
 
     def check() -> str:
         part = "ema" if "ema" in items_of(read_checksums(path)) else "params"
@@ -88,8 +106,10 @@ def _load(path: pathlib.Path, step: int, hint: str, wanted: Any = None) -> Loade
         if wanted is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-        elif differences := shape_differences(shapes, wanted):
-            raise CheckpointError("it is of another model: " + "; ".join(differences))
+        else:
+            wanted = lengths_of(shapes, wanted)
+            if differences := shape_differences(shapes, wanted):
+                raise CheckpointError("it is of another model: " + "; ".join(differences))
         params = ocp.load_checkpointables(path, {part: wanted})[part]
     except Exception as error:  # orbax and tensorstore raise many kinds
         problem = str(error) if isinstance(error, UserError) else one_line(error)

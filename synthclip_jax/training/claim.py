@@ -86,7 +86,7 @@ def claim_workdir(
             _write(path, {key: info[key] for key in run if key in info})
             say(f"{path}: {problem or 'it is missing'}; made again from the checkpoint of step {step}")
     for place, record in there.items() if started else ():
-        if differences := _differences(record, run):
+        if differences := _differences(record, run, saved[0] if saved else None):
             raise WorkdirMismatch(
                 f"{place}: holds a run with another config or dataset (there -> here):\n  "
                 + "\n  ".join(differences)
@@ -116,15 +116,29 @@ def _write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
         state_files.write(path, record)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], step: int | None) -> list[str]:
     # An older version did not have all keys of today: what it lacks was as the default is.
     before, after = {**_defaults(), **config_lib.leaves(old["config"])}, config_lib.leaves(new["config"])
     keys = [key for key in {**before, **after} if not FREE_TO_CHANGE.match(key)]
+    if step is not None and all(_constant_until(step, values, old, new) for values in (before, after)):
+        keys = [key for key in keys if key not in ("train.epochs", "train.cooldown")]
     lines = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
     known = old["dataset"].keys() & new["dataset"].keys()  # an older version noted less
     if not known or any(old["dataset"][key] != new["dataset"][key] for key in known):
         lines.append(f"dataset: {old['dataset']} -> {new['dataset']}")
     return lines
+
+
+def _constant_until(step: int, values: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether up to a step the learning rate does not depend on when a run ends: the end may still be moved."""
+    examples = old["dataset"].get("examples"), new["dataset"].get("examples")
+    if values.get("train.schedule") != "constant" or not examples[0] or examples[0] != examples[1]:
+        return False
+    try:
+        total = int(values["train.epochs"] * examples[0] / values["train.batch_size"])
+        return step <= total - int(values["train.cooldown"] * total)
+    except (ArithmeticError, KeyError, TypeError, ValueError):  # a record may hold anything
+        return False
 
 
 @functools.cache

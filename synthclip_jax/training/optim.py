@@ -1,23 +1,20 @@
-"""The optimizer: AdamW with the paper's decay mask, warm-up and cosine schedule, and the clamp of the logit scale."""
+"""The optimizer: AdamW or another one of the registry, the paper's decay mask, the clamp of the logit scale."""
 
 import dataclasses
-import math
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config import ConfigError
 from synthclip_jax.config.registry import OPTIMIZERS
 from synthclip_jax.config.schema import Train
 from synthclip_jax.devices.sharding import path_name
-
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+from synthclip_jax.training.schedules import Schedule, make_schedule
 
 MAX_STEPS = 2**31 - 1  # the counter of updates is an int32
 # Parameters below such a component are stacked over layers: their first axis is not one of their own.
@@ -52,23 +49,6 @@ class Length:
                 f" {MAX_STEPS:,}"
             )
         return cls(examples, train.batch_size, *steps)
-
-
-def warmup_cosine(total: int, warmup: int, start: float, peak: float, end: float) -> Schedule:
-    """Learning rate at an update counted from 0, as in SLIP and SynthCLIP (`cosine_scheduler` of their utils.py).
-
-    `warmup` values from `start` to `peak`, both included, then a cosine from `peak` that would reach `end` at
-    `total`, one update after the last.
-    """
-
-    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
-        step = jnp.asarray(step, jnp.float32)
-        rising = start + (peak - start) * step / max(warmup - 1, 1)
-        progress = (step - warmup) / max(total - warmup, 1)
-        falling = end + 0.5 * (peak - end) * (1 + jnp.cos(math.pi * progress))
-        return jnp.where(step < warmup, rising, falling)
-
-    return schedule
 
 
 def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
@@ -130,7 +110,7 @@ def _patterns(key: str, expressions: Sequence[str], params: Any) -> list[re.Patt
 
 def make_optimizer(train: Train, length: Length) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config.train` describes, and its learning rate by update (counted from 0)."""
-    schedule = warmup_cosine(length.total_steps, length.warmup_steps, train.lr_start, train.learning_rate, train.lr_end)
+    schedule = make_schedule(train, length.total_steps, length.warmup_steps)
     clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
     multiply = _multiply(train.learning_rate_multipliers) if train.learning_rate_multipliers else optax.identity()
     optimizer = optax.chain(
@@ -145,10 +125,12 @@ def make_optimizer(train: Train, length: Length) -> tuple[optax.GradientTransfor
 def adamw(train: Train) -> tuple[optax.GradientTransformation, ...]:
     """As PyTorch's: the decay is decoupled from the gradient and scaled by the learning rate, with the parameter's
     multiplier if it has one."""
-    return (
-        optax.scale_by_adam(train.beta1, train.beta2, train.eps),
-        optax.add_decayed_weights(train.weight_decay, lambda params: decay_mask(params, train.no_decay)),
-    )
+    return optax.scale_by_adam(train.beta1, train.beta2, train.eps), decayed(train)
+
+
+def decayed(train: Train) -> optax.GradientTransformation:
+    """Weight decay where `decay_mask` has it."""
+    return optax.add_decayed_weights(train.weight_decay, lambda params: decay_mask(params, train.no_decay))
 
 
 def _multiply(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

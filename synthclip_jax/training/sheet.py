@@ -13,6 +13,7 @@ from synthclip_jax.devices.distributed import say
 from synthclip_jax.model import flops
 from synthclip_jax.model.towers import parameter_table
 from synthclip_jax.training.optim import Length
+from synthclip_jax.training.schedules import cooldown_steps
 
 
 def start_sheet(config: Config, mesh: Any, length: Length, params: Any, pairs: Pairs) -> None:
@@ -34,9 +35,12 @@ def start_sheet(config: Config, mesh: Any, length: Length, params: Any, pairs: P
     say(f"dataset     {pairs.describe()}")
     for line in pairs.left_out.lines():
         say(f"left out    {line}")
+    cooldown = ""
+    if config.train.schedule == "constant":
+        cooldown = f", {cooldown_steps(config.train, length.total_steps):,} cooldown"
     say(
         f"length      {length.total_steps:,} steps = {config.train.epochs:g} epochs of"
-        f" {length.examples / length.batch_size:.1f} steps, {length.warmup_steps:,} of them warm-up"
+        f" {length.examples / length.batch_size:.1f} steps, {length.warmup_steps:,} of them warm-up{cooldown}"
     )
     if config.train.loss == "softmax":
         say(f"chance      loss ln(B) = {math.log(length.batch_size):.4f} for a batch of B={length.batch_size} pairs")

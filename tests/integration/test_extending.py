@@ -53,7 +53,7 @@ config = toy_config.get_config()
 config.name = "toy"
 config.data.sources = (f"side_by_side:{pairs}",)
 config.eval.datasets, config.eval.suites = (f"flat:{flat}",), ("length",)
-config.train.optimizer = "lion"
+config.train.optimizer = "sgd"
 check(config)
 found = open_dataset(config.data, "")
 assert len(found) == len(reader), len(found)
@@ -62,8 +62,7 @@ init = make_model(config.model, config.data.image_size).init
 params = jax.jit(init)(jax.random.key(0))
 optimizer, _ = make_optimizer(config.train, Length.of(config.train, 96))
 updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
-signs = np.sign(np.asarray(updates["logit_scale"]))
-assert signs == -1, updates["logit_scale"]  # Lion moves everything by the learning rate, against the gradient
+np.testing.assert_allclose(updates["logit_scale"], -config.train.lr_start)  # against the gradient, which is 1
 
 checkpoints = Checkpoints(checkpoint_folder(place / "w"), keep=1)
 about = {**describe_run(config, 96, "77aa"), "progress": {"examples_seen": 96}}

@@ -11,10 +11,10 @@ from flax import nnx
 from test_models_reference import TextTransformer, channels_first, make_inputs, randomise
 
 from synthclip_jax.config.schema import OPENAI_MEAN, OPENAI_STD
-from synthclip_jax.formats.foreign import resize_grid, resize_line
 from synthclip_jax.formats.open_clip import TIMM_SIZES
 from synthclip_jax.import_weights import import_weights
 from synthclip_jax.model.loading import load_model
+from synthclip_jax.model.positions import resize_grid, resize_line
 
 torch = pytest.importorskip("torch")
 TOLERANCE = 1e-4
@@ -176,6 +176,18 @@ def test_interpolated_lines_equal_open_clips(old, new):
     state = {"positional_embedding": torch.from_numpy(positions)}
     resize_text_pos_embed(state, argparse.Namespace(positional_embedding=torch.zeros(new, 12)))
     np.testing.assert_allclose(resize_line(positions, new), state["positional_embedding"].numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize(("old", "new"), [(7, 14), (16, 7), (14, 24), (4, 4), (3, 1)])
+def test_bilinear_grids_equal_big_visions(old, new):
+    """Its `resample_posemb` (big_vision/models/vit.py) is this call on the grid; the class token stays as it is."""
+    from scipy import ndimage
+
+    positions = np.random.default_rng(0).normal(size=(old * old + 1, 12)).astype(np.float32)
+    grid = ndimage.zoom(positions[1:].reshape(old, old, 12), (new / old, new / old, 1), order=1)
+    ours = np.asarray(resize_grid(positions, new, "bilinear"))
+    np.testing.assert_array_equal(ours[0], positions[0])
+    np.testing.assert_allclose(ours[1:], grid.reshape(new * new, 12), atol=1e-6)
 
 
 def test_timm_has_every_size_under_the_name_that_open_clip_asks_for():

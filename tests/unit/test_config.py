@@ -139,6 +139,8 @@ def test_wrong_name_type_or_value_is_named_with_what_is_allowed(key, value, mess
         ({"model.vision.patch_size": 15}, r"divisor of data\.image_size \(224\)"),
         ({"train.warmup_epochs": 50.0}, r"at most train\.epochs"),
         ({"train.lr_end": 1.0}, r"at most train\.learning_rate"),
+        ({"train.cooldown": 0.2}, r"allowed: 0 with train\.schedule='cosine'"),
+        ({"train.cooldown": 0.98, "train.schedule": "constant"}, r"at most 0\.975, the rest is warm-up"),
         ({"train.mesh.fsdp": -1}, "at most one -1"),
         ({"train.mesh.tensor": 0}, r"train\.mesh\.tensor: given 0"),
         ({"train.no_decay": ("(",)}, "no regular expression"),

@@ -250,7 +250,7 @@ def test_imported_weights_are_what_another_training_starts_from_and_none_goes_on
 def test_positions_are_interpolated_where_sizes_differ_and_it_is_said(openai, as_open_clip, tmp_path):
     said = []
     import_weights(as_open_clip, tmp_path / "run", image_size=48, context_length=20, log=said.append)
-    assert any("from a grid of 4 x 4 to 6 x 6 (images of 32 to 48 pixels)" in line for line in said)
+    assert any("a grid of 4 x 4 to 6 x 6 (bicubic), for images of 48 pixels instead of 32" in line for line in said)
     assert any("from 12 to 20 tokens" in line for line in said)
     there, back = load_model(openai), load_model(tmp_path / "run")
     assert (back.config.data.image_size, back.config.model.text.context_length) == (48, 20)

@@ -1,4 +1,4 @@
-"""The schedule against the reference's own formula, the update against PyTorch's AdamW, the mask on the real tree."""
+"""Schedules against the references' own formulas, AdamW against PyTorch's, the mask on the real tree."""
 
 import math
 
@@ -11,7 +11,8 @@ import pytest
 from synthclip_jax.config import default_config
 from synthclip_jax.devices.sharding import path_name
 from synthclip_jax.model.towers import make_model
-from synthclip_jax.training.optim import Length, clamp_logit_scale, decay_mask, make_optimizer, warmup_cosine
+from synthclip_jax.training.optim import Length, clamp_logit_scale, decay_mask, make_optimizer
+from synthclip_jax.training.schedules import make_schedule, warmup_constant, warmup_cosine
 
 
 def reference_schedule(base_value, final_value, total, warmup, start_warmup_value):
@@ -34,6 +35,27 @@ def test_the_paper_starts_at_1e_6_peaks_at_5e_4_and_ends_at_1e_5():
     schedule = warmup_cosine(total, warmup, 1e-6, 5e-4, 1e-5)
     for step, expected in ((0, 1e-6), (warmup - 1, 5e-4), (warmup, 5e-4), (total - 1, 1e-5)):
         np.testing.assert_allclose(float(schedule(jnp.int32(step))), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("total", "warmup", "cooldown"), [(40, 4, 8), (10, 0, 10), (10, 2, 0), (1000, 25, 333)])
+def test_the_constant_schedule_is_open_clips_from_the_warm_up_on(total, warmup, cooldown):
+    scheduler = pytest.importorskip("open_clip_train.scheduler")
+    optimizer = type("Optimizer", (), {"param_groups": [{"lr": 0.0}]})
+    theirs = scheduler.const_lr_cooldown(optimizer, 5e-4, warmup, total, cooldown, 1.0, 1e-5)
+    schedule = warmup_constant(total, warmup, cooldown, 1e-6, 5e-4, 1e-5)
+    ours = [float(schedule(jnp.int32(step))) for step in range(total)]
+    np.testing.assert_allclose(ours[warmup:], [theirs(step) for step in range(warmup, total)], rtol=1e-5)
+    np.testing.assert_allclose(ours[:warmup], np.linspace(1e-6, 5e-4, warmup), rtol=1e-5)
+
+
+def test_the_cooldown_is_a_share_of_all_steps_and_comes_last():
+    train = default_config().train
+    train.update(schedule="constant", cooldown=0.2, learning_rate=1e-3, lr_start=1e-3, lr_end=0.0)
+    schedule = make_schedule(train, 20, 5)
+    rates = [float(schedule(jnp.int32(step))) for step in range(20)]
+    np.testing.assert_allclose(rates, [1e-3] * 17 + [7.5e-4, 5e-4, 2.5e-4], rtol=1e-6)
+    train.cooldown = 0.0
+    assert float(make_schedule(train, 20, 5)(jnp.int32(19))) == pytest.approx(1e-3)
 
 
 def paper_params(tower="slip"):

@@ -10,6 +10,7 @@ import toy_config
 
 from synthclip_jax.config import ConfigError, check, digest
 from synthclip_jax.devices import sharding
+from synthclip_jax.training.muon import dimension_numbers
 from synthclip_jax.training.optim import Length
 from synthclip_jax.training.step import make_program
 
@@ -142,6 +143,51 @@ def test_patches_are_left_out_anew_at_every_step():
         state, metrics = program.step(state, *same)
         losses.append(float(metrics["loss"]))
     assert len(set(losses)) == 3
+
+
+# ---- Other optimizers ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def with_muon(scan_layers=True, mesh=(1, 1, 1)):
+    """The image tower alone is trained: every matrix is quite some program to compile."""
+    how = {"train__frozen": ("^text/",), "model__vision__layers": 2, "model__scan_layers": scan_layers}
+    return run(toy(train__optimizer="muon", **how), mesh, steps=2)
+
+
+def assert_same_matrices(result, expected, atol):
+    """Losses and the matrices of the blocks. Elsewhere Adam makes much of gradients that are zero but for rounding."""
+    for ours, theirs in zip(result[1], expected[1], strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+    trees = [jax.tree_util.tree_flatten_with_path(state.params)[0] for state, _ in (result, expected)]
+    compared = 0
+    for (path, ours), (_, theirs) in zip(*trees, strict=True):
+        if dimension_numbers(sharding.path_name(path)):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=sharding.path_name(path))
+            compared += 1
+    assert compared == 8  # those of the text tower, which stay, too
+
+
+def test_muon_makes_layers_orthogonal_one_by_one_scanned_or_not():
+    assert_same_matrices(with_muon(scan_layers=False), with_muon(), atol=1e-5)
+
+
+def test_muon_trains_on_a_mixed_mesh_like_on_one_device():
+    assert_same_matrices(with_muon(mesh=(2, 2, 2)), with_muon(), atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "lion"])
+def test_the_state_of_other_optimizers_is_shared_out_as_their_parameters_are(optimizer):
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    program = make_program(toy(train__optimizer=optimizer), mesh, LENGTH)
+    specs = {
+        sharding.path_name(path): leaf.sharding.spec
+        for path, leaf in jax.tree_util.tree_flatten_with_path(program.state.opt_state)[0]
+    }
+    for part in ("visual/blocks/mlp/up/kernel", "text/blocks/attention/qkv/kernel", "text/projection/kernel"):
+        found = [spec for name, spec in specs.items() if name.endswith(part)]
+        assert found, part
+        assert all("fsdp" in spec for spec in found), (part, found)
 
 
 # ---- What changes, and how much ------------------------------------------------------------------------------------
