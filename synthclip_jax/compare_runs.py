@@ -25,7 +25,8 @@ from synthclip_jax.report.bars import track
 from synthclip_jax.report.document import whole_page
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, thumbnail
-from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.report.missing import UNREADABLE, Missing
+from synthclip_jax.report.workdir import Run
 from synthclip_jax.wording import make_parser
 
 CLASSES, CONFUSIONS, IMAGES = 10, 8, 24  # shown of each

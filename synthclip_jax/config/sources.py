@@ -58,6 +58,12 @@ class SourceSpec:
         return f"{self.kind}:{self.place}"
 
 
+def training_sources(data: Data, folder: str | os.PathLike) -> tuple[SourceSpec, ...]:
+    """What a run trains on: the sources of `config.data`, or one folder, `data.path`; `folder` where that is empty."""
+    plain = SourceSpec("tfrecord", str(data.path or folder), None, data.image_key, data.caption_key, data.part)
+    return parse_sources(data) or (plain,)
+
+
 def parse_sources(data: Data) -> tuple[SourceSpec, ...]:
     """The sources of `config.data`, entries without keys taking `data.image_key` and `data.caption_key`.
 

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from synthclip_jax.config.schema import Data
-from synthclip_jax.config.sources import SourceSpec, parse_sources
+from synthclip_jax.config.sources import training_sources
 from synthclip_jax.data.augment import Augment
 from synthclip_jax.data.loader import Example, Fill, Loader
 from synthclip_jax.data.readers import open_reader
@@ -193,9 +193,7 @@ def open_dataset(data: Data, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     Raises:
       RecordError: there is no such dataset, or files of it are missing or cut off; all of them are named.
     """
-    plain = SourceSpec("tfrecord", str(data.path or folder), None, data.image_key, data.caption_key, data.part)
-    sources = parse_sources(data)
-    specs = sources or (plain,)
+    specs = training_sources(data, folder)
     on_error = "skip" if data.verify else data.on_error
     readers = [
         open_reader(spec, data.split, data.check_crc, on_error, fresh=data.verify, allow_outside=data.allow_outside)
@@ -213,7 +211,7 @@ def open_dataset(data: Data, folder: str | os.PathLike, seed: int = 0) -> Pairs:
     files = sum(len(reader.shards()) for reader in readers) * (1 if data.recaptions == "none" else 2)
     _allow_open_files(files + OPEN_FILES_SPARE)
     weights = [spec.weight for spec in specs if spec.weight is not None] or None
-    key_maps = [(spec.image_key, spec.caption_key) for spec in sources]
+    key_maps = [(spec.image_key, spec.caption_key) for spec in specs] if data.sources else []
     return Pairs(readers, weights, data.on_error, data.cache, key_maps, data.max_pixels)
 
 

@@ -72,7 +72,7 @@ def write(workdir: str | os.PathLike, allow_outside: bool = False) -> pathlib.Pa
     """Writes the page into the workdir.
 
     Args:
-      allow_outside: pictures of test sets that lie outside the workdir may be shown.
+      allow_outside: pictures of datasets and test sets that lie outside the workdir may be shown.
 
     Returns:
       Its path.

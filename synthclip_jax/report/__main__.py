@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--allow-outside",
         action="store_true",
-        help="show pictures of test sets that lie outside the workdir (for a workdir of your own)",
+        help="show pictures of datasets and test sets that lie outside the workdir (for a workdir of your own)",
     )
     arguments = parser.parse_args()
     path = report.write(arguments.workdir, arguments.allow_outside)

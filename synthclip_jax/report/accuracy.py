@@ -12,8 +12,9 @@ from synthclip_jax.evals.results import group
 from synthclip_jax.report.bars import track
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, thumbnail, with_interval
+from synthclip_jax.report.missing import UNREADABLE, Missing
 from synthclip_jax.report.tasks import tasks
-from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.report.workdir import Run
 
 CLASSES = 6  # best and worst classes shown
 PICTURES = 4  # of each class

@@ -5,11 +5,12 @@ import functools
 import numpy as np
 
 from synthclip_jax.report import measures, plots
-from synthclip_jax.report.generation import figure
+from synthclip_jax.report.generation import account, figure
 from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text
+from synthclip_jax.report.missing import Missing, optional
 from synthclip_jax.report.plots import Axis, Line, Mark
 from synthclip_jax.report.signatures import Signature, signatures
-from synthclip_jax.report.workdir import Missing, Run, optional
+from synthclip_jax.report.workdir import Run
 
 HITS = (1, 25, 50)
 # SynthCLIP (arXiv 2402.01832), table 5: concepts of a bank of 500k that at least so many captions contain.
@@ -205,7 +206,7 @@ def sheets(run: Run) -> Html:
     sample = sample_of(run)
     if sample is None or not sample.sheets:
         raise Missing("There are no pictures to show yet.")
-    return text(
+    panels = (
         tag(
             "details",
             tag("summary", name),
@@ -215,6 +216,7 @@ def sheets(run: Run) -> Html:
         )
         for index, (name, records) in enumerate(sample.sheets.items())
     )
+    return text((account(sample.left_out), panels))
 
 
 def agreement(run: Run) -> Html:
@@ -243,6 +245,7 @@ def agreement(run: Run) -> Html:
         tag("p", note, class_="note")
         + tag("div", plot, class_="narrow")
         + tag("h4", "The pairs that agree least")
+        + account(found.left_out)
         + tag("div", worst, class_="sheet")
     )
 

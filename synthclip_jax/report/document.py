@@ -10,7 +10,8 @@ from typing import Any
 from synthclip_jax import __version__
 from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.report.markup import Html, tag
-from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.report.missing import UNREADABLE, Missing
+from synthclip_jax.report.workdir import Run
 
 # Whatever a caption may try: a page runs no script but its own, if it has one, and asks for nothing from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax.left_out import LeftOut
 from synthclip_jax.report import measures, plots
 from synthclip_jax.report.examples import Record, read_columns
 from synthclip_jax.report.markup import Html, plural, tag, text, thumbnail
+from synthclip_jax.report.missing import Missing, optional
 from synthclip_jax.report.plots import Axis, Line, Mark
-from synthclip_jax.report.workdir import Missing, Run, Stage, optional
+from synthclip_jax.report.workdir import SHEET, Run, Stage
 from synthclip_jax.wording import duration
 from synthclip_jax.workdir import generated
 
@@ -275,17 +277,21 @@ def _reject_panel(stage: Stage, examples: Mapping[str, Sequence[tuple[str, str]]
 
 def pictures(run: Run) -> Html:
     """The contact sheet."""
-    records, _ = run.sample
-    if not records:
-        raise Missing("The dataset holds no pictures.")
-    return tag("div", map(figure, records), class_="sheet")
+    if not run.sample.records:
+        raise Missing(f"The dataset holds no pictures that can be read ({run.sample.left_out}).")
+    return text((account(run.sample.left_out), tag("div", map(figure, run.sample.records[:SHEET]), class_="sheet")))
+
+
+def account(left_out: LeftOut) -> Html:
+    """What is left out of the files that pictures are chosen from, a line for each cause."""
+    return text(tag("p", f"{line}.", class_="note") for line in left_out.lines())
 
 
 def figure(record: Record, note: str = "") -> Html:
     """One picture with its caption, and perhaps a note before that."""
     caption = highlighted(record.caption, record.concept)
     label = tag("b", f"{note} ") if note else None
-    return tag("figure", thumbnail(record.image), tag("figcaption", label, caption), title=record.id)
+    return tag("figure", thumbnail(record.image), tag("figcaption", label, caption), title=record.where)
 
 
 def highlighted(caption: str, concept: str) -> Html:

@@ -5,7 +5,8 @@ from typing import Any
 from synthclip_jax.evals import origin
 from synthclip_jax.evals.results import group
 from synthclip_jax.report.markup import Html, percent, plural, tag, text, thumbnail
-from synthclip_jax.report.workdir import Run, Stage, optional
+from synthclip_jax.report.missing import optional
+from synthclip_jax.report.workdir import SHEET, Run, Stage
 from synthclip_jax.wording import duration
 
 
@@ -33,7 +34,7 @@ def masthead(run: Run) -> Html:
         facts.append((f"{last['step']:,}", "steps", f"{last['epoch']:.3g} epochs" if "epoch" in last else ""))
         if "seconds" in last:
             facts.append((duration(last["seconds"]), "of training", ""))
-    strip = optional(lambda: run.sample[1])
+    strip = optional(lambda: run.sample.records[SHEET:])
     return tag(
         "header",
         tag("p", "Run report", class_="eyebrow"),

@@ -8,22 +8,20 @@ import collections
 import dataclasses
 import functools
 import itertools
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from synthclip_jax.data.readers.agreement import SUFFIX, load_scores
-from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
 from synthclip_jax.images.decoding import ImageError, open_image
-from synthclip_jax.report.examples import Record, read_columns, read_record
-from synthclip_jax.report.workdir import Missing, Run
+from synthclip_jax.left_out import LeftOut
+from synthclip_jax.report.examples import Place, Record, read_columns, read_record, spread
+from synthclip_jax.report.workdir import Run
 
 CAPTION_FILES = 24  # shards of captions looked at
 CAPTIONS = 200_000  # captions looked at, at most about
-SHARDS = 32  # shards of pictures looked at
 WORST = 24  # pairs of lowest agreement shown
 OPENING = 3  # words at the beginning of a caption that are compared
 
@@ -107,7 +105,7 @@ def texts(run: Run) -> Texts:
     Raises:
       Missing: there are no captions, or pyarrow is not installed.
     """
-    paths = _spread(run.caption_files(), CAPTION_FILES)
+    paths = spread(run.caption_files(), CAPTION_FILES)
     openings: collections.Counter[str] = collections.Counter()
     pairs: set[int] = set()
     total = words_in_a_row = 0
@@ -121,7 +119,7 @@ def texts(run: Run) -> Texts:
         if total >= CAPTIONS:
             break
     hits, matched = None, 0
-    for path in _spread(run.match_files(), CAPTION_FILES):
+    for path in spread(run.match_files(), CAPTION_FILES):
         columns = read_columns(path, ["concept_id", "matches"])
         found = zip(columns["concept_id"], columns["matches"], strict=True)
         hits = (hits or 0) + sum(concept in matches for concept, matches in found)
@@ -141,12 +139,14 @@ class Sample:
       looked_at: how many.
       undecodable, alike: of these, how many do not decode, and how many look like an earlier one of another caption.
       sheets: some of each category, the largest categories first.
+      left_out: what could not be looked at, by cause.
     """
 
     looked_at: int
     undecodable: int
     alike: int
     sheets: Mapping[str, Sequence[Record]]
+    left_out: LeftOut
 
 
 def pictures(run: Run, categories: int = 12, of_each: int = 8, most: int = 600) -> Sample:
@@ -162,7 +162,8 @@ def pictures(run: Run, categories: int = 12, of_each: int = 8, most: int = 600) 
     sheets: dict[str, list[Record]] = {name: [] for name in order}
     seen: dict[bytes, str] = {}
     looked_at = undecodable = alike = 0
-    for record in run.records(most):
+    drawn = run.images_of(run.dataset_folder).draw(most)
+    for record in drawn.records:
         looked_at += 1
         look = _look(record.image)
         if look is None:
@@ -173,7 +174,8 @@ def pictures(run: Run, categories: int = 12, of_each: int = 8, most: int = 600) 
         sheet = sheets.get(known.categories[known.category[index]]) if index is not None else None
         if sheet is not None and len(sheet) < of_each:
             sheet.append(record)
-    return Sample(looked_at, undecodable, alike, {name: sheet for name, sheet in sheets.items() if sheet})
+    sheets = {name: sheet for name, sheet in sheets.items() if sheet}
+    return Sample(looked_at, undecodable, alike, sheets, drawn.left_out)
 
 
 def _look(data: bytes) -> bytes | None:
@@ -195,6 +197,7 @@ class Agreement:
       histogram: pairs by cosine, in equal bins from -1 to 1.
       worst: (score, record), the lowest first, of the shards looked at.
       step: of the checkpoint that scored them.
+      left_out: what could not be looked at, by cause.
     """
 
     pairs: int
@@ -203,6 +206,7 @@ class Agreement:
     histogram: Int[np.ndarray, " bins"]
     worst: Sequence[tuple[float, Record]]
     step: int
+    left_out: LeftOut
 
 
 def agreement(run: Run) -> Agreement:
@@ -215,31 +219,25 @@ def agreement(run: Run) -> Agreement:
     records = run.commits("agreement")
     scored = sum(record["count"] - record["undecodable"] for record in records)
     compared = sum(record["compared"] for record in records)
-    worst: list[tuple[float, pathlib.Path, int]] = []
-    for path in _spread(_shards(run), SHARDS):
-        sidecar = path.with_name(path.name + SUFFIX)
-        if sidecar.exists():
-            scores = load_scores(str(path), len(IndexedShard(path)))
-            order = np.argsort(scores)[:WORST]
-            worst += [(float(scores[index]), path, int(index)) for index in order if np.isfinite(scores[index])]
-    worst = sorted(worst, key=lambda item: item[0])[:WORST]
+    images = run.images_of(run.pictures_folder)
+    left_out = LeftOut.total([images.left_out])
+    lowest: list[tuple[float, Place]] = []
+    ((reader, shards),) = images.sources
+    for shard in shards:
+        if not os.path.exists(shard.name + SUFFIX):
+            left_out.add("shard without scores", shard.name, unit="files")
+            continue
+        scores = load_scores(shard.name, len(shard.examples))
+        order = [index for index in np.argsort(scores)[:WORST].tolist() if np.isfinite(scores[index])]
+        lowest += [(float(scores[index]), Place(reader, shard, shard.examples[index])) for index in order]
+    lowest = sorted(lowest, key=lambda item: item[0])[:WORST]
+    worst = [(score, record) for score, place in lowest if (record := read_record(place, left_out))]
     return Agreement(
         scored,
         sum(record["sum"] for record in records) / max(scored, 1),
         sum(record["no_better_than_another"] for record in records) / max(compared, 1),
         np.sum([record["histogram"] for record in records], axis=0),
-        [(score, read_record(IndexedShard(path)[index])) for score, path, index in worst],
+        worst,
         plan["step"],
+        left_out,
     )
-
-
-def _shards(run: Run) -> list[pathlib.Path]:
-    try:
-        return find_shards(run.pictures_folder, "train")
-    except RecordError as error:
-        raise Missing(str(error)) from error
-
-
-def _spread(paths: Sequence[Any], most: int) -> list[Any]:
-    """At most so many, evenly spread."""
-    return list(paths)[:: max(1, -(-len(paths) // most))]

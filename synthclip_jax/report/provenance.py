@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from synthclip_jax.report.markup import Html, plural, tag, text
-from synthclip_jax.report.workdir import Missing, Run, optional
+from synthclip_jax.report.missing import Missing, optional
+from synthclip_jax.report.workdir import Run
 
 
 def provenance(run: Run) -> Html:

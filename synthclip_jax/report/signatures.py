@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 from synthclip_jax.report import measures
 from synthclip_jax.report.markup import percent
-from synthclip_jax.report.workdir import UNREADABLE, Missing, Run
+from synthclip_jax.report.missing import UNREADABLE, Missing
+from synthclip_jax.report.workdir import Run
 
 # The limits, as shares.
 COVERAGE = 0.60  # of the concepts, at least, are in a kept caption: SynthCI-3M has 300k of 500k

@@ -8,8 +8,9 @@ from synthclip_jax.evals import origin
 from synthclip_jax.evals.results import group
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, percent, tag
+from synthclip_jax.report.missing import optional
 from synthclip_jax.report.plots import Axis, Line, Mark
-from synthclip_jax.report.workdir import Run, optional
+from synthclip_jax.report.workdir import Run
 
 
 def training(run: Run) -> Html:

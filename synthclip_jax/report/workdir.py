@@ -1,6 +1,6 @@
 """What a workdir holds, as far as it is there: every part is read on demand and may be missing.
 
-Only files are read, in the layout that generation, training and evaluation document; none of their code is loaded.
+Only files are read, in the layout that generation, training and evaluation document; nothing that computes is loaded.
 """
 
 import collections
@@ -14,35 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from synthclip_jax.data.records import IndexedShard, list_shards
+from synthclip_jax.config import load_saved
+from synthclip_jax.config.sources import SourceSpec, training_sources
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import origin, results
 from synthclip_jax.evals.datasets import Dataset, DatasetSpec, Example, open_dataset
 from synthclip_jax.evals.datasets.spec import locate
 from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
-from synthclip_jax.report.examples import Record, read_record
+from synthclip_jax.report.examples import Drawn, Images
+from synthclip_jax.report.missing import Missing, optional, outside
 from synthclip_jax.training.metrics import read_metrics
 from synthclip_jax.workdir import generated
 from synthclip_jax.workdir.versions import Version, dataset_folder, find_version, trained_version
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
-
-
-class Missing(UserError, LookupError):
-    """A part of the run is not there (yet); the text is a sentence for the reader."""
-
-
-# What reading a part that is damaged, or of another version, can raise.
-UNREADABLE = (UserError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
-
-
-def optional(part: Any, *arguments: Any) -> Any:
-    """What a part of the run gives, or None if it is missing or damaged (its own section says so)."""
-    try:
-        return part(*arguments)
-    except (Missing, *UNREADABLE):
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +65,7 @@ class Run:
         """Opens a workdir.
 
         Args:
-          allow_outside: pictures of test sets that lie outside the workdir may be shown.
+          allow_outside: pictures of datasets and test sets that lie outside the workdir may be shown.
           version: of the dataset, to describe another one than training used.
 
         Raises:
@@ -172,25 +158,20 @@ class Run:
         path = self.dataset_folder / generated.PROVENANCE
         return generated.read_provenance(self._there(path, "The dataset is not finalized yet (no provenance.json)."))
 
-    def records(self, count: int) -> list[Record]:
-        """About `count` pictures spread evenly over the dataset, of as many different concepts as there are."""
-        paths, _ = list_shards(self.dataset_folder, "train")  # of one that is not finished, what is there
-        shards = [IndexedShard(self.own(path)) for path in paths[:: max(1, len(paths) // 32)]]
-        places = [(shard, record) for shard in shards for record in range(len(shard))]
-        places = places[:: max(1, len(places) // (4 * count))]
-        seen: set[str] = set()
-        ranks: tuple[list[Record], ...] = ([], [], [])  # a new concept, a new caption of a known one, neither
-        for shard, index in places:
-            record = read_record(shard[index])
-            ranks[(record.concept in seen) + (record.caption in seen)].append(record)
-            seen |= {record.concept, record.caption}
-        return [record for rank in ranks for record in rank][:count]
+    def images_of(self, folder: pathlib.Path) -> Images:
+        """The examples of a dataset made in this workdir; of one that is not finished, what is there."""
+        return Images([SourceSpec("tfrecord", str(folder), None, "image", "caption")], self.folder)
 
     @functools.cached_property
-    def sample(self) -> tuple[list[Record], list[Record]]:
-        """Pictures for the contact sheet and others for the strip."""
-        records = self.records(SHEET + STRIP)
-        return records[:SHEET], records[SHEET:]
+    def sample(self) -> Drawn:
+        """What training reads, wherever that is from; before training, what was generated. See `SHEET` and `STRIP`."""
+        trained = optional(lambda: self.training)
+        data = trained["config"].get("data", {}) if trained else {}
+        if not (data.get("path") or data.get("sources")):
+            return self.images_of(self.dataset_folder).draw(SHEET + STRIP)
+        data = load_saved(trained["config"]).data
+        images = Images(training_sources(data, ""), self.folder, self.allow_outside, data.split, data.check_crc)
+        return images.draw(SHEET + STRIP)
 
     def credits(self) -> list[tuple[str, str]]:
         """(what, whose) for pictures that the page shows, from the cards of the dataset and the test sets."""
@@ -261,10 +242,7 @@ class Run:
         if not self.allow_outside:
             place = locate(spec.place, self.folder)
             if spec.kind == "tfds" or (place.exists() and not is_inside(place, self.folder)):
-                raise Missing(
-                    f"{name} lies outside this workdir ({spec.kind}:{spec.place}). --allow-outside shows its pictures,"
-                    " where this workdir is your own."
-                )
+                raise outside(name, f"{spec.kind}:{spec.place}")
         dataset: Dataset = open_dataset(str(spec), self.folder)
         found: dict[str, bytes] = {}
         examples: Iterator[Example] = iter(dataset)

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from gen.shards.store import ShardOutput, StageStore
+from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.report import audit, audit_page, measures, signatures
 from synthclip_jax.report.workdir import Run
 from synthclip_jax.workdir import generated
@@ -47,7 +48,7 @@ def score(workdir, no_better):
     store = StageStore(workdir / "gen/agreement", folder)
     store.ensure_plan({"stage": "agreement", "step": 7, "checkpoint": "c"})
     for shard, path in enumerate(sorted(folder.glob("*.tfrecord-?????-of-?????"))):
-        count = len(measures.IndexedShard(path))
+        count = len(IndexedShard(path))
         scores = np.linspace(-0.5, 0.5, count, dtype=np.float32)
         measured = {
             "compared": 100,

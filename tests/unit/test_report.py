@@ -20,7 +20,8 @@ from synthclip_jax.files import state_files
 from synthclip_jax.model.checkpoint_files import checkpoint_digest, write_checksums
 from synthclip_jax.report import plots
 from synthclip_jax.report.markup import Html, tag, text, thumbnail
-from synthclip_jax.report.workdir import Missing, Run
+from synthclip_jax.report.missing import Missing
+from synthclip_jax.report.workdir import Run
 from synthclip_jax.workdir import generated
 
 pytest.importorskip("pyarrow")
@@ -216,9 +217,11 @@ def test_an_undecodable_picture_in_the_dataset_leaves_a_sign(tmp_path):
 
 
 def test_the_contact_sheet_shows_as_many_concepts_as_it_can(finished):
-    records = Run(finished).records(8)
-    assert len({record.concept for record in records}) == len(fake_run.CONCEPTS)
-    assert len(Run(finished).records(40)) == 40
+    run = Run(finished)
+    images = run.images_of(run.dataset_folder)
+    assert {record.concept for record in images.draw(8).records} == set(fake_run.CONCEPTS)
+    assert len(images.draw(40).records) == 40
+    assert not images.draw(40).left_out
 
 
 def test_the_worst_classes_show_what_they_were_taken_for(finished, page):

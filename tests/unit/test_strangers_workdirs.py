@@ -17,7 +17,8 @@ from synthclip_jax.explore.guard import is_allowed, own_names
 from synthclip_jax.files import state_files
 from synthclip_jax.report import training
 from synthclip_jax.report.__main__ import main
-from synthclip_jax.report.workdir import Missing, Run
+from synthclip_jax.report.missing import Missing
+from synthclip_jax.report.workdir import Run
 
 
 @pytest.fixture

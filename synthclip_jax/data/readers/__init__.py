@@ -19,6 +19,7 @@ def open_reader(
     on_error: str = "raise",
     fresh: bool = False,
     allow_outside: bool = False,
+    most_files: int = 0,
 ) -> Reader:
     """Opens a dataset; every file's size is compared with its index here. How: see `Opening`.
 
@@ -29,7 +30,7 @@ def open_reader(
     """
     if "\0" in spec.place:
         raise RecordError(f"{spec.kind}:{printable(spec.place)}: a NUL in the name of a place. Name another one")
-    how = Opening(split, check_crc, on_error, fresh, allow_outside)
+    how = Opening(split, check_crc, on_error, fresh, allow_outside, most_files)
     reader: Reader = pkgutil.resolve_name(SOURCES[spec.kind])(spec, how)
     if not len(reader):
         why = "".join(f"\n  {line}" for line in reader.left_out.lines())

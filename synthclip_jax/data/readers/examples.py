@@ -228,7 +228,7 @@ def _open(
             )
         return shard
 
-    opened, faults = open_files(spec.place, paths, open_shard, missing, how.on_error, left_out)
+    opened, faults = open_files(spec.place, paths, open_shard, missing, how, left_out)
     lenient = how.on_error == "skip"
     return ExampleReader(spec.place, opened, spec.image_key, spec.caption_key, lenient, left_out, faults)
 

@@ -37,6 +37,7 @@ class Opening(NamedTuple):
       on_error: `skip` leaves out files that are missing or cut off, and examples that are incomplete.
       fresh: look for the offsets of records anew, whatever is kept of them.
       allow_outside: images that a table names may lie outside its folder.
+      most_files: open so many of the files only, at even distances; 0: all.
     """
 
     split: str = "train"
@@ -44,6 +45,7 @@ class Opening(NamedTuple):
     on_error: str = "raise"
     fresh: bool = False
     allow_outside: bool = False
+    most_files: int = 0
 
 
 class MissingKey(RecordError):
@@ -105,10 +107,10 @@ def open_files(
     paths: Sequence[str | os.PathLike],
     open_file: Callable[[str | os.PathLike], Opened],
     missing: Iterable[str],
-    on_error: str,
+    how: Opening,
     left_out: LeftOut,
 ) -> tuple[list[Opened], list[str]]:
-    """Opens all files of a dataset at once.
+    """Opens the files of a dataset at once, all or as many as `how` says.
 
     Args:
       missing: a text for each file that is known to be missing.
@@ -132,13 +134,15 @@ def open_files(
             reason = getattr(error, "strerror", None) or error
             return RecordError(f"{path}: {reason}. Check that it can be read, or copy it again")
 
+    if how.most_files:
+        paths = paths[:: -(-len(paths) // how.most_files) or 1]
     with ThreadPoolExecutor(OPENING_THREADS) as pool:
         results = list(pool.map(attempt, paths))
     missing = list(missing)
     damaged = [str(result) for result in results if isinstance(result, RecordError)]
     problems = [*missing, *damaged]
     opened = [result for result in results if not isinstance(result, RecordError)]
-    if problems and (on_error == "raise" or not opened):
+    if problems and (how.on_error == "raise" or not opened):
         raise RecordError(damage_report(place, problems, f"of {len(opened) + len(problems)} files"))
     for cause, texts in (("missing", missing), ("damaged", damaged)):
         for text in texts:

@@ -61,7 +61,7 @@ class TableReader:
         if len(paths) == 1:
             self._tables, self.faults = [opener(paths[0])], []
         else:
-            self._tables, self.faults = open_files(spec.place, paths, opener, (), how.on_error, self.left_out)
+            self._tables, self.faults = open_files(spec.place, paths, opener, (), how, self.left_out)
         for table in self._tables:
             self.left_out.update(table.left_out)
             self.faults += [f"{table.path}: {line}" for line in _lines(table.left_out)]

@@ -52,7 +52,7 @@ class TarReader:
             return _Tar(path, self._image_keys, self._caption_keys, how.fresh)
 
         paths, missing = find_tars(spec.place, self.left_out)
-        self._tars, faults = open_files(spec.place, paths, open_tar, missing, how.on_error, self.left_out)
+        self._tars, faults = open_files(spec.place, paths, open_tar, missing, how, self.left_out)
         self._ends = list(itertools.accumulate(len(tar) for tar in self._tars))
         found = [tar.found for tar in self._tars]
         for what, keys, there in (
