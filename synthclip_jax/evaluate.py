@@ -26,6 +26,7 @@ from synthclip_jax.evals.assignment import announce, assign, checkpoint_digest, 
 from synthclip_jax.evals.datasets import Dataset, MissingDataset, open_datasets
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.model import checkpoint_files
+from synthclip_jax.model.mixture import HOW_COMPUTED
 from synthclip_jax.wording import make_parser
 
 PAPER = "paper"  # in place of a suite's name: all of the paper's, on its datasets
@@ -165,9 +166,8 @@ def _merged(checkpoints: Any, given: Any, workdir: str | pathlib.Path) -> ml_col
 
 def _differences(there: Any, here: Any) -> list[str]:
     """What makes the checkpoint's model another one than the config's; not how either is computed."""
-    how = ("compute_dtype", "remat", "scan_layers", "attention")
     values, others = leaves(there, "model."), leaves(here, "model.")
-    changed = [key for key in values if values[key] != others.get(key) and key.rpartition(".")[2] not in how]
+    changed = [key for key in values if values[key] != others.get(key) and key.rpartition(".")[2] not in HOW_COMPUTED]
     return [f"{key} is {values[key]!r}, the config says {others.get(key)!r}" for key in changed]
 
 

@@ -17,55 +17,25 @@ Positions are interpolated where the image's side or the context length asked fo
 """
 
 import hashlib
-import json
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from synthclip_jax.errors import command
 from synthclip_jax.formats.foreign import Foreign, read_foreign, resized
 from synthclip_jax.formats.weights import WeightsError
-from synthclip_jax.model.checkpoint import Checkpoints
-from synthclip_jax.model.checkpoint_files import CheckpointError, checkpoint_folder, saved_steps
 from synthclip_jax.model.towers import parameter_count
-from synthclip_jax.training.claim import claim_workdir, describe_run
-from synthclip_jax.training.lock import only_trainer
+from synthclip_jax.training.given import save_given
 from synthclip_jax.wording import make_parser
 
 
 def save(foreign: Foreign, workdir: str | pathlib.Path) -> pathlib.Path:
-    """Writes the weights as the checkpoint of step 0 of a new workdir.
-
-    Returns:
-      The checkpoint's folder.
-
-    Raises:
-      CheckpointError: the workdir has checkpoints already, or the disk is full.
-    """
-    folder = checkpoint_folder(workdir)
-    with only_trainer(folder.parent):
-        return _save_alone(foreign, folder)
-
-
-def _save_alone(foreign: Foreign, folder: pathlib.Path) -> pathlib.Path:
-    if saved_steps(folder):
-        raise CheckpointError(f"{folder}: there are checkpoints already; import into a workdir of its own")
-    run = describe_run(foreign.config, 0, f"imported from {foreign.file.name}")
+    """Writes the weights as the checkpoint of step 0 of a new workdir; see `save_given`."""
     origin = {"kind": foreign.kind, "file": foreign.file.name, "sha256": _sha256(foreign.file)}
-    run["imported"] = {**origin, "notes": list(foreign.notes)}
-    # A training that is started in this workdir by mistake reads this, and refuses.
-    claim_workdir(folder.parent / "config.json", json.loads(json.dumps(run)), started=False)
-    checkpoints = Checkpoints(folder, keep=1)
-    try:
-        progress = {"examples_seen": 0, "seconds": 0.0, "skipped": 0}
-        checkpoints.save(0, jax.tree.map(jnp.asarray, foreign.params), None, {**run, "progress": progress})
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
-    return folder / "0"
+    about = {"imported": {**origin, "notes": list(foreign.notes)}}
+    return save_given(workdir, foreign.config, foreign.params, f"imported from {foreign.file.name}", about)
 
 
 def _sha256(file: pathlib.Path) -> str:

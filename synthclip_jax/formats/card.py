@@ -29,6 +29,8 @@ LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5, CreativeML OpenRAIL-M (it restricts uses)",
 }
 
+MIXED = "See the two runs that it lies between; nothing was trained here."
+
 
 def model_card(
     workdir: pathlib.Path,
@@ -40,8 +42,9 @@ def model_card(
 ) -> str:
     """The card as Markdown, with the header that hubs read."""
     library = "open_clip" if "open_clip" in formats else "transformers"
-    provenance = _provenance(workdir, model.config)
+    provenance = None if model.info.get("interpolated") else _provenance(workdir, model.config)
     imported = model.info.get("imported")
+    mixed = bool(model.info.get("interpolated"))
     synthetic = provenance is not None
     tags = ["clip", *(["synthetic-data"] if synthetic else []), "synthclip_jax"]
     header = ["---", f"library_name: {library}", "pipeline_tag: zero-shot-image-classification", f"license: {licence}"]
@@ -52,8 +55,8 @@ def model_card(
         _summary(model, imported, provenance),
         "## Use\n\n" + _usage(name, formats),
         "## Evaluation\n\n" + _evaluation(workdir, model.step),
-        "## Data\n\n" + _data(model, provenance, imported),
-        "## Training\n\n" + _training(model, imported),
+        "## Data\n\n" + (MIXED if mixed else _data(model, provenance, imported)),
+        "## Training\n\n" + (MIXED if mixed else _training(model, imported)),
         "## Limits\n\n" + _limits(synthetic),
         "## Checks\n\n" + "\n".join(f"- {_check(check)}" for check in checks),
     ]
@@ -63,7 +66,12 @@ def model_card(
 def _summary(model: LoadedModel, imported: Mapping[str, Any] | None, provenance: Mapping[str, Any] | None) -> str:
     config = model.config.model
     tower = "timm's ViT (SLIP's and SynthCLIP's tower)" if config.tower == "slip" else "OpenAI CLIP's ViT"
-    if imported:
+    if mixed := model.info.get("interpolated"):
+        origin = (
+            f"Its weights are {1 - mixed['alpha']:g} times those of {_end(mixed['first'])} and {mixed['alpha']:g} times"
+            f" those of {_end(mixed['second'])}."
+        )
+    elif imported:
         origin = f"Imported from `{imported['file']}` ({imported['kind']}, sha256 `{imported['sha256']}`)."
     elif provenance:
         origin = f"Trained on {provenance['records']:,} generated images and captions."
@@ -72,7 +80,7 @@ def _summary(model: LoadedModel, imported: Mapping[str, Any] | None, provenance:
     vision, text = config.vision, config.text
     return (
         f"A CLIP model. {origin} Step {model.step:,}"
-        f"{', averaged parameters' if model.config.train.ema and not imported else ''}.\n\n"
+        f"{', averaged parameters' if model.config.train.ema and not (imported or mixed) else ''}.\n\n"
         f"| | |\n|---|---|\n"
         f"| image tower | {tower}, width {vision.width}, {vision.layers} layers, {vision.heads} heads, patches of"
         f" {vision.patch_size}, images of {model.config.data.image_size} pixels |\n"
@@ -82,6 +90,11 @@ def _summary(model: LoadedModel, imported: Mapping[str, Any] | None, provenance:
         f"| images | short side resized ({model.config.data.interpolation}), centre crop, mean"
         f" {tuple(model.config.data.mean)}, std {tuple(model.config.data.std)} |"
     )
+
+
+def _end(record: Mapping[str, Any]) -> str:
+    """One of the two runs of a mixture, in words; a path of someone's machine is of no use to others."""
+    return f"`{pathlib.PurePath(record['place']).name}` (step {record['step']:,}, digest `{record['checkpoint']}`)"
 
 
 def _usage(name: str, formats: Sequence[str]) -> str:

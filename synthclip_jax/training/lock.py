@@ -32,17 +32,25 @@ class WorkdirBusy(UserError, RuntimeError):
     """Another process trains in this workdir; the text says which."""
 
 
+def only_trainer(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Holds the lock of a workdir's `train` folder; see `only_one`."""
+    return only_one(folder, f"{folder.parent}: ", "trains in this workdir")
+
+
 @contextlib.contextmanager
-def only_trainer(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a workdir's `train` folder. All processes of a training enter; the first one holds it.
+def only_one(folder: pathlib.Path, where: str, does: str) -> Iterator[None]:
+    """Holds a folder's lock. All processes of a program enter; the first one holds it.
+
+    Args:
+      where, does: what an error says before and after the holder's name.
 
     Raises:
-      WorkdirBusy: another training holds it.
+      WorkdirBusy: another program holds it.
       StoreError: the folder cannot be written.
     """
     handles: list[int] = []
     try:
-        by_first(lambda: handles.append(_take(folder)))
+        by_first(lambda: handles.append(_take(folder, where, does)))
         yield
     finally:
         for handle in handles:
@@ -50,7 +58,7 @@ def only_trainer(folder: pathlib.Path) -> Iterator[None]:
             os.close(handle)  # and nobody holds it any more
 
 
-def _take(folder: pathlib.Path) -> int:
+def _take(folder: pathlib.Path, where: str, does: str) -> int:
     lock = folder / NAME
     with explained(lock):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +67,7 @@ def _take(folder: pathlib.Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            say(f"{folder}: this file system has no locks. See to it that nobody else trains in this workdir")
+            say(f"{folder}: this file system has no locks. See to it that nobody else {does}")
             _held.add(handle)
             return handle
         holder = _holder(handle)
@@ -67,9 +75,7 @@ def _take(folder: pathlib.Path) -> int:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             with explained(lock):
                 raise
-        raise WorkdirBusy(
-            f"{folder.parent}: {holder} trains in this workdir. Wait until it ends, stop it, or use another --workdir"
-        ) from None
+        raise WorkdirBusy(f"{where}{holder} {does}. Wait until it ends, stop it, or use another --workdir") from None
     _held.add(handle)
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}) + "\n"
     with contextlib.suppress(OSError):  # a full disk: it is held all the same

@@ -22,6 +22,7 @@ FLOORS = [
     {"evals", "training"},
     {"explore", "formats", "plan", "report"},
     {"compare", "compare_runs", "embed", "evaluate", "export", "import_weights", "train"},
+    {"interpolate"},  # evaluates
 ]
 
 
