@@ -22,7 +22,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -168,7 +168,6 @@ def embed(
         log(f"{out}: everything is there")
         return True
     parts.check_keys(names)
-    encoder = None
     for _ in range(ATTEMPTS):
         missing = {kind: parts.missing(kind, log) for kind in counts}
         todo = {kind: [item for item in missing[kind] if item[0] % part[1] == part[0]] for kind in counts}
@@ -176,14 +175,9 @@ def embed(
         if left < sum(counts.values()):
             log(f"{sum(counts.values()) - left:,} of {sum(counts.values()):,} are there already or another process's")
         if left:
-            encoder = encoder or _load_encoder(workdir, checkpoint, batch_size)
-            for number, indexes in todo.get("texts", []):
-                vectors = encoder.texts([lines[index] for index in indexes])
-                parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
-            if todo.get("images"):
-                undecoded = _embed_images(encoder, files, parts, todo["images"], log)
-                for line in undecoded.lines():
-                    log(f"{images}: {line}")
+            encoder = _load_encoder(workdir, checkpoint, batch_size)
+            for line in _make(encoder, files, lines, parts, todo, log).lines():
+                log(f"{images}: {line}")
         others = [parts.path(kind, number).name for kind in counts for number, _ in parts.missing(kind, log)]
         if others:
             log(f"{len(others)} parts are left to the other processes: {', '.join(others[:3])}...")
@@ -206,6 +200,21 @@ def _load_encoder(workdir: str | pathlib.Path, step: int, batch_size: int) -> An
     from synthclip_jax.model.encoder import load_encoder
 
     return load_encoder(workdir, step, batch_size)
+
+
+def _make(
+    encoder: Any,
+    files: Sequence[pathlib.Path],
+    lines: Sequence[str],
+    parts: Parts,
+    todo: Mapping[str, Sequence[tuple[int, range]]],
+    log: Any,
+) -> LeftOut:
+    """Makes these parts; gives the images that have no vector, by cause."""
+    for number, indexes in todo.get("texts", ()):
+        vectors = encoder.texts([lines[index] for index in indexes])
+        parts.write("texts", number, Part(np.array(indexes), vectors, np.zeros(0, np.int64)))
+    return _embed_images(encoder, files, parts, todo["images"], log) if todo.get("images") else LeftOut("images")
 
 
 def _embed_images(

@@ -12,6 +12,7 @@ in step; logging late keeps the device busy while numbers are fetched.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -22,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from synthclip_jax import config as config_lib
 from synthclip_jax.config.schema import Config
@@ -32,10 +32,7 @@ from synthclip_jax.devices import distributed, host_memory, sharding
 from synthclip_jax.devices.compile_cache import use_compile_cache
 from synthclip_jax.devices.distributed import say
 from synthclip_jax.errors import Closing, command, explain
-from synthclip_jax.evals import assignment, origin, results
-from synthclip_jax.evals.datasets import MissingDataset, open_datasets
-from synthclip_jax.evals.suite import Suite
-from synthclip_jax.evals.suites import SUITES
+from synthclip_jax.evals.in_training import Evaluation, make_evaluation
 from synthclip_jax.files.locations import local_path
 from synthclip_jax.model.checkpoint import Checkpoints
 from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
@@ -124,13 +121,9 @@ def _train_alone(
         if distributed.is_main():
             metrics_file = Metrics(config, workdir / "train", first_step)
             closing.later(metrics_file.close)
-        examples_seen, skipped = progress["examples_seen"], progress["skipped"]
         batches: Any = None  # where there is something left to train
         if first_step < total_steps:
-            share = sharding.batch_share(mesh, jax.process_index())
-            tokenize = Tokenizer(config.model.text.context_length)
-            loader = stream.make_loader(config.data, pairs, tokenize, batch_size, config.seed, examples_seen, *share)
-            batches = DeviceFeed(loader, mesh, total_steps - first_step)
+            batches = _batches(config, mesh, pairs, length, total_steps - first_step, progress["examples_seen"])
             closing.later(batches.close)
             started = time.perf_counter()
             compiled = program.lower().compile()
@@ -142,42 +135,17 @@ def _train_alone(
         # ---- The loop ---------------------------------------------------------------------------------------------
         clock = Clock(total_steps, first_step, progress["seconds"])
         log = StepLog(config, length, clock, metrics_file, checkpoints)
-
-        def save(step: int) -> None:
-            log.finish()
-            with clock.paused():
-                progress = {"examples_seen": examples_seen, "seconds": clock.seconds, "skipped": skipped}
-                optimizer = {"state": state.opt_state, "step": state.step, "skipped": state.skipped}
-                checkpoints.save(step, state.params, optimizer, {**run, "progress": progress}, state.ema)
-
+        trained = Trained(run, checkpoints, clock, log, state, progress["examples_seen"], progress["skipped"])
         for step in range(first_step, total_steps + 1):  # step: updates done so far
             last, stop, unsaved = step == total_steps, stop_request.at(step), step > first_step
             due = last or (config.train.eval_every and step % config.train.eval_every == 0)
             due = bool(evaluation and due and (unsaved or not evaluation.done(step)))
             wanted = last or stop or (due and config.train.keep_best) or step % config.train.save_every == 0
             if unsaved and wanted:
-                save(step)
+                trained.save(step)
                 unsaved = False
             if evaluation and due and not stop:
-                log.finish()
-                try:
-                    with clock.paused(), stop_request.cuts_short():
-                        found = evaluation(step, state.params if state.ema is None else state.ema)
-                except distributed.Stopped:
-                    stop = True
-                except Exception:
-                    if unsaved:
-                        save(step)  # a test set that cannot be read must not cost the training
-                    raise
-                else:
-                    due = False
-                    log.write(step, found)
-                    checkpoints.wait()
-                    if step in checkpoints.steps:
-                        evaluation.saved(step)
-                        checkpoints.note(step, found)
-                if stop and unsaved:
-                    save(step)
+                due = stop = not trained.evaluate(step, evaluation, stop_request, unsaved)
             if last or stop:
                 break
 
@@ -185,10 +153,10 @@ def _train_alone(
             waited = time.perf_counter()
             images, tokens, unreadable = next(batches)
             log.data_wait += time.perf_counter() - waited
-            examples_seen += batch_size
-            skipped += unreadable
-            state, metrics = compiled(state, images, tokens)
-            log.step(step + 1, metrics, skipped)
+            trained.examples_seen += batch_size
+            trained.skipped += unreadable
+            trained.state, metrics = compiled(trained.state, images, tokens)
+            log.step(step + 1, metrics, trained.skipped)
             profiler.after(step + 1, metrics)
 
         checkpoints.wait()
@@ -198,6 +166,71 @@ def _train_alone(
             what = "checkpoint saved" if distributed.of_first(checkpoints.steps) else "nothing is trained yet"
             what += "; its evaluation is still to be done" if due else ""
             say(f"Stopped as asked at step {step} of {total_steps}; {what}. The same command continues.")
+
+
+def _batches(
+    config: Config, mesh: jax.sharding.Mesh, pairs: stream.Pairs, length: Length, steps: int, examples_seen: int
+) -> DeviceFeed:
+    """The batches of so many steps, on their way to the devices; `examples_seen`: where the stream goes on."""
+    share = sharding.batch_share(mesh, jax.process_index())
+    tokenize = Tokenizer(config.model.text.context_length)
+    loader = stream.make_loader(config.data, pairs, tokenize, length.batch_size, config.seed, examples_seen, *share)
+    return DeviceFeed(loader, mesh, steps)
+
+
+@dataclasses.dataclass
+class Trained:
+    """What is trained so far, and what may be done with it between two steps.
+
+    Attributes:
+      run: what the run is, for its checkpoints.
+      examples_seen, skipped: examples of the stream, and of them those that could not be read.
+    """
+
+    run: Mapping[str, Any]
+    checkpoints: Checkpoints
+    clock: Clock
+    log: StepLog
+    state: TrainState
+    examples_seen: int
+    skipped: int
+
+    def save(self, step: int) -> None:
+        """Saves a checkpoint, once it is known that its numbers are finite."""
+        self.log.finish()
+        state = self.state
+        with self.clock.paused():
+            progress = {"examples_seen": self.examples_seen, "seconds": self.clock.seconds, "skipped": self.skipped}
+            optimizer = {"state": state.opt_state, "step": state.step, "skipped": state.skipped}
+            self.checkpoints.save(step, state.params, optimizer, {**self.run, "progress": progress}, state.ema)
+
+    def evaluate(self, step: int, evaluation: Evaluation, stop_request: distributed.StopRequest, unsaved: bool) -> bool:
+        """Evaluates, and notes the numbers beside the checkpoint if there is one.
+
+        Args:
+          unsaved: there is no checkpoint of this step; it is saved if the evaluation does not come to its end.
+
+        Returns:
+          Whether it came to its end; otherwise it was stopped as asked.
+        """
+        self.log.finish()
+        try:
+            with self.clock.paused(), stop_request.cuts_short():
+                found = evaluation(step, self.state.params if self.state.ema is None else self.state.ema)
+        except distributed.Stopped:
+            if unsaved:
+                self.save(step)
+            return False
+        except Exception:
+            if unsaved:
+                self.save(step)  # a test set that cannot be read must not cost the training
+            raise
+        self.log.write(step, found)
+        self.checkpoints.wait()
+        if step in self.checkpoints.steps:
+            evaluation.saved(step)
+            self.checkpoints.note(step, found)
+        return True
 
 
 def _first_state(
@@ -223,72 +256,6 @@ def _first_state(
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else None)
         origin = f"starting from the parameters of {config.train.init_from}"
     return state, 0, {"examples_seen": 0, "seconds": 0.0, "skipped": 0}, origin
-
-
-class Evaluation:
-    """Evaluation inside training; its numbers go to `eval/STEP-SUITE.json` and the metrics file."""
-
-    def __init__(self, config: Config, evaluators: Mapping[str, Suite], workdir: pathlib.Path):
-        self.config, self.evaluators, self.workdir = config, evaluators, workdir
-
-    def done(self, step: int) -> bool:
-        """Whether the checkpoint of this step has been evaluated already, on the test sets as they are now."""
-        done = step in saved_steps(checkpoint_folder(self.workdir))
-        if done and distributed.is_main():
-            weights = assignment.checkpoint_digest(self.workdir, step)
-            for name, evaluator in self.evaluators.items():
-                suite, known = SUITES[name], results.known_result(results.result_path(self.workdir, step, name), say)
-                now = assignment.describe(suite, self.config, evaluator.datasets, weights, self.workdir)
-                done &= all(assignment.is_done(known, suite, dataset, now, say) for dataset in now)
-        return distributed.of_first([int(done)]) == [1]
-
-    def __call__(self, step: int, params: Any) -> dict[str, float]:
-        """Evaluates parameters, and notes the numbers as those of weights that are not saved; see `saved`."""
-        found: dict[str, float] = {}
-        for name, evaluator in self.evaluators.items():
-            datasets = evaluator.datasets
-            described = assignment.describe(SUITES[name], self.config, datasets, origin.UNSAVED, self.workdir)
-            metrics = evaluator.run(params)
-            if distributed.is_main():
-                described = assignment.with_account(described, evaluator)
-                results.write_result(self.workdir, step, name, metrics, described, evaluator.details, say)
-            found |= metrics
-        say(assignment.table(found, self.workdir, step) if distributed.is_main() else "")
-        return found
-
-    def saved(self, step: int) -> None:
-        """Notes that the parameters evaluated at this step are those of its checkpoint, which is complete."""
-        if distributed.is_main():
-            weights = assignment.checkpoint_digest(self.workdir, step)
-            for name, evaluator in self.evaluators.items():
-                names = [dataset.name for dataset in evaluator.datasets]
-                results.note_weights(self.workdir, step, name, names, weights)
-
-
-def make_evaluation(config: Config, graphdef: nnx.GraphDef, workdir: pathlib.Path) -> Evaluation | None:
-    """The evaluation that `config.eval` asks for, its test sets opened now rather than hours later; None if none."""
-    if not config.eval.datasets or not config.eval.suites:
-        return None
-    try:
-        datasets, missing = open_datasets(
-            config.eval.datasets, workdir, lenient=True, allow_outside=config.eval.allow_outside
-        )
-    except MissingDataset as error:
-        say(f"no evaluation during training: {error}")
-        return None
-    for line in missing:
-        say(line)
-    plan = assignment.assign(datasets, config.eval.suites)
-    assignment.announce(plan, config, say)
-    best = config.train.keep_best
-    names = [f"{suite.name}/{dataset.name}/" for suite, taken in plan for dataset in taken]
-    if best and not best.startswith(tuple(names)):
-        raise config_lib.ConfigError(
-            f"train.keep_best: given {best!r}, allowed: a metric of the evaluation, which begin with"
-            f" {' or '.join(names)}, such as {names[0]}{plan[0][0].main}"
-        )
-    evaluators = {suite.name: suite(config, graphdef, taken, say) for suite, taken in plan}
-    return Evaluation(config, evaluators, workdir)
 
 
 @command("train")

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from synthclip_jax.data.example_proto import serialize_example
-from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
+from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard, list_shards
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -49,6 +49,13 @@ def example(index: int, image: bytes | None = None, numbered: bool = False) -> b
             "caption": [(f"number {index}" if numbered else caption(index)).encode()],
         }
     )
+
+
+def shards_of(folder: pathlib.Path, split: str = "train") -> list[pathlib.Path]:
+    """The shards of a dataset, all of which are there."""
+    there, missing = list_shards(folder, split)
+    assert not missing
+    return there
 
 
 def write_dataset(

@@ -1,7 +1,7 @@
 """Models of the real classes with random weights, built from config objects: nothing is downloaded.
 
 Speed and memory do not depend on the weights, so a full-size one is what benchmarks and estimates measure where the
-real weights are not at hand; tiny ones are what tests draw with.
+real weights are not at hand; a tiny one is what tests draw with.
 """
 
 import pathlib
@@ -26,13 +26,12 @@ def write_tokenizer(folder: pathlib.Path, padding: str = "<|endoftext|>") -> Any
 
 
 def stable_diffusion(
-    folder: pathlib.Path, size: str = "tiny", dtype: str = "float32", safety: bool = False, **unet_options: Any
+    folder: pathlib.Path, size: str = "tiny", dtype: str = "float32", checker: Any = None, processor: Any = None
 ) -> str:
     """Writes a Stable Diffusion 1.5 pipeline to the folder: `full` has its 859.5M U-Net weights, `tiny` few channels.
 
     Args:
-      safety: with a tiny safety checker.
-      unet_options: options of the U-Net's class in place of these.
+      checker, processor: a safety checker, and what prepares images for it.
 
     Returns:
       The folder, as `gen.images.model` takes it.
@@ -65,104 +64,14 @@ def stable_diffusion(
             out_channels=4,
             down_block_types=tuple(kinds),
             up_block_types=mirrored(kinds),
-            **{**unet, **unet_options},
+            **unet,
         ),
         scheduler=diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False),
-        safety_checker=safety_checker() if safety else None,
-        feature_extractor=image_processor() if safety else None,
-        requires_safety_checker=safety,
+        safety_checker=checker,
+        feature_extractor=processor,
+        requires_safety_checker=checker is not None,
     )
     return saved(pipeline, folder, getattr(torch, dtype))
-
-
-def stable_diffusion_2(folder: pathlib.Path, dtype: str = "float32") -> str:
-    """Writes a tiny pipeline of Stable Diffusion 2.x: linear projections, heads per level, velocity as prediction."""
-    import diffusers
-    import torch
-    from transformers import CLIPTextModel
-
-    tokenizer = write_tokenizer(folder / "bpe", padding="!")
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
-        text_encoder=CLIPTextModel(clip_text(tokenizer, "tiny", hidden_act="gelu")),
-        tokenizer=tokenizer,
-        unet=_later_unet(upcast_attention=True, cross_attention_dim=32),
-        scheduler=diffusers.DDIMScheduler(
-            **NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return saved(pipeline, folder, getattr(torch, dtype))
-
-
-def stable_diffusion_xl(folder: pathlib.Path, dtype: str = "float32") -> str:
-    """Writes a tiny pipeline of SDXL's classes: two text encoders, size and crop as conditions."""
-    import diffusers
-    import torch
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    tokenizer = write_tokenizer(folder / "bpe")
-    pipeline = diffusers.StableDiffusionXLPipeline(
-        vae=vae_of({"block_out_channels": (32, 64), "sample_size": TINY_SIDE}),
-        text_encoder=CLIPTextModel(clip_text(tokenizer, "tiny")),
-        text_encoder_2=CLIPTextModelWithProjection(clip_text(tokenizer, "tiny", hidden_act="gelu")),
-        tokenizer=tokenizer,
-        tokenizer_2=write_tokenizer(folder / "bpe", padding="!"),
-        unet=_later_unet(
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            transformer_layers_per_block=(1, 2),
-            projection_class_embeddings_input_dim=8 * 6 + 32,  # six sizes, and the second text encoder's projection
-            cross_attention_dim=64,  # both text encoders side by side
-        ),
-        scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
-    )
-    return saved(pipeline, folder, getattr(torch, dtype))
-
-
-def safety_checker() -> Any:
-    """A tiny safety checker; its concepts are random directions, so that it flags some images and not all."""
-    import torch
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig
-
-    tower = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
-    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=tower, projection_dim=16))
-    with torch.no_grad():
-        for weights in (checker.concept_embeds, checker.special_care_embeds):
-            weights.copy_(torch.randn(weights.shape))
-        checker.concept_embeds_weights.fill_(0.4)
-        checker.special_care_embeds_weights.fill_(0.3)
-    return checker
-
-
-def image_processor() -> Any:
-    """What prepares images for `safety_checker`."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-
-
-def _later_unet(**options: Any) -> Any:
-    """A tiny U-Net as 2.x and XL have it: linear projections, heads per level."""
-    import diffusers
-
-    kinds = ["DownBlock2D", "CrossAttnDownBlock2D"]
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=TINY_SIDE // 2,
-        down_block_types=tuple(kinds),
-        up_block_types=mirrored(kinds),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        **options,
-    )
 
 
 def mirrored(kinds: list[str]) -> tuple[str, ...]:

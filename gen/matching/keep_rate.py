@@ -146,16 +146,6 @@ class KeepRate:
     tail_share: float
 
 
-def keep_curve(
-    matches: Matches,
-    counts: Int64[np.ndarray, " concepts"],
-    draws: Float64[np.ndarray, " captions"],
-    thresholds: list[float],
-) -> list[KeepRate]:
-    """What each threshold does, in ascending order of t."""
-    return curve_of_sums(curve_sums(matches, counts, draws, thresholds), counts, thresholds)
-
-
 def curve_sums(
     matches: Matches,
     counts: Int64[np.ndarray, " concepts"],

@@ -286,21 +286,6 @@ class ShardName:
         return f"{self.dataset}-{self.split}.tfrecord-{self.index:05d}-of-{self.of:05d}"
 
 
-def find_shards(folder: str | os.PathLike | Location, split: str) -> list[Location]:
-    """The shards of a split in order.
-
-    Raises:
-      RecordError: there is no such folder, it holds no shard of the split, or one of the set is missing.
-    """
-    paths, missing = list_shards(folder, split)
-    if missing:
-        raise RecordError(
-            f"{folder}: {len(missing)} of {len(paths) + len(missing)} shards are missing, the first is {missing[0]}. "
-            "Run generation again: it makes only what is missing"
-        )
-    return paths
-
-
 def list_shards(folder: str | os.PathLike | Location, split: str) -> tuple[list[Location], list[str]]:
     """The shards of a split in order, and the names of those of the set that are missing.
 

@@ -239,7 +239,7 @@ class Checkpoints:
             loaded, info, problem = None, {}, ""
             try:
                 info = read_info(path)
-                _fits(path, info, params)
+                _fits(path, params)
                 loaded = ocp.load_checkpointables(path, wanted)
             except Exception as error:  # orbax and tensorstore raise many kinds
                 problem = str(error) if isinstance(error, UserError) else one_line(error)
@@ -279,7 +279,7 @@ def _cause(error: Exception) -> str:
     return os.strerror(int(number[1])) if number else one_line(error)
 
 
-def _fits(checkpoint: pathlib.Path, info: Mapping[str, Any], wanted: Any) -> None:
+def _fits(checkpoint: pathlib.Path, wanted: Any) -> None:
     """Compares the shapes of the saved parameters with those wanted, where the record says what they are.
 
     Raises:

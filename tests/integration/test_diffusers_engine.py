@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from toy_models import pixart
+from toy_dataset import shards_of
+from toy_models import pixart, stable_diffusion_xl
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines import random_weights
@@ -15,7 +16,7 @@ from gen.engines.interface import Rejected, Request
 from gen.engines.samplers import Sampler, sampler_of
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
-from synthclip_jax.data.records import IndexedShard, find_shards
+from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.workdir.versions import dataset_folder
 
 torch = pytest.importorskip("torch")
@@ -24,15 +25,6 @@ pytest.importorskip("transformers")
 
 SIDE = random_weights.TINY_SIDE
 REQUESTS = [Request(f"a picture of thing number {number}", "thing", 1000 + number) for number in range(5)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +105,7 @@ def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, images):
     assert not np.array_equal(engine_of(tiny_model, negative_prompt="blurry").generate(REQUESTS[:1])[0], images[0])
 
 
-@pytest.mark.parametrize("write", [random_weights.stable_diffusion, random_weights.stable_diffusion_xl])
+@pytest.mark.parametrize("write", [random_weights.stable_diffusion, stable_diffusion_xl])
 @pytest.mark.parametrize(
     ("until", "halves"), [(1.0, [8, 8, 8, 8]), (0.5, [8, 8, 4, 4]), (0.1, [8, 4, 4, 4]), (0.0, [4, 4, 4, 4])]
 )
@@ -252,7 +244,7 @@ def test_what_is_compiled_is_compiled_once(tiny_model, images, monkeypatch):
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, plain, strict=True)) <= 1
 
 
-@pytest.mark.parametrize("write", [random_weights.stable_diffusion_xl, pixart])
+@pytest.mark.parametrize("write", [stable_diffusion_xl, pixart])
 def test_other_pipelines_draw_at_the_size_asked_for_with_seeds_of_their_own(write, tmp_path):
     torch.manual_seed(0)
     engine = engine_of(write(tmp_path), scheduler="dpmsolver++")
@@ -357,7 +349,7 @@ def test_the_stage_writes_the_engines_images_with_their_captions(tiny_model, tmp
     pq.write_table(pa.table(table), path)
     assert images.run(config, tmp_path) == {"images": 3, "shards": 2}
     folder = dataset_folder(tmp_path, config.name, config.gen.version)
-    rows = [parse_example(payload) for shard in find_shards(folder, "train") for payload in IndexedShard(shard)]
+    rows = [parse_example(payload) for shard in shards_of(folder) for payload in IndexedShard(shard)]
     engine = images.make_engine(config.gen.images)
     for row in rows:
         identity = row["id"][0].decode()

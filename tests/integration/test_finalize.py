@@ -4,11 +4,12 @@ import importlib.util
 import json
 
 import pytest
+from toy_dataset import shards_of
 from toy_selected import CAPTIONS, write_selected
 
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
-from synthclip_jax.data.records import IndexedShard, find_shards
+from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.workdir.versions import dataset_folder
 
 pytest.importorskip("pyarrow")
@@ -50,9 +51,9 @@ def test_tfds_and_tensorflow_read_all_records_with_the_right_features(made):
     assert 0 < len(list(half)) < 9
     by_name = tfds.load("quickstart", data_dir=workdir / "dataset", split="train")
     assert len(list(by_name)) == 9
-    raw = tf.data.TFRecordDataset([str(path) for path in find_shards(folder, "train")])
+    raw = tf.data.TFRecordDataset([str(path) for path in shards_of(folder)])
     assert len(list(raw)) == 9
-    ours = [parse_example(payload) for path in find_shards(folder, "train") for payload in IndexedShard(path)]
+    ours = [parse_example(payload) for path in shards_of(folder) for payload in IndexedShard(path)]
     assert [example["id"][0] for example in ours] == [
         tf.train.Example.FromString(item.numpy()).features.feature["id"].bytes_list.value[0] for item in raw
     ]

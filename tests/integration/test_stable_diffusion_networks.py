@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from toy_models import safe_stable_diffusion, stable_diffusion_2, stable_diffusion_xl
 
 from gen.engines import random_weights
 from gen.engines.interface import EngineError
@@ -19,20 +20,16 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 CAPTIONS = ["a photo of a dog", "“Quoted” café’s &amp; 12 cats <|endoftext|> \n Ünïcode 犬", "word " * 100]
 WRITERS = {
-    "sd1": lambda folder: random_weights.stable_diffusion(folder, safety=True),
-    "sd2": random_weights.stable_diffusion_2,
-    "sdxl": random_weights.stable_diffusion_xl,
+    "sd1": safe_stable_diffusion,
+    "sd2": stable_diffusion_2,
+    "sdxl": stable_diffusion_xl,
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def without_gradients():
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from toy_models import stable_diffusion_2, stable_diffusion_xl
 
 from gen.engines import random_weights
 from gen.engines.interface import Request
@@ -21,13 +22,10 @@ CAPTIONS = ["a brown dog on a beach", "two cups of tea", "An old, wooden boat; 3
 
 @pytest.fixture(scope="module", autouse=True)
 def settings(tmp_path_factory):
-    """Networks this small are slower on several threads; what is found stays out of the user's cache."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """What is found stays out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYNTHCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def xl_folder(tmp_path_factory):
     torch.manual_seed(0)
-    return random_weights.stable_diffusion_xl(tmp_path_factory.mktemp("tiny_xl"))
+    return stable_diffusion_xl(tmp_path_factory.mktemp("tiny_xl"))
 
 
 ENGINES = {}  # the program is the same for all samplers
@@ -110,7 +108,7 @@ def test_images_with_a_negative_prompt_are_those_of_diffusers(folder):
 
 def test_images_of_a_model_that_predicts_velocity_are_those_of_diffusers(tmp_path):
     torch.manual_seed(0)
-    check(random_weights.stable_diffusion_2(tmp_path), Sampler("dpmsolver++", 8, 2.0))
+    check(stable_diffusion_2(tmp_path), Sampler("dpmsolver++", 8, 2.0))
 
 
 @pytest.mark.parametrize("negative", ["", "blurry"])

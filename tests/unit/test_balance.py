@@ -26,7 +26,8 @@ from gen.matching import selection
 from gen.matching.keep_rate import (
     Matches,
     concept_counts,
-    keep_curve,
+    curve_of_sums,
+    curve_sums,
     keep_probabilities,
     round_thresholds,
     tail_share,
@@ -211,7 +212,7 @@ def test_the_keep_curve_is_what_each_threshold_keeps_alone():
     matches, draws = random_matches(2000, 60), draws_of(2000)
     counts = concept_counts(matches, 60)
     thresholds = [7.5, *round_thresholds(float(counts.max()))]
-    curve = keep_curve(matches, counts, draws, thresholds)
+    curve = curve_of_sums(curve_sums(matches, counts, draws, thresholds), counts, thresholds)
     assert [point.t for point in curve] == sorted(thresholds)
     for point in curve:
         probabilities = keep_probabilities(matches, counts, point.t)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_run import make_run, set_detail
+from scipy import stats
 
 from synthclip_jax import compare_runs
 from synthclip_jax.evals import concepts, results
@@ -52,8 +53,9 @@ def test_trend_finds_the_slope_that_is_there():
     accuracy = 0.1 + 0.2 * np.log10(1 + seen) + rng.normal(0, 0.02, 200)
     found = concepts.trend(seen, accuracy)
     assert found["slope"] == pytest.approx(0.2, abs=0.01)
-    slope, start = np.polyfit(np.log10(1 + seen), accuracy, 1)
-    assert (found["slope"], found["start"]) == (pytest.approx(slope, abs=1e-9), pytest.approx(start, abs=1e-9))
+    line = stats.linregress(np.log10(1 + seen), accuracy)
+    expected = {"slope": line.slope, "start": line.intercept, "correlation": stats.spearmanr(seen, accuracy).statistic}
+    assert found == pytest.approx(expected, abs=1e-9)
     assert concepts.trend(np.full(9, 3), rng.random(9)) == {}
     assert concepts.trend(np.arange(9), np.full(9, 0.5))["correlation"] == 0
 

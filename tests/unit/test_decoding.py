@@ -16,15 +16,6 @@ VOCAB, END = 96, tuple(range(80, 96))  # many end tokens: answers of random mode
 GREEDY = Sampling(temperature=0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several threads, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_model(kind: str):
     torch.manual_seed(0)
     if kind == "llama":  # grouped queries, as in SmolLM2
@@ -123,9 +114,13 @@ def test_an_error_in_a_batch_is_raised_to_the_caller(monkeypatch):
 
 
 def test_threads_of_the_caller_stay_as_they_were():
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    decode(make_model("llama"), make_prompts(3), GREEDY, 4)
-    assert torch.get_num_threads() == 2
+    try:
+        decode(make_model("llama"), make_prompts(3), GREEDY, 4)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_penalties_follow_vllms_definition():

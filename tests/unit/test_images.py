@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from toy_dataset import shards_of
 from toy_selected import CAPTIONS, write_selected
 
 from gen import images
@@ -18,7 +19,7 @@ from gen.shards.plans import PlanMismatch
 from gen.shards.store import StageStore
 from synthclip_jax.config import load_config
 from synthclip_jax.data.example_proto import parse_example
-from synthclip_jax.data.records import IndexedShard, find_shards
+from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.workdir.versions import dataset_folder
 
@@ -46,7 +47,7 @@ def shard_bytes(workdir):
 
 
 def examples(workdir):
-    return [parse_example(payload) for path in find_shards(dataset(workdir), "train") for payload in IndexedShard(path)]
+    return [parse_example(payload) for path in shards_of(dataset(workdir)) for payload in IndexedShard(path)]
 
 
 def rejects(workdir):
@@ -126,7 +127,7 @@ def test_what_names_nothing_drawable_is_rejected_with_that_reason(made):
 
 def test_file_names_and_counts_are_the_plan_s(made):
     workdir, summary = made
-    names = [path.name for path in find_shards(dataset(workdir), "train")]
+    names = [path.name for path in shards_of(dataset(workdir))]
     assert names == [f"quickstart-train.tfrecord-{index:05d}-of-00004" for index in range(4)]
     assert summary["shards"] == 4
     records = [json.loads(path.read_text()) for path in sorted((workdir / "gen/images/commits").iterdir())]

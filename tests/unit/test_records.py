@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from synthclip_jax.data import records
 from synthclip_jax.data.example_proto import parse_example, serialize_example
-from synthclip_jax.data.records import IndexedShard, RecordError, find_shards, frame_shard
+from synthclip_jax.data.records import IndexedShard, RecordError, frame_shard, list_shards
 
 
 def write(folder, payloads, index=True, name="d-train.tfrecord-00000-of-00001"):
@@ -89,17 +89,19 @@ def test_a_shard_survives_pickling(tmp_path):
 def test_a_missing_shard_of_a_set_is_named(tmp_path):
     for index in (0, 2):
         write(tmp_path, [b"a"], name=f"d-train.tfrecord-{index:05d}-of-00003")
-    with pytest.raises(RecordError, match=r"1 of 3 shards are missing.*00001-of-00003"):
-        find_shards(tmp_path, "train")
+    there, missing = list_shards(tmp_path, "train")
+    assert [path.name[-14:] for path in there] == ["00000-of-00003", "00002-of-00003"]
+    assert missing == ["d-train.tfrecord-00001-of-00003"]
     write(tmp_path, [b"a"], name="d-train.tfrecord-00001-of-00003")
-    assert len(find_shards(tmp_path, "train")) == 3
+    there, missing = list_shards(tmp_path, "train")
+    assert (len(there), missing) == (3, [])
 
 
 def test_a_missing_folder_or_split_says_what_to_do(tmp_path):
     with pytest.raises(RecordError, match="python -m gen"):
-        find_shards(tmp_path / "nowhere", "train")
+        list_shards(tmp_path / "nowhere", "train")
     with pytest.raises(RecordError, match="no shard of split 'train'"):
-        find_shards(tmp_path, "train")
+        list_shards(tmp_path, "train")
 
 
 def test_a_damaged_index_is_an_error_that_says_it_may_be_deleted(tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import ml_collections
 import pytest
+from toy_dataset import shards_of
 
 from gen import __main__ as command
 from gen import captions, images
@@ -14,7 +15,6 @@ from gen.shards import versions
 from gen.shards.plans import PlanMismatch, read_json
 from gen.shards.versions import open_version, start_version
 from synthclip_jax.config import load_config
-from synthclip_jax.data.records import find_shards
 from synthclip_jax.files import state_files
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.report.workdir import Run
@@ -85,7 +85,7 @@ def test_a_change_is_refused_with_the_difference_and_a_new_version_reuses_what_d
     assert folders == {*ORDER, "versions", *(f"{stage}@2" for stage in ORDER[changed - 1 :])}
     assert [path.name for path in sorted((workdir / "dataset" / "quickstart").iterdir())] == ["1.0.0", "1.1.0"]
     assert dataset_folder(workdir, "quickstart").name == "1.1.0"
-    assert find_shards(dataset_folder(workdir, "quickstart"), "train")
+    assert shards_of(dataset_folder(workdir, "quickstart"))
     assert difference.partition(".*")[2].replace("\\", "")[:5] in read_json(record_path(workdir, 2))["why"]
 
     # From now on the new one is meant, and nothing is left to do; the old one by its name.
@@ -145,7 +145,7 @@ def test_a_new_version_that_was_killed_goes_on_without_the_flag(workdir, monkeyp
     assert first is None
     assert not (workdir / "gen" / "balance@2").exists()
     generate(monkeypatch, workdir, "seed=5")
-    assert len(find_shards(dataset_folder(workdir, "quickstart"), "train")) > 0
+    assert len(shards_of(dataset_folder(workdir, "quickstart"))) > 0
     assert dataset_folder(workdir, "quickstart").name == "1.1.0"
 
 
@@ -156,7 +156,7 @@ def test_a_new_version_may_be_named_even_if_nothing_else_changes(workdir, monkey
     assert find_version(workdir).dataset == "2.0.0"
     assert stage_folder(workdir, "balance").name == "balance"
     assert stage_folder(workdir, "images").name == "images@2"
-    there, here = (find_shards(dataset_folder(workdir, "quickstart", name), "train") for name in ("1.0.0", "2.0.0"))
+    there, here = (shards_of(dataset_folder(workdir, "quickstart", name)) for name in ("1.0.0", "2.0.0"))
     assert [path.read_bytes() for path in there] == [path.read_bytes() for path in here]
 
 
