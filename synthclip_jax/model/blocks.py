@@ -115,7 +115,10 @@ _scores.defvjp(lambda query, x: (_scores(query, x), (query, x)), _scores_backwar
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention. Queries, keys and values come from one matrix product."""
+    """Multi-head self-attention. Queries, keys and values come from one matrix product.
+
+    It runs after `fold_biases`: with a bias of queries, but none of keys and values.
+    """
 
     def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
         self.spec = spec
@@ -126,10 +129,24 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         # Three products that write what the fused kernel reads, instead of one that must be cut up for it.
-        parts = [self.qkv(x, part) for part in range(3)] if x.ndim == 2 else jnp.unstack(self.qkv(x), axis=-3)
+        if x.ndim == 2:
+            parts = [self.qkv(x, part, biased=part == 0) for part in range(3)]
+        else:
+            parts = list(jnp.unstack(self.qkv(x), axis=-3))
         query, key, value = (y.reshape(batch, -1, self.spec.heads, self.spec.head_dim) for y in parts)
         mixed = attend(query, key, value, causal=self.spec.causal, length=length, implementation=self.spec.attention)
         return self.out(mixed.reshape(*x.shape[:-1], self.spec.heads, self.spec.head_dim))
+
+    def fold_biases(self) -> None:
+        """Takes the biases of keys and values away; the parameters are stacks, with layers as the first axis.
+
+        That of the keys adds as much to all scores of a query, which no softmax sees. That of the values comes out of
+        attention as it is, since shares sum to 1, and goes into the bias behind it. So none of their gradients is a sum
+        over all tokens.
+        """
+        bias, kernel = self.qkv.bias[...], self.out.kernel[...]
+        self.out.bias[...] += (bias[:, 2, ..., None] * kernel).sum((1, 2))
+        self.qkv.bias[...] = jnp.concatenate([bias[:, :1], jnp.zeros_like(bias[:, 1:])], axis=1)
 
     def of_one_token(
         self, x: Float[Array, "b t width"], asking: Float[Array, "b width"], seen: Int[Array, "#b"]
@@ -137,16 +154,16 @@ class Attention(nnx.Module):
         """What one token of each example gets, `asking`, which sees the first `seen` tokens of `x`.
 
         The others need neither keys nor values: a product with all of their keys is one of `x` with what the keys'
-        kernel makes of the query, and so it is with the values. The keys' bias would add as much to all scores.
+        kernel makes of the query, and so it is with the values.
         """
-        kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
-        query = self.qkv(asking, 0).reshape(-1, *bias.shape[1:])
+        kernel = self.qkv.kernel[...].astype(x.dtype)
+        query = self.qkv(asking, 0).reshape(-1, self.spec.heads, self.spec.head_dim)
         query = jnp.einsum("bhd,whd->bhw", query, kernel[:, 1])
         hidden = jnp.arange(x.shape[1])[None, None] >= seen[:, None, None]
         scores = jnp.where(hidden, -jnp.inf, _scores(query, x) * self.spec.head_dim**-0.5)
         shares = jax.nn.softmax(scores).astype(x.dtype)
         mixed = jnp.einsum("bht,btw->bhw", shares, x)
-        return self.out(jnp.einsum("bhw,whd->bhd", mixed, kernel[:, 2]) + bias[None, 2])
+        return self.out(jnp.einsum("bhw,whd->bhd", mixed, kernel[:, 2]))
 
 
 class MLP(nnx.Module):
@@ -163,13 +180,19 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block. It runs with the norms' scales and biases in the layers behind them (`fold`)."""
+    """Pre-norm transformer block. It runs after `fold_norms`, with no scales and biases in its norms."""
 
     def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
         self.norm1 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
         self.attention = Attention(spec, init, rngs)
         self.norm2 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
         self.mlp = MLP(spec, init, rngs)
+
+    def fold_norms(self) -> None:
+        """Makes a stack of layers, the first axis of its parameters, ready to run."""
+        fold(self.norm1, self.attention.qkv)
+        self.attention.fold_biases()
+        fold(self.norm2, self.mlp.up)
 
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         """One layer, for so many examples, whose first `length` tokens are real (see `_pad`)."""
@@ -210,8 +233,7 @@ def run_blocks(
     Of the last layer only that token is computed, and nothing of the others is left out that it depends on.
     """
     blocks = nnx.clone(blocks)
-    fold(blocks.norm1, blocks.attention.qkv)
-    fold(blocks.norm2, blocks.mlp.up)
+    blocks.fold_norms()
     graphdef, stacked = nnx.split(blocks)
     batch, length, width = x.shape
     x = _pad(x, spec.attention)

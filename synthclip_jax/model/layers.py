@@ -148,9 +148,11 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
         self.contracted, self.dtype = len(inputs), dtype
 
-    def __call__(self, x: Float[Array, "*b_inputs"], part: int | None = None) -> Float[Array, "*b_outputs"]:
+    def __call__(
+        self, x: Float[Array, "*b_inputs"], part: int | None = None, biased: bool = True
+    ) -> Float[Array, "*b_outputs"]:
         """All outputs, or only those of one index along their first axis, these as one axis."""
-        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        kernel, bias = self.kernel[...], self.bias[...] if biased and self.bias is not None else None
         if part is not None:
             # One axis, because XLA makes an array as large as the product of a bias that has two, and adds that.
             kernel = jax.lax.index_in_dim(kernel, part, self.contracted, keepdims=False).reshape(len(kernel), -1)

@@ -97,7 +97,7 @@ def test_a_layer_of_one_token_gives_what_the_layer_of_all_gives_it(causal):
     how = {"compute_dtype": jnp.float32, "remat": "none", "scan_layers": True, "attention": "xla"}
     spec = blocks.BlockSpec(width=16, layers=1, heads=2, activation="gelu", norm_eps=1e-5, causal=causal, **how)
     block = blocks.Block(spec, torch_block_init(16), nnx.Rngs(0))
-    block.attention.qkv.bias[...] = jax.random.normal(jax.random.key(1), (3, 2, 8))
+    block.attention.qkv.bias[0] = jax.random.normal(jax.random.key(1), (2, 8))  # keys and values have none by now
     x, weights = jax.random.normal(jax.random.key(2), (3, 6, 16)), jax.random.normal(jax.random.key(3), (3, 16))
 
     def one(x):
