@@ -1,18 +1,17 @@
 """Transformer blocks: how they are initialised, stacked over layers, and run, scanned or one after the other."""
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config.schema import Model
-from synthclip_jax.model.init import BlockInit, Initializer
+from synthclip_jax.model.init import BlockInit
+from synthclip_jax.model.layers import ACTIVATIONS, Linear, Norm, fold
 
 
 def _products(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -48,121 +47,6 @@ class BlockSpec:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalise(
-    x: Float[Array, "*b width"], scale: Float[Array, " width"], bias: Float[Array, " width"], eps: float, dtype: Any
-) -> Float[Array, "*b width"]:
-    """LayerNorm over the last axis, computed in float32, given in `dtype`."""
-    return _normalise_forward(x, scale, bias, eps, dtype)[0]
-
-
-def _normalise_forward(x, scale, bias, eps, dtype):
-    y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
-    y = y - mean
-    factor = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    y = y * factor * _broadcast(scale, y) + _broadcast(bias, y)
-    return y.astype(dtype), (x, scale, mean, factor)
-
-
-def _normalise_backward(eps, dtype, kept, gradient):
-    """From `x` and two numbers a row. Left to itself JAX keeps arrays of float32, and XLA writes one more to sum it."""
-    x, scale, mean, factor = kept
-    gradient = gradient.astype(jnp.float32)
-    y = (x.astype(jnp.float32) - mean) * factor
-    rows = tuple(range(x.ndim - 1))
-    d_scale, d_bias = (gradient * y).sum(rows), gradient.sum(rows)
-    gradient = gradient * _broadcast(scale, y)
-    along = (gradient * y).mean(-1, keepdims=True)
-    d_x = factor * (gradient - gradient.mean(-1, keepdims=True) - y * along)
-    return d_x.astype(x.dtype), d_scale, d_bias
-
-
-normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """`x` times the normal distribution's share below it (torch's exact GELU).
-
-    In bfloat16 that share is right to 3e-7 by Abramowitz and Stegun's formula 7.1.26 and not by `erfc`, which takes
-    twice the time of reading and writing the numbers on a GPU.
-    """
-    return _fast_gelu(x) if x.dtype == jnp.bfloat16 else jax.nn.gelu(x, approximate=False)
-
-
-@jax.custom_vjp
-def _fast_gelu(x):
-    y = x.astype(jnp.float32)
-    return (y * _share_below(y, jnp.exp(-0.5 * y * y))).astype(x.dtype)
-
-
-def _fast_gelu_backward(x, gradient):
-    y = x.astype(jnp.float32)
-    bell = jnp.exp(-0.5 * y * y)
-    slope = _share_below(y, bell) + y * bell * (2 * math.pi) ** -0.5
-    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
-
-
-_fast_gelu.defvjp(lambda x: (_fast_gelu(x), x), _fast_gelu_backward)
-
-
-def _share_below(y, bell):
-    t = 1 / (1 + 0.3275911 * 2**-0.5 * jnp.abs(y))
-    series = 0.0
-    for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = (series + factor) * t
-    tail = 0.5 * series * bell
-    return jnp.where(y < 0, tail, 1 - tail)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
-
-
-class Norm(nnx.Module):
-    """LayerNorm over the last axis, computed in float32 whatever the compute type is."""
-
-    def __init__(self, width: int, eps: float, dtype: Any, rngs: nnx.Rngs):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-        self.eps, self.dtype = eps, dtype
-
-    def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-        return normalise(x, self.scale[...], self.bias[...], self.eps, self.dtype)
-
-
-class Linear(nnx.Module):
-    """`x @ kernel + bias` over the last `len(inputs)` axes of x; the kernel has the shape [*inputs, *outputs]."""
-
-    def __init__(
-        self,
-        inputs: tuple[int, ...],
-        outputs: tuple[int, ...],
-        dtype: Any,
-        rngs: nnx.Rngs,
-        init: Initializer,
-        bias_init: Initializer | None = None,
-    ):
-        # Drawn as a matrix: the more axes a random draw has, the longer it takes to compile.
-        matrix = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
-        self.kernel = nnx.Param(matrix.reshape(inputs + outputs))
-        self.bias = nnx.data(None)
-        if bias_init is not None:
-            self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
-        self.contracted, self.dtype = len(inputs), dtype
-
-    def __call__(self, x: Float[Array, "*b_inputs"], part: int | None = None) -> Float[Array, "*b_outputs"]:
-        """All outputs, or only those of one index along their first axis."""
-        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
-        if part is not None:
-            kernel = jax.lax.index_in_dim(kernel, part, self.contracted, keepdims=False)
-            bias = None if bias is None else bias[part]
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), self.contracted)
-        return y if bias is None else y + _broadcast(bias.astype(self.dtype), y)
 
 
 def attention_kernel(model: Model, platform: str) -> str:
@@ -215,8 +99,26 @@ def attend(
     )
 
 
+@jax.custom_vjp
+def _scores(query: Float[Array, "b h w"], x: Float[Array, "b t w"]) -> Float[Array, "b h t"]:
+    """Products in float32, whose gradient is rounded as fused kernels do it, or there would be float32 copies of x."""
+    return jnp.einsum("bhw,btw->bht", query, x, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(kept, gradient):
+    query, x = kept
+    gradient = gradient.astype(x.dtype)
+    return jnp.einsum("bht,btw->bhw", gradient, x), jnp.einsum("bht,bhw->btw", gradient, query)
+
+
+_scores.defvjp(lambda query, x: (_scores(query, x), (query, x)), _scores_backward)
+
+
 class Attention(nnx.Module):
-    """Multi-head self-attention. Queries, keys and values come from one matrix product."""
+    """Multi-head self-attention. Queries, keys and values come from one matrix product.
+
+    It runs after `fold_biases`: with a bias of queries, but none of keys and values.
+    """
 
     def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
         self.spec = spec
@@ -227,10 +129,41 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         # Three products that write what the fused kernel reads, instead of one that must be cut up for it.
-        parts = [self.qkv(x, part) for part in range(3)] if x.ndim == 2 else jnp.unstack(self.qkv(x), axis=-3)
+        if x.ndim == 2:
+            parts = [self.qkv(x, part, biased=part == 0) for part in range(3)]
+        else:
+            parts = list(jnp.unstack(self.qkv(x), axis=-3))
         query, key, value = (y.reshape(batch, -1, self.spec.heads, self.spec.head_dim) for y in parts)
         mixed = attend(query, key, value, causal=self.spec.causal, length=length, implementation=self.spec.attention)
         return self.out(mixed.reshape(*x.shape[:-1], self.spec.heads, self.spec.head_dim))
+
+    def fold_biases(self) -> None:
+        """Takes the biases of keys and values away; the parameters are stacks, with layers as the first axis.
+
+        That of the keys adds as much to all scores of a query, which no softmax sees. That of the values comes out of
+        attention as it is, since shares sum to 1, and goes into the bias behind it. So none of their gradients is a sum
+        over all tokens.
+        """
+        bias, kernel = self.qkv.bias[...], self.out.kernel[...]
+        self.out.bias[...] += (bias[:, 2, ..., None] * kernel).sum((1, 2))
+        self.qkv.bias[...] = jnp.concatenate([bias[:, :1], jnp.zeros_like(bias[:, 1:])], axis=1)
+
+    def of_one_token(
+        self, x: Float[Array, "b t width"], asking: Float[Array, "b width"], seen: Int[Array, "#b"]
+    ) -> Float[Array, "b width"]:
+        """What one token of each example gets, `asking`, which sees the first `seen` tokens of `x`.
+
+        The others need neither keys nor values: a product with all of their keys is one of `x` with what the keys'
+        kernel makes of the query, and so it is with the values.
+        """
+        kernel = self.qkv.kernel[...].astype(x.dtype)
+        query = self.qkv(asking, 0).reshape(-1, self.spec.heads, self.spec.head_dim)
+        query = jnp.einsum("bhd,whd->bhw", query, kernel[:, 1])
+        hidden = jnp.arange(x.shape[1])[None, None] >= seen[:, None, None]
+        scores = jnp.where(hidden, -jnp.inf, _scores(query, x) * self.spec.head_dim**-0.5)
+        shares = jax.nn.softmax(scores).astype(x.dtype)
+        mixed = jnp.einsum("bht,btw->bhw", shares, x)
+        return self.out(jnp.einsum("bhw,whd->bhd", mixed, kernel[:, 2]))
 
 
 class MLP(nnx.Module):
@@ -247,7 +180,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block. It runs after `fold_norms`, with no scales and biases in its norms."""
 
     def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
         self.norm1 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
@@ -255,10 +188,26 @@ class Block(nnx.Module):
         self.norm2 = Norm(spec.width, spec.norm_eps, spec.compute_dtype, rngs)
         self.mlp = MLP(spec, init, rngs)
 
+    def fold_norms(self) -> None:
+        """Makes a stack of layers, the first axis of its parameters, ready to run."""
+        fold(self.norm1, self.attention.qkv)
+        self.attention.fold_biases()
+        fold(self.norm2, self.mlp.up)
+
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         """One layer, for so many examples, whose first `length` tokens are real (see `_pad`)."""
-        x = x + self.attention(self.norm1(x), batch, length)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attention(self.norm1.without_scale_and_bias(x), batch, length)
+        return x + self.mlp(self.norm2.without_scale_and_bias(x))
+
+    def of_one_token(
+        self, x: Float[Array, "b t width"], length: int, token: Int[Array, " b"] | int
+    ) -> Float[Array, "b width"]:
+        """The same layer for one token of each example."""
+        one = x[:, token] if isinstance(token, int) else jnp.take_along_axis(x, token[:, None, None], axis=1)[:, 0]
+        seen = jnp.reshape(token + 1 if self.attention.spec.causal else length, -1)
+        norm = self.norm1.without_scale_and_bias
+        one = one + self.attention.of_one_token(norm(x), norm(one), seen)
+        return one + self.mlp(self.norm2.without_scale_and_bias(one))
 
 
 def stack_blocks(spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs) -> Block:
@@ -276,31 +225,45 @@ def stack_blocks(spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs) -> Block:
     return nnx.merge(graphdefs[0], stacked)
 
 
-def run_blocks(blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"]) -> Float[Array, "b t width"]:
-    """Apply stacked blocks in order, as one scanned block or as `spec.layers` unrolled ones."""
+def run_blocks(
+    blocks: Block, spec: BlockSpec, x: Float[Array, "b t width"], token: Int[Array, " b"] | int
+) -> Float[Array, "b width"]:
+    """Apply stacked blocks in order, as a scanned block or as unrolled ones; gives one token of each example.
+
+    Of the last layer only that token is computed, and nothing of the others is left out that it depends on.
+    """
+    blocks = nnx.clone(blocks)
+    blocks.fold_norms()
     graphdef, stacked = nnx.split(blocks)
     batch, length, width = x.shape
-    padded = _pad(x, spec.attention)
+    x = _pad(x, spec.attention)
     # As a matrix on a GPU: of three axes XLA makes the first the innermost one there, and back, around every product.
-    x = padded.reshape(-1, width) if spec.attention == "cudnn" else padded
+    x = x.reshape(-1, width) if spec.attention == "cudnn" else x
 
     def body(x, params):
         return nnx.merge(graphdef, params)(x, batch, length)
 
+    def last(x, params):
+        return nnx.merge(graphdef, params).of_one_token(x.reshape(batch, -1, width), length, token)
+
     if spec.remat != "none":
+        policy = REMAT_POLICIES[spec.remat]
         # Inside a scan nothing can be merged with the forward pass anyway, and the barrier would cost time.
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[spec.remat], prevent_cse=not spec.scan_layers)
-    if spec.scan_layers:
-        x = jax.lax.scan(lambda x, params: (body(x, params), None), x, stacked)[0]
-        return x.reshape(padded.shape)[:, :length]
-    # lax.split, because its gradient is one concatenation. That of indexing is a sum of `layers` padded arrays.
+        body = jax.checkpoint(body, policy=policy, prevent_cse=not spec.scan_layers)
+        last = jax.checkpoint(last, policy=policy)
     leaves, treedef = jax.tree.flatten(stacked)
-    split = [jax.lax.split(leaf, [1] * spec.layers, axis=0) for leaf in leaves]
-    for layer in zip(*split, strict=True):
-        x = body(x, jax.tree.unflatten(treedef, [leaf[0] for leaf in layer]))
-    return x.reshape(padded.shape)[:, :length]
+    # lax.split, because its gradient is one concatenation. That of indexing is a sum of `layers` padded arrays.
+    sizes = [spec.layers - 1, 1] if spec.scan_layers else [1] * spec.layers
+    parts = zip(*(jax.lax.split(leaf, sizes, axis=0) for leaf in leaves), strict=True)
+    *earlier, final = (jax.tree.unflatten(treedef, part) for part in parts)
+    if spec.scan_layers:
+        x = jax.lax.scan(lambda x, params: (body(x, params), None), x, *earlier)[0]
+    else:
+        for params in earlier:
+            x = body(x, _only(params))
+    return last(x, _only(final))
 
 
-def _broadcast(parameter: Array, x: Array) -> Array:
-    """A parameter of the last axes of x, with leading axes of length 1 (ranks are never promoted silently)."""
-    return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))
+def _only(stacked: Any) -> Any:
+    """The parameters of one layer from a stack of one."""
+    return jax.tree.map(lambda leaf: leaf[0], stacked)

@@ -34,13 +34,12 @@ from synthclip_jax.config.schema import Model, Text, Vision
 from synthclip_jax.model.blocks import (
     REMAT_POLICIES,
     BlockSpec,
-    Linear,
-    Norm,
     attention_kernel,
     run_blocks,
     stack_blocks,
 )
 from synthclip_jax.model.init import text_block_init, timm_block_init, torch_block_init, uniform
+from synthclip_jax.model.layers import Linear, Norm
 
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 LOGIT_BIAS_INIT = -10.0  # SigLIP's, who also starts from a scale of log(10)
@@ -99,18 +98,16 @@ class ImageTower(nnx.Module):
         patch, grid = self.patch_size, self.image_size // self.patch_size
         images = images.astype(self.spec.compute_dtype).reshape(batch, grid, patch, grid, patch, 3)
         x = images.swapaxes(2, 3).reshape(batch, grid * grid, patch * patch * 3)
-        positions = self.positions[...].astype(self.spec.compute_dtype)
-        class_token = self.class_token[...].astype(positions.dtype) + positions[:1]
-        patch_positions = positions[None, 1:]
+        positions = self.positions[...].astype(self.spec.compute_dtype)[None]
         if kept is not None:
             x = jnp.take_along_axis(x, kept[..., None], axis=1)
-            patch_positions = positions[1 + kept]
-        x = self.patches(x) + patch_positions
-        x = jnp.concatenate([jnp.broadcast_to(class_token[None], (batch, 1, x.shape[-1])), x], axis=1)
+            positions = positions[0, jnp.pad(1 + kept, ((0, 0), (1, 0)))]
+        class_token = self.class_token[...].astype(positions.dtype)[None]
+        x = self.patches(x)
+        x = jnp.concatenate([jnp.broadcast_to(class_token, (batch, 1, x.shape[-1])), x], axis=1) + positions
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        x = run_blocks(self.blocks, self.spec, x)
-        return self.norm(x[:, 0])
+        return self.norm(run_blocks(self.blocks, self.spec, x, token=0))
 
 
 class TextTower(nnx.Module):
@@ -141,10 +138,9 @@ class TextTower(nnx.Module):
         if length > self.context_length:
             raise ValueError(f"tokens have length {length}, but this model reads at most {self.context_length}")
         x = self.tokens[...][tokens] + self.positions[:length][None]
-        x = run_blocks(self.blocks, self.spec, x.astype(self.spec.compute_dtype))
         # The end token has the largest id of all, and nothing after it can be seen from it.
         end = tokens.argmax(axis=1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        x = run_blocks(self.blocks, self.spec, x.astype(self.spec.compute_dtype), end)
         return self.projection(self.norm(x))
 
 

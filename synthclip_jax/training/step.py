@@ -52,6 +52,8 @@ class Batch(NamedTuple):
 
 
 Metrics = dict[str, Float[Array, ""]]
+# XLA would make one product of those for keys and values in the text tower, and cut it up for cuDNN's attention.
+GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
 
 
 class Program(NamedTuple):
@@ -124,7 +126,12 @@ def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
         jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement),
         (images, tokens),
         jax.jit(lambda key: fresh(model.init(key)), out_shardings=placement),
-        jax.jit(step, donate_argnums=0, out_shardings=(placement, NamedSharding(mesh, P()))),
+        jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(placement, NamedSharding(mesh, P())),
+            compiler_options=GPU_OPTIONS if sharding.platform(mesh) in ("gpu", "cuda") else None,
+        ),
     )
 
 

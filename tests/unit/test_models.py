@@ -10,6 +10,7 @@ from flax import nnx
 
 from synthclip_jax.config import default_config
 from synthclip_jax.model import blocks
+from synthclip_jax.model.init import torch_block_init
 from synthclip_jax.model.towers import make_model, parameter_count, parameter_table
 from synthclip_jax.training.losses import softmax_loss
 
@@ -20,7 +21,7 @@ def small(**changes):
     config = default_config().model.copy_and_resolve_references().unlock()
     config.update(tower="openai", embed_dim=24, compute_dtype="float32")
     config.vision.update(width=32, layers=2, heads=2, patch_size=8)
-    config.text.update(width=48, layers=1, heads=3, context_length=CONTEXT, vocab_size=VOCABULARY)
+    config.text.update(width=48, layers=2, heads=3, context_length=CONTEXT, vocab_size=VOCABULARY)
     config.update(changes)
     return config
 
@@ -87,6 +88,26 @@ def test_tokens_as_a_matrix_with_one_more_token_change_nothing(tower, scan_layer
     fused = outputs(tower, attention="cudnn", scan_layers=scan_layers)
     assert set(lengths) == {(6, 5), (CONTEXT, CONTEXT)}
     assert_trees_close(fused, outputs(tower, scan_layers=False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_layer_of_one_token_gives_what_the_layer_of_all_gives_it(causal):
+    """The first token of each image, or one of each text, that sees what comes before it."""
+    token = jnp.array([4, 0, 2]) if causal else 0
+    how = {"compute_dtype": jnp.float32, "remat": "none", "scan_layers": True, "attention": "xla"}
+    spec = blocks.BlockSpec(width=16, layers=1, heads=2, activation="gelu", norm_eps=1e-5, causal=causal, **how)
+    block = blocks.Block(spec, torch_block_init(16), nnx.Rngs(0))
+    block.attention.qkv.bias[0] = jax.random.normal(jax.random.key(1), (2, 8))  # keys and values have none by now
+    x, weights = jax.random.normal(jax.random.key(2), (3, 6, 16)), jax.random.normal(jax.random.key(3), (3, 16))
+
+    def one(x):
+        return (block.of_one_token(x, 5, token) * weights).sum()
+
+    def out_of_all(x):
+        return (block(x[:, :5], 3, 5)[jnp.arange(3), token] * weights).sum()
+
+    for ours, theirs in zip(*(jax.value_and_grad(f)(x) for f in (one, out_of_all)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

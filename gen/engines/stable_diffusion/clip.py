@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gen.engines.stable_diffusion.attention import attention
 from gen.engines.stable_diffusion.layers import Conv, LayerNorm, Linear, zeros
-from synthclip_jax.model.blocks import ACTIVATIONS
+from synthclip_jax.model.layers import ACTIVATIONS
 
 CONCEPTS, SPECIAL = 17, 3  # of the safety checker
 

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gen.engines.stable_diffusion.attention import attention
-from synthclip_jax.model.blocks import normalise
+from synthclip_jax.model.layers import normalise
 
 
 def zeros(*shape: int, dtype: str) -> nnx.Param:

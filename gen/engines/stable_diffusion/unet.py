@@ -20,7 +20,7 @@ from gen.engines.stable_diffusion.layers import (
     Upsample,
     waves,
 )
-from synthclip_jax.model.blocks import gelu
+from synthclip_jax.model.layers import gelu
 
 
 class Level(NamedTuple):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from flax import nnx
 
-from synthclip_jax.model.blocks import gelu, normalise
+from synthclip_jax.model.layers import Linear, Norm, fold, gelu, normalise, standardise
 
 
 def plain(x, scale, bias, eps):
@@ -36,6 +37,39 @@ def test_the_norm_keeps_its_input_and_two_numbers_a_row_for_the_backward_pass():
     _, pull = jax.vjp(lambda x, scale: normalise(x, scale, scale, 1e-5, jnp.bfloat16), x, jnp.ones(24))
     kept = sorted((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(pull))
     assert kept == [((5, 7, 1), "float32")] * 2 + [((5, 7, 24), "bfloat16"), ((24,), "float32")]
+
+
+def test_a_norm_without_scale_and_bias_keeps_as_much():
+    x = jnp.ones((5, 7, 24), jnp.bfloat16)
+    _, pull = jax.vjp(lambda x: standardise(x, 1e-5, jnp.bfloat16), x)
+    kept = sorted((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(pull))
+    assert kept == [((5, 7, 1), "float32")] * 2 + [((5, 7, 24), "bfloat16")]
+
+
+@pytest.mark.parametrize("outputs", [(10,), (3, 2, 4)])
+def test_a_norm_folded_into_the_next_layer_is_norm_and_layer(outputs):
+    """Values and gradients, with one axis of outputs and with several."""
+    draw = jax.random.normal
+    norm = Norm(6, 1e-5, jnp.float32, nnx.Rngs(0))
+    linear = Linear((6,), outputs, jnp.float32, nnx.Rngs(0), jax.nn.initializers.zeros, jax.nn.initializers.zeros)
+    graphdef, state = nnx.split((norm, linear))
+    leaves, treedef = jax.tree.flatten(state)
+    params = jax.tree.unflatten(treedef, [draw(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
+    x, weights = draw(jax.random.key(8), (5, 6)), draw(jax.random.key(9), (5, *outputs))
+
+    def folded(params, x):
+        stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)  # the first layer of two
+        norm, linear = nnx.merge(graphdef, stacked)
+        fold(norm, linear)
+        norm, linear = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], nnx.state((norm, linear))))
+        return (linear(norm.without_scale_and_bias(x)) * weights).sum()
+
+    def separate(params, x):
+        norm, linear = nnx.merge(graphdef, params)
+        return (linear(norm(x)) * weights).sum()
+
+    ours, theirs = (jax.value_and_grad(f, (0, 1))(params, x) for f in (folded, separate))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
 
 
 def test_gelu_in_bfloat16_is_the_exact_one_rounded_once():
