@@ -11,7 +11,6 @@ Several processes with --executor=local may share a workdir: --part=0/8 is the f
 automatically in a SLURM array. `python -m gen.progress` shows how far they are.
 """
 
-import os
 import time
 from typing import Any
 
@@ -26,7 +25,7 @@ from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import Location, is_url, place
-from synthclip_jax.wording import duration, make_parser, part
+from synthclip_jax.wording import array_part, duration, make_parser, part
 from synthclip_jax.workdir.versions import Version, check_inside
 
 
@@ -58,7 +57,7 @@ def main() -> None:
         parser.error("--part goes with --executor=local: Ray shares the shards out itself")
     if arguments.executor == "ray" and not is_url(arguments.workdir):
         arguments.workdir = arguments.workdir.absolute()  # workers are elsewhere
-    executor = make_executor(arguments.executor, config.gen, arguments.part or _slurm_part())
+    executor = make_executor(arguments.executor, config.gen, arguments.part or array_part())
     run = _Run(config, arguments.workdir, executor, arguments.new_version)
     for stage in COMMANDS:
         if stage not in wanted:
@@ -69,13 +68,6 @@ def main() -> None:
             continue  # an optional stage that is not asked for
         text = "  ".join(f"{key} {_show(value)}" for key, value in summary.items())
         print(f"{stage}: done in {duration(time.monotonic() - start)}  {text}", flush=True)
-
-
-def _slurm_part() -> tuple[int, int]:
-    """The place of this task in a SLURM array; the only one if it is in none. An array with gaps has no places."""
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
-    task, first, count = (int(os.environ.get(name, default)) for name, default in zip(names, "001", strict=True))
-    return (task - first) % count, count
 
 
 class _Run:

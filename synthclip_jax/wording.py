@@ -1,6 +1,7 @@
 """How numbers are said in lines of the log and on pages, and what command lines have in common."""
 
 import argparse
+import os
 import re
 
 
@@ -34,3 +35,10 @@ def part(text: str) -> tuple[int, int]:
     if not numbers or int(numbers[1]) >= int(numbers[2]):
         raise argparse.ArgumentTypeError(f"given {text!r}, allowed: I/N with I from 0 to N - 1, such as 0/8")
     return int(numbers[1]), int(numbers[2])
+
+
+def array_part() -> tuple[int, int]:
+    """The place of this task in a SLURM array; the only one if it is in none. An array with gaps has no places."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    task, first, count = (int(os.environ.get(name, default)) for name, default in zip(names, "001", strict=True))
+    return (task - first) % count, count

@@ -45,41 +45,55 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Conf
     Raises:
       ConfigError: the file, an override or a value is wrong.
     """
-    path, arguments, named = _split(str(path))
-    if not path.is_file():
-        here = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), here, n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" There: {', '.join(here)}" if here else ""
-        raise ConfigError(f"--config={path}: no such file.{hint}")
-    config = _run(path, arguments, named)
+    config = run_file(
+        str(path),
+        "get_config",
+        ml_collections.ConfigDict,
+        "It must change and return synthclip_jax.config.default_config()",
+    )
+    path = _split(str(path))[0]
     for override in overrides:
         _override(config, override)
     check(config, str(path))
     return ml_collections.FrozenConfigDict(config)
 
 
-def _run(path: pathlib.Path, arguments: Sequence[str], named: Mapping[str, str]) -> ml_collections.ConfigDict:
-    """What a config file's `get_config` returns; whatever goes wrong inside the file is its author's to see."""
+def run_file(text: str, function: str, kind: type, remedy: str, option: str = "config") -> Any:
+    """What a function of a Python file returns; whatever goes wrong inside the file is its author's to see.
+
+    Args:
+      text: the file, with what the function takes behind a colon if it takes anything.
+      kind: what it has to return.
+      remedy: a sentence that says so.
+      option: of the command line that names the file.
+
+    Raises:
+      ConfigError: there is no such file or function, or it does not return that.
+    """
+    path, arguments, named = _split(text)
+    if not path.is_file():
+        here = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), here, n=1)
+        hint = f" Did you mean {near[0]}?" if near else f" There: {', '.join(here)}" if here else ""
+        raise ConfigError(f"--{option}={path}: no such file.{hint}")
     try:
         defined = runpy.run_path(str(path))
-        if not callable(defined.get("get_config")):
-            near = difflib.get_close_matches("get_config", defined, n=1)
+        if not callable(defined.get(function)):
+            near = difflib.get_close_matches(function, defined, n=1)
             hint = f" Did you mean to call {near[0]} so?" if near else ""
-            raise ConfigError(f"{path}: it has no function get_config(), which returns the configuration.{hint}")
-        config = defined["get_config"](*arguments, **named)
+            what = "the configuration" if option == "config" else f"the {option}"
+            raise ConfigError(f"{path}: it has no function {function}(), which returns {what}.{hint}")
+        made = defined[function](*arguments, **named)
     except ConfigError:
         raise
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f"line {frames[-1].lineno}: " if frames and not isinstance(error, SyntaxError) else ""
-        kind = "" if isinstance(error, AttributeError | SyntaxError | TypeError | ValueError) else type(error).__name__
-        raise ConfigError(f"{path}: {line}{': '.join(filter(None, (kind, str(error))))}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(
-            f"{path}: get_config() returns {show(config)}. It must change and return"
-            " synthclip_jax.config.default_config()"
-        )
-    return config
+        name = "" if isinstance(error, AttributeError | SyntaxError | TypeError | ValueError) else type(error).__name__
+        raise ConfigError(f"{path}: {line}{': '.join(filter(None, (name, str(error))))}") from error
+    if not isinstance(made, kind):
+        raise ConfigError(f"{path}: {function}() returns {show(made)}. {remedy}")
+    return made
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:

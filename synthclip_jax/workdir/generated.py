@@ -7,6 +7,7 @@
     W/gen/balance/matches-*.parquet     which concepts are in each caption; counts_before.npy, counts_after.npy
     W/gen/balance/selected.parquet      the captions that are drawn; balance.json: how they were chosen
     W/dataset/NAME/VERSION/             provenance.json: how the dataset was made; README.md: its card
+    W/measured.json                     coverage and density of the images beside real ones, by an audit
 
 `gen` writes them, and reads them here as well. Where the folder of a stage is, `versions` knows; what lies beside the
 shards of a dataset, `data.readers`.
@@ -31,6 +32,7 @@ CAPTIONS, REJECTS, MATCHES = "captions", "rejects", "matches"  # kinds of tables
 COUNTS_BEFORE, COUNTS_AFTER = "counts_before.npy", "counts_after.npy"
 SELECTED, BALANCE = "selected.parquet", "balance.json"
 PROVENANCE, CARD = "provenance.json", "README.md"
+MEASURED = "measured.json"
 # Rows of the card: whose work it is. The second one keeps the name that it has in all cards.
 CAPTIONS_BY, IMAGES_BY = "captions by", "pictures by"
 
@@ -215,6 +217,19 @@ def stages_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     generation = provenance.get("generation")
     stages = generation.get("stages") if isinstance(generation, dict) else None
     return stages if isinstance(stages, dict) else {}
+
+
+def read_measured(path: Location) -> dict[str, Any]:
+    """What an audit has measured of the images beside real ones: `metrics`, and what they were made from.
+
+    Raises:
+      StateError: it is damaged.
+    """
+    remedy = "Delete it and measure again: python -m gen.audit --reference=FOLDER"
+    record = state_files.read(path, remedy, {"metrics": dict, "made_from": dict}, sealed=True)
+    if problem := state_files.mismatch(record["metrics"], dict.fromkeys(record["metrics"], float), "metrics"):
+        raise StateError(f"{path}: damaged ({problem}). {remedy}")
+    return record
 
 
 def read_credits(path: Location) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
 LINES = re.findall(r"`([A-Z_]+)`: `(\"[^`]+\")`", PAGE)
 
-# Uses all six, in a process of its own that sees the packages with the additions.
+# Uses all of them, in a process of its own that sees the packages with the additions.
 PROGRAM = """
 import pathlib, sys
 import jax, jax.numpy as jnp, ml_collections, numpy as np
@@ -29,6 +29,9 @@ from synthclip_jax.evaluate import evaluate
 from synthclip_jax.model.checkpoint import Checkpoints
 from synthclip_jax.model.checkpoint_files import checkpoint_folder
 from synthclip_jax.model.towers import make_model
+from synthclip_jax.study.driver import definitions
+from synthclip_jax.study.load import load_study
+from synthclip_jax.study.store import Store
 from synthclip_jax.training.claim import describe_run
 from synthclip_jax.training.optim import Length, make_optimizer
 
@@ -68,6 +71,9 @@ checkpoints = Checkpoints(checkpoint_folder(place / "w"), keep=1)
 about = {**describe_run(config, 96, "77aa"), "progress": {"examples_seen": 96}}
 checkpoints.save(1, params, {"step": jnp.int32(1)}, about)
 checkpoints.close()
+study = load_study(place / "configs" / "studies" / "seeds.py")
+assert len(definitions(study, Store(place / "study"))) == 7
+
 numbers = evaluate(config, place / "w")
 assert numbers["length/flat/n"] == len(reader), numbers
 assert numbers["length/flat/mean"] > 1, numbers
@@ -75,7 +81,8 @@ assert numbers["length/flat/mean"] > 1, numbers
 
 
 def test_every_file_is_short_and_every_line_is_there():
-    assert len(FILES) == len(LINES) == 6
+    assert len(FILES) == 7
+    assert len(LINES) == 6  # a study has none
     for name, text in FILES.items():
         assert len([line for line in text.splitlines() if line]) <= 20, name
 
@@ -85,6 +92,7 @@ def test_a_toy_of_each_is_added_as_the_page_says_and_used(tmp_path):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in FILES.items():
         assert not (tmp_path / name).exists(), f"{name}: taken"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     registry = tmp_path / "synthclip_jax" / "config" / "registry.py"
     for name, line in LINES:

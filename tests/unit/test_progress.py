@@ -133,15 +133,14 @@ def test_what_another_part_has_committed_counts_in_the_progress(tmp_path, capfd)
 
 
 def test_the_part_comes_from_the_command_line_or_from_a_slurm_array(tmp_path):
-    from gen.__main__ import _slurm_part
-    from synthclip_jax.wording import part
+    from synthclip_jax.wording import array_part, part
 
     assert part("3/8") == (3, 8)
     with pytest.raises(Exception, match="I from 0 to N - 1"):
         part("8/8")
     with pytest.MonkeyPatch.context() as patch:
-        assert _slurm_part() == (0, 1)
+        assert array_part() == (0, 1)
         patch.setenv("SLURM_ARRAY_TASK_ID", "12")
         patch.setenv("SLURM_ARRAY_TASK_MIN", "10")
         patch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
-        assert _slurm_part() == (2, 4)
+        assert array_part() == (2, 4)

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-# From the ground up: a room imports those below it, and none beside it. On top are the commands, a module each.
+# From the ground up: a room imports those below it, and none beside it. Above the rooms are the commands, a module
+# each; on top what runs them.
 FLOORS = [
     {"errors", "left_out", "packages", "wording"},
     {"files"},
@@ -22,7 +23,7 @@ FLOORS = [
     {"evals", "training"},
     {"explore", "formats", "plan", "report"},
     {"compare", "compare_runs", "embed", "evaluate", "export", "import_weights", "train"},
-    {"interpolate"},  # evaluates
+    {"interpolate", "study"},  # one evaluates; the other runs the commands, and reads what they leave as `compare` does
 ]
 
 

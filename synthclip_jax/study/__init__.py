@@ -1,0 +1,9 @@
+"""Studies: grids of ordinary runs, each a workdir, and what they show together.
+
+A study file `configs/studies/NAME.py` has `get_study()`, which returns a `Study` made of what is here. `python -m
+synthclip_jax.study` runs it.
+"""
+
+from synthclip_jax.study.definition import Cell, Claim, Curve, Rate, Step, Study, StudyError, Trial, Work
+
+__all__ = ["Cell", "Claim", "Curve", "Rate", "Step", "Study", "StudyError", "Trial", "Work"]
