@@ -14,6 +14,7 @@ from gen.shards.store import StageStore, sha256
 from gen.stages import BY_NAME
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.readers import recaptions
+from synthclip_jax.data.readers.agreement import SUFFIX as SCORES
 from synthclip_jax.data.records import INDEX_SUFFIX, RecordError, parse_index, unframe_shard
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import array_files
@@ -241,7 +242,7 @@ def score_problems(
 ) -> Iterator[str]:
     """One score for each pair."""
     for name, data in contents.items():
-        if name.endswith(".npy"):
+        if name.endswith(SCORES):
             try:
                 scores = array_files.parse(data, name, "f", 1)
             except ValueError as error:

@@ -214,6 +214,11 @@ class Agreement(Section):
     checkpoint: str = value("", "workdir or checkpoint whose model scores each pair; empty: no scores")
     step: int = value(-1, "step of the checkpoint; -1: the newest", low=-1)
     batch_size: int = value(256, "images encoded at once", low=1)
+    reference: str = value(
+        "",
+        "folder of real images: coverage and density beside them, of all pairs and of those that min_score keeps;"
+        " empty: not measured",
+    )
     min_score: float = value(
         -1.0,
         "lowest score of a pair in NAME_filtered, a second dataset; -1: no such dataset",

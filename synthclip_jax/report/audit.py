@@ -250,6 +250,29 @@ def agreement(run: Run) -> Html:
     )
 
 
+_MEASURES = (
+    ("coverage", "of the balls around real images that hold a generated one: what the images leave out of the world"),
+    ("density", "how often images lie in such balls; 1 where they are spread as real ones are"),
+    ("nearest_real", "mean distance to the nearest real image"),
+    ("diversity", "mean distance to the nearest other generated image"),
+)
+
+
+def beside_real(run: Run) -> Html:
+    """Coverage and density beside real images, where an audit has measured them of this version."""
+    found = run.measured
+    values = found["metrics"]
+    rows = (row(name, f"{values[name]:.3f}", meaning) for name, meaning in _MEASURES if name in values)
+    counts = {name: int(values.get(name, 0)) for name in ("generated", "reference")}
+    about = found["made_from"]
+    note = (
+        f"{plural(counts['generated'], 'image')} beside {counts['reference']:,} real ones, as unit vectors of the"
+        f" checkpoint {about.get('checkpoint', '')}; balls reach to neighbour {about.get('k', '')} (Naeem et al.,"
+        " 2020). Compare only numbers of as many images and of the same model."
+    )
+    return Html(tag("p", note, class_="note") + table(("measure", "value", "meaning"), rows, "flush"))
+
+
 def whole(run: Run) -> Html:
     """All of it as one section of the run's report, whose other sections show the rest."""
     parts: list[Html] = []
@@ -260,6 +283,7 @@ def whole(run: Run) -> Html:
         ("Concepts", extremes),
         ("How captions begin", sayings),
         ("Agreement of picture and caption", agreement),
+        ("Beside real images", beside_real),
         ("Pictures by category", sheets),
     ):
         made = optional(part, run)

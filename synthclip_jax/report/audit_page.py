@@ -24,6 +24,7 @@ SECTIONS = (
     ("sayings", "How captions begin", "", audit.sayings),
     ("rejects", "Turned away", "What each step made of the one before.", generation.pipeline),
     ("agreement", "Agreement", "", audit.agreement),
+    ("real", "Beside real images", "", audit.beside_real),
     ("sheets", "Pictures by category", "", audit.sheets),
 )
 NAVIGATION = {name: title for name, title, _, _ in SECTIONS}

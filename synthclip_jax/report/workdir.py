@@ -158,6 +158,19 @@ class Run:
         path = self.dataset_folder / generated.PROVENANCE
         return generated.read_provenance(self._there(path, "The dataset is not finalized yet (no provenance.json)."))
 
+    @functools.cached_property
+    def measured(self) -> dict[str, Any]:
+        """What an audit has measured of this version's images beside real ones.
+
+        Raises:
+          Missing: nothing, or of another version.
+        """
+        how = "python -m gen.audit --workdir=W --reference=FOLDER measures it."
+        found = generated.read_measured(self._there(self.folder / generated.MEASURED, f"Not measured yet: {how}"))
+        if found["made_from"].get("version") != self.pictures_folder.name:
+            raise Missing(f"What is measured is of another version: {how}")
+        return found
+
     def images_of(self, folder: pathlib.Path) -> Images:
         """The examples of a dataset made in this workdir; of one that is not finished, what is there."""
         return Images([SourceSpec("tfrecord", str(folder), None, "image", "caption")], self.folder)

@@ -54,6 +54,23 @@ def workdir(made, tmp_path):
     return shutil.copytree(made, tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def encoder():
+    """A tiny model with random weights."""
+    import jax
+
+    from synthclip_jax.model.encoder import Encoder
+    from synthclip_jax.model.towers import make_model
+
+    config = ml_collections.ConfigDict(toy_config())
+    config.data.image_size = 32
+    config.model.embed_dim = 16
+    config.model.vision.update(width=16, layers=1, heads=2, patch_size=16)
+    config.model.text.update(width=16, layers=1, heads=2, context_length=20)
+    graphdef, init, _ = make_model(config.model, 32)
+    return Encoder(config, graphdef, jax.jit(init)(jax.random.key(0)), 8)
+
+
 def pairs(folder):
     from synthclip_jax.data.example_proto import parse_example
     from synthclip_jax.data.records import IndexedShard
@@ -183,22 +200,11 @@ def test_finalize_writes_a_dataset_without_the_low_pairs_that_tfds_reads(workdir
     assert finalize.run(config, workdir) == summary  # nothing to do
 
 
-def test_scores_are_those_of_the_model(workdir):
-    import jax
-
+def test_scores_are_those_of_the_model(workdir, encoder):
     from gen.agreement import AgreementWorker
     from synthclip_jax.data.example_proto import parse_example
     from synthclip_jax.data.records import IndexedShard
-    from synthclip_jax.model.encoder import Encoder
-    from synthclip_jax.model.towers import make_model
 
-    config = ml_collections.ConfigDict(toy_config())
-    config.data.image_size = 32
-    config.model.embed_dim = 16
-    config.model.vision.update(width=16, layers=1, heads=2, patch_size=16)
-    config.model.text.update(width=16, layers=1, heads=2, context_length=20)
-    graphdef, init, _ = make_model(config.model, 32)
-    encoder = Encoder(config, graphdef, jax.jit(init)(jax.random.key(0)), 8)
     path, captions = next(iter(pairs(workdir / DATASET)))
     output = AgreementWorker(encoder, path.parent)({"file": path.name, "index": 0})
     scores = np.load(io.BytesIO(next(iter(output.files.values()))))
@@ -218,3 +224,78 @@ def test_a_checkpoint_that_is_not_there_is_one_line_whatever_it_is_called(workdi
         config.gen.agreement.checkpoint = str(place)
         with pytest.raises(UserError, match=r"gen\.agreement\.checkpoint: given .* no checkpoint is there"):
             agreement.run(ml_collections.FrozenConfigDict(config), workdir)
+
+
+# ---- Beside real images ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A folder of other images."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "real").mkdir()
+    for number in range(12):
+        pixels = np.full((32, 32, 3), rng.integers(0, 255, 3), np.uint8)
+        pixels[: 8 + 2 * number] = rng.integers(0, 255, 3)
+        Image.fromarray(pixels).save(tmp_path / "real" / f"{number}.png")
+    return tmp_path / "real"
+
+
+def vectors_of(encoder, folder):
+    """Vectors of all images of a dataset, in the order of its records."""
+    from synthclip_jax.data.example_proto import parse_example
+    from synthclip_jax.data.records import IndexedShard, find_shards
+
+    images = [
+        parse_example(payload)["image"][0] for path in find_shards(folder, "train") for payload in IndexedShard(path)
+    ]
+    return np.concatenate([batch.embeddings for batch in encoder.images(enumerate(images))])
+
+
+def test_coverage_before_and_after_is_that_of_the_images_that_are_kept(workdir, real, encoder, monkeypatch):
+    from gen import agreement
+    from gen.verify import verify
+    from synthclip_jax.evals.coverage import Reference, measure
+
+    config = ml_collections.ConfigDict(scored(workdir, monkeypatch, encoder=lambda: encoder))
+    config.gen.agreement.reference = str(real)
+    summary = agreement.run(ml_collections.FrozenConfigDict(config), workdir)
+    scores = np.concatenate([np.load(f"{path}.agreement.npy") for path, _ in pairs(workdir / DATASET)])
+    lowest = float(np.median(scores))
+    config.gen.agreement.min_score = lowest
+    summary = agreement.run(ml_collections.FrozenConfigDict(config), workdir)  # nothing is scored again
+
+    files = [path.read_bytes() for path in sorted(real.glob("*.png"), key=lambda path: str(path))]
+    reference = Reference(np.concatenate([batch.embeddings for batch in encoder.images(enumerate(files))]))
+    vectors = vectors_of(encoder, workdir / DATASET)
+    for name, kept in (("all", scores > -2), (f"those of at least {lowest:g}", scores >= np.float32(lowest))):
+        expected = measure(vectors[kept], reference)
+        assert summary[f"density of {name}"] == pytest.approx(expected["density"])
+        assert summary[f"coverage of {name}"] == pytest.approx(expected["coverage"])
+    assert summary["coverage of all"] > 0
+    assert verify(workdir, processes=1).faults == []
+
+
+def test_the_audit_measures_images_beside_a_folder_of_real_ones(workdir, real, encoder, monkeypatch, capsys):
+    from gen import audit
+    from synthclip_jax.evals.coverage import Reference, measure
+    from synthclip_jax.model.checkpoint_files import write_checksums
+    from synthclip_jax.report import audit as page
+    from synthclip_jax.report.workdir import Missing, Run
+    from synthclip_jax.study.collect import collect
+
+    scored(workdir, monkeypatch)
+    write_checksums(workdir / "checkpoint" / "7")
+    monkeypatch.setattr("synthclip_jax.model.encoder.load_encoder", lambda place: encoder)
+    with pytest.raises(Missing, match="Not measured yet"):
+        page.beside_real(Run(workdir))
+    numbers = workdir / "cell" / "measured.json"
+    found = audit.measure_images(workdir, str(real), str(workdir / "checkpoint" / "7"), numbers=numbers)
+    files = [path.read_bytes() for path in sorted(real.glob("*.png"))]
+    reference = Reference(np.concatenate([batch.embeddings for batch in encoder.images(enumerate(files))]))
+    assert found == pytest.approx(measure(vectors_of(encoder, workdir / DATASET), reference))
+    assert "12 real ones" in page.beside_real(Run(workdir))
+    assert f"{found['coverage']:.3f}" in page.beside_real(Run(workdir))
+    assert collect(numbers.parent) == {f"data/{name}": value for name, value in sorted(found.items())}
