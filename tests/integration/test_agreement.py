@@ -246,11 +246,9 @@ def real(tmp_path):
 def vectors_of(encoder, folder):
     """Vectors of all images of a dataset, in the order of its records."""
     from synthclip_jax.data.example_proto import parse_example
-    from synthclip_jax.data.records import IndexedShard, find_shards
+    from synthclip_jax.data.records import IndexedShard
 
-    images = [
-        parse_example(payload)["image"][0] for path in find_shards(folder, "train") for payload in IndexedShard(path)
-    ]
+    images = [parse_example(payload)["image"][0] for path in shards_of(folder) for payload in IndexedShard(path)]
     return np.concatenate([batch.embeddings for batch in encoder.images(enumerate(images))])
 
 
