@@ -5,7 +5,8 @@ softmax, activations and the similarity matrix are left out: together they are b
 
 Model FLOPs utilisation (MFU) = 3 x forward FLOPs of the tokens processed x samples per second / dense bf16 peak.
 The 3 stands for the forward pass and a backward pass of twice its cost. Activations computed twice (remat,
-accumulation) do not count, so MFU compares runs by what they achieve and not by how busy they are.
+accumulation) do not count, so MFU compares runs by what they achieve and not by how busy they are. For the same reason
+it counts the last layer of each tower in full, as others compute it, of which ours computes one token (`unread_flops`).
 """
 
 from synthclip_jax.config.schema import Model
@@ -68,6 +69,19 @@ def forward_flops(config: Model, image_size: int, tokens: int | None = None, pat
 def train_flops(config: Model, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
     """Forward and backward pass of both towers on one pair: 3 x forward, the numerator of MFU."""
     return 3 * forward_flops(config, image_size, tokens, patch_dropout)
+
+
+def unread_flops(config: Model, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0) -> int:
+    """What `train_flops` counts of one pair and a step does not do: the last layer of tokens that nobody reads."""
+    vision, text = config.vision, config.text
+    patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
+    lengths = ((vision, patches + 1), (text, text.context_length if tokens is None else tokens))
+    unread = 0
+    for tower, length in lengths:
+        # One token is left, and two products of each head with all tokens.
+        left = 2 * 12 * tower.width**2 + 4 * length * tower.heads * tower.width
+        unread += 3 * (block_flops(tower.width, length) - left)
+    return unread
 
 
 def recomputed_flops(

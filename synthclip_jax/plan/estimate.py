@@ -64,6 +64,7 @@ class Work(NamedTuple):
       loss: FLOPs of the loss, in float32.
       memory: bytes to and from HBM.
       wire: bytes sent to other devices.
+      unread: FLOPs that `model` counts and nobody does (`flops.unread_flops`).
     """
 
     model: float
@@ -71,6 +72,11 @@ class Work(NamedTuple):
     loss: float
     memory: float
     wire: float
+    unread: float = 0.0
+
+    def product_seconds(self, peak: float, float32_cost: float) -> float:
+        """How long the products take at so many FLOP/s of all devices; those in float32 take `float32_cost` as long."""
+        return (self.model - self.unread + self.recomputed + self.loss * float32_cost) / peak
 
 
 def any_length(train: Train) -> Length:
@@ -147,6 +153,7 @@ def work(config: Config, topology: Topology, need: Need) -> Work:
         loss=train.batch_size * flops.loss_flops(model.embed_dim, train.batch_size, ring),
         memory=2 * (parts * need.activations + state) + need.gradients + need.batch,
         wire=wire,
+        unread=train.batch_size * flops.unread_flops(*of_pair),
     )
 
 
@@ -179,7 +186,8 @@ def _residuals(key: ml_collections.FrozenConfigDict, remat: str) -> tuple[float,
     """Bytes kept for one pair between the passes, and what the recomputation of one block needs at most."""
     kept = _residual_bytes(key, remat)
     everything = kept if remat == "none" else _residual_bytes(key, "none")
-    return kept, everything / min(key.model.vision.layers, key.model.text.layers)
+    # The last layer keeps next to nothing.
+    return kept, everything / max(1, min(key.model.vision.layers, key.model.text.layers) - 1)
 
 
 def _residual_bytes(key: Any, remat: str) -> float:

@@ -46,7 +46,7 @@ def roofline(topology: Topology, work: Work, compute: float | None = None) -> Ro
     """The roofline of a step that does `work`; `compute`: seconds of its products, if they are known better."""
     chip, peak = topology.chip, topology.chips * topology.chip.peak_flops
     if compute is None:
-        compute = (work.model + work.recomputed + work.loss * chip.float32_cost) / peak
+        compute = work.product_seconds(peak, chip.float32_cost)
     memory = work.memory / chip.memory_bandwidth
     interconnect = work.wire / chip.link_bandwidth if topology.chips > 1 else 0.0
     if not topology.is_tpu and topology.shape[0] > 1:

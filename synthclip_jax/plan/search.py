@@ -146,7 +146,7 @@ def _cost(topology: Topology, before: Work, after: Work) -> tuple[float, float]:
     chip, peak = topology.chip, topology.chips * topology.chip.peak_flops
 
     def compute(work: Work) -> float:
-        return (work.model + work.recomputed + work.loss * chip.float32_cost) / peak
+        return work.product_seconds(peak, chip.float32_cost)
 
     extra = compute(after) - compute(before)
     sent = max(0.0, after.wire - before.wire) / chip.link_bandwidth if topology.chips > 1 else 0.0

@@ -89,7 +89,7 @@ def test_what_trains_otherwise_is_never_tried(paper):
 def test_a_setting_that_does_not_fit_is_never_the_answer_if_one_fits():
     """By estimate, so many pairs do not fit without remat; the fastest setting that does is wanted."""
     topology = Topology.parse("v5e:2x4")
-    config = load_config(PAPER, [*FLAT, "train.batch_size=16384", "model.attention=xla"])
+    config = load_config(PAPER, [*FLAT, "model.vision.layers=2", "train.batch_size=16384", "model.attention=xla"])
     compiler = Compiler(topology, ideal, lambda config: estimate(config, topology).total)
     assert not compiler.attempt(config).fits
     best = compiler.search(config, 40)
