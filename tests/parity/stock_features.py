@@ -1,6 +1,6 @@
-"""What stock open_clip and transformers make of an export; runs where `benchmarks.referee` lets them be imported.
+"""What stock open_clip and transformers make of exports; runs where `benchmarks.referee` lets them be imported.
 
-EXPORT IMAGES OUT.npz [TEXT ...]     images are a folder of files
+IMAGES COUNT [EXPORT OUT.npz]... [TEXT ...]     images are a folder of files; COUNT: how many exports
 """
 
 import pathlib
@@ -13,7 +13,14 @@ import transformers
 from PIL import Image
 
 
-def main(export: str, folder: str, out: str, *texts: str) -> None:
+def main(folder: str, count: str, *arguments: str) -> None:
+    """Writes what each export gives."""
+    places, texts = arguments[: 2 * int(count)], arguments[2 * int(count) :]
+    for export, out in zip(places[::2], places[1::2], strict=True):
+        write_features(export, folder, out, *texts)
+
+
+def write_features(export: str, folder: str, out: str, *texts: str) -> None:
     """Writes unit vectors and pixels of both libraries, token ids, and the pipeline's scores."""
     images = [Image.open(path).convert("RGB") for path in sorted(pathlib.Path(folder).iterdir())]
     found = {}

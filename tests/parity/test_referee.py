@@ -63,37 +63,68 @@ def testsets(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=TOWERS)
-def exported(request, tmp_path_factory):
-    """(workdir, export) of a few steps of training; exported where the stock libraries check it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    write_dataset(folder / "data", examples=64)
-    values = {"data.path": folder / "data", "data.interpolation": "bicubic", "train.epochs": 2, "train.ema": 0.5}
-    if request.param == "slip":  # the smallest that open_clip can hold
+@pytest.fixture(scope="module")
+def all_exported(tmp_path_factory):
+    """By tower (workdir, export) of a few steps of training; exported where the stock libraries check it."""
+    root = tmp_path_factory.mktemp("trained")
+    write_dataset(root / "data", examples=64)
+    places = {tower: (root / tower / "run", root / tower / "export") for tower in TOWERS}
+    for tower, (workdir, _) in places.items():
+        train(tower, root / "data", workdir)
+    # All of what loads the stock libraries runs once for both towers: that alone takes a quarter of a minute.
+    script = root / "export_all.py"
+    flags = [["--workdir", str(workdir), "--format", "both", "--out", str(out)] for workdir, out in places.values()]
+    script.write_text(f"from synthclip_jax.export import main\nfor flags in {flags}:\n    main(flags)\n")
+    printed = referee.run(str(script), [])
+    for library in ("open_clip", "transformers"):
+        assert printed.count(f"{library} ") >= len(TOWERS), printed
+    assert printed.count("loads it: features differ by") == 2 * len(TOWERS), printed
+    return places
+
+
+def train(tower, data, workdir):
+    values = {"data.path": data, "data.interpolation": "bicubic", "train.epochs": 2, "train.ema": 0.5}
+    if tower == "slip":  # the smallest that open_clip can hold
         values |= {"data.image_size": 224, "data.interpolation": "bilinear", "model.tower": "slip"}
         values |= {"model.vision.width": 192, "model.vision.layers": 12, "model.vision.heads": 3}
         values |= {"model.vision.patch_size": 16, "train.batch_size": 8, "train.epochs": 0.5}
         values |= {"train.warmup_epochs": 0.125, "train.learning_rate": 1e-3}
-    command = [f"--config={toy_config.__file__}", f"--workdir={folder / 'run'}"]
+    command = [f"--config={toy_config.__file__}", f"--workdir={workdir}"]
     # In a process of its own, on one device: eight of them make so small a run slow.
     referee.run("synthclip_jax.train", command + [f"--config.{key}={value}" for key, value in values.items()])
-    arguments = ["--workdir", str(folder / "run"), "--format", "both", "--out", str(folder / "export")]
-    printed = referee.run("synthclip_jax.export", arguments)
-    for library in ("open_clip", "transformers"):
-        assert f"{library} " in printed, printed
-    assert printed.count("loads it: features differ by") == 2, printed
-    return folder / "run", folder / "export"
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def tower(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def verdict(exported, testsets, tmp_path_factory):
-    """clip-benchmark's numbers by test set."""
-    out = tmp_path_factory.mktemp("verdict")
+def exported(tower, all_exported):
+    """(workdir, export) of a tower."""
+    return all_exported[tower]
+
+
+@pytest.fixture(scope="module")
+def verdicts(all_exported, testsets, tmp_path_factory):
+    """clip-benchmark's results, of both towers."""
+    out = tmp_path_factory.mktemp("verdicts")
+    models = [f"local-dir:{export}" for _, export in all_exported.values()]
     arguments = ["eval", "--dataset", "wds/squares", "wds/flickr8k", "--dataset_root", str(testsets / "{dataset}")]
-    arguments += ["--task", "auto", "--model", f"local-dir:{exported[1]}", "--pretrained", "", "--no_amp"]
+    arguments += ["--task", "auto", "--model", *models, "--pretrained", "", "--no_amp"]
     arguments += ["--recall_k", "1", "5", "10", "--batch_size", "16", "--num_workers", "0"]
-    referee.run("clip_benchmark.cli", [*arguments, "--output", str(out / "{dataset}.json")])
-    return {name: json.loads((out / f"{name}.json").read_text())["metrics"] for name in ("squares", "flickr8k")}
+    for _, export in all_exported.values():  # the name of a file has that of the model in it, a path
+        (out / f"squares-local-dir:{export}").parent.mkdir(parents=True)
+        (out / f"flickr8k-local-dir:{export}").parent.mkdir(parents=True)
+    referee.run("clip_benchmark.cli", [*arguments, "--output", str(out / "{dataset}-{model}.json")])
+    return [json.loads(path.read_text()) for path in out.rglob("*.json")]
+
+
+@pytest.fixture(scope="module")
+def verdict(exported, verdicts):
+    """clip-benchmark's numbers of a tower by test set."""
+    ours = [result for result in verdicts if result["model"] == f"local-dir:{exported[1]}"]
+    return {result["dataset"].removeprefix("wds/"): result["metrics"] for result in ours}
 
 
 def ours(workdir: pathlib.Path, suite: str, dataset: pathlib.Path) -> dict[str, float]:
@@ -139,12 +170,20 @@ def margin(path: pathlib.Path, size: int) -> int:
     return int(size * long / short) - size
 
 
-def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(exported, tmp_path):
-    workdir, export = exported
-    folder = photographs(tmp_path / "images")
-    arguments = [str(export), str(folder), str(tmp_path / "theirs.npz"), *TEXTS]
+@pytest.fixture(scope="module")
+def stock(all_exported, tmp_path_factory):
+    """A folder of photographs, and by tower what the stock libraries make of them."""
+    root = tmp_path_factory.mktemp("photographs")
+    folder = photographs(root / "images")
+    pairs = [text for tower, (_, out) in all_exported.items() for text in (str(out), str(root / f"{tower}.npz"))]
+    arguments = [str(folder), str(len(TOWERS)), *pairs, *TEXTS]
     referee.run(str(pathlib.Path(__file__).with_name("stock_features.py")), arguments)
-    theirs = np.load(tmp_path / "theirs.npz")
+    return folder, {tower: np.load(root / f"{tower}.npz") for tower in TOWERS}
+
+
+def test_features_and_pixels_of_photographs_equal_open_clips_and_transformers(tower, exported, stock):
+    workdir, _ = exported
+    folder, theirs = stock[0], stock[1][tower]
     encoder = load_encoder(workdir)
     files = sorted(folder.iterdir())
     (batch,) = encoder.images((path.name, path.read_bytes()) for path in files)
