@@ -207,10 +207,10 @@ def beside_real(store: StageStore, records: Iterable[Mapping[str, Any]], min_sco
         part = _read(store, _BEST.format(index), "f")
         best = np.maximum(best, part) if len(best) else part
     every, hits = np.concatenate(scores), np.concatenate(inside)
-    shown = {"all": every >= -np.inf, f"those of at least {min_score:g}": every >= min_score}
+    shown = {"all": -np.inf} | ({f"those of at least {min_score:g}": min_score} if min_score > -1 else {})
     values = {}
-    for name, kept in shown.items() if min_score > -1 else [*shown.items()][:1]:
-        lowest = min_score if name != "all" else -np.inf
+    for name, lowest in shown.items():
+        kept = every >= lowest
         values[f"density of {name}"] = float(hits[kept].sum() / max(kept.sum(), 1) / K)
         values[f"coverage of {name}"] = float((np.isfinite(best) & (best >= lowest)).mean())
     return values

@@ -30,7 +30,7 @@ from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.generation import Captions, Images
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError, command
-from synthclip_jax.wording import duration, make_parser
+from synthclip_jax.wording import duration, make_parser, storage_size
 
 
 class NothingToEstimate(UserError):
@@ -143,7 +143,7 @@ def page(config: Config, lines: Sequence[Line], workers: int) -> Iterator[str]:
         yield (
             f"{head}{_rate_text(rate.per_second) + mark:>14}  {hours + mark:<22}"
             f"{duration(line.items / rate.per_second / _share(line, workers)):>12}"
-            f"{_size(line.items * rate.item_bytes) + stored_mark:>11}"
+            f"{storage_size(line.items * rate.item_bytes) + stored_mark:>11}"
         )
     for name, chosen in _totals(lines).items():
         spent: dict[str, float] = {}
@@ -154,7 +154,7 @@ def page(config: Config, lines: Sequence[Line], workers: int) -> Iterator[str]:
         stored = sum(line.items * line.rate.item_bytes for line in chosen if line.rate)
         missing = [line.stage for line in chosen if line.rate is None]
         text = " + ".join(_hours(value, unit) for unit, value in spent.items())
-        yield f"{name}: {text}, {duration(wall)}, {_size(stored)}" + (
+        yield f"{name}: {text}, {duration(wall)}, {storage_size(stored)}" + (
             f", without {', '.join(missing)}" if missing else ""
         )
     for line in lines:
@@ -185,14 +185,6 @@ def _hours(hours: float, unit: str) -> str:
 
 def _rate_text(per_second: float) -> str:
     return f"{per_second:,.0f}/s" if per_second >= 100 else f"{per_second:.3g}/s"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
 
 
 @command("estimate")

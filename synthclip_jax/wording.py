@@ -16,6 +16,15 @@ def duration(seconds: float) -> str:
     return f"{seconds}s"
 
 
+def storage_size(count: float) -> str:
+    """Bytes as `512 B`, `40.3 kB`, `1.2 TB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
 def make_parser(module: str, about: str | None) -> argparse.ArgumentParser:
     """The command line of `python -m MODULE`, explained by the module's docstring as it stands there."""
     return argparse.ArgumentParser(

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from synthclip_jax.errors import UserError, is_unreachable
 from synthclip_jax.files.locations import Location, is_url, location
+from synthclip_jax.files.locks import NO_LOCKS
 
 LEFTOVER_SECONDS = (
     3600.0  # a temporary file that nobody has written to for so long belongs to a process that was killed
@@ -30,7 +31,6 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
 _GONE = (errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class StoreError(UserError, RuntimeError):
@@ -191,7 +191,7 @@ def _lock(lock: pathlib.Path) -> int:
         except FileNotFoundError:
             pass  # the last holder has removed it
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 return handle
             os.close(handle)
             raise

@@ -22,11 +22,8 @@ def normalise(
 
 
 def _normalise_forward(x, scale, bias, eps, dtype):
-    y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
-    y = y - mean
-    factor = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    y = y * factor * _broadcast(scale, y) + _broadcast(bias, y)
+    y, mean, factor = _standard(x, eps)
+    y = y * _broadcast(scale, y) + _broadcast(bias, y)
     return y.astype(dtype), (x, scale, mean, factor)
 
 
@@ -37,9 +34,7 @@ def _normalise_backward(eps, dtype, kept, gradient):
     y = (x.astype(jnp.float32) - mean) * factor
     rows = tuple(range(x.ndim - 1))
     d_scale, d_bias = (gradient * y).sum(rows), gradient.sum(rows)
-    gradient = gradient * _broadcast(scale, y)
-    along = (gradient * y).mean(-1, keepdims=True)
-    d_x = factor * (gradient - gradient.mean(-1, keepdims=True) - y * along)
+    d_x = _along_rows(gradient * _broadcast(scale, y), y, factor)
     return d_x.astype(x.dtype), d_scale, d_bias
 
 
@@ -53,23 +48,33 @@ def standardise(x: Float[Array, "*b width"], eps: float, dtype: Any) -> Float[Ar
 
 
 def _standardise_forward(x, eps, dtype):
-    y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
-    y = y - mean
-    factor = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    return (y * factor).astype(dtype), (x, mean, factor)
+    y, mean, factor = _standard(x, eps)
+    return y.astype(dtype), (x, mean, factor)
 
 
 def _standardise_backward(eps, dtype, kept, gradient):
     """From `x` and two numbers a row. Left to itself JAX keeps arrays of float32."""
     x, mean, factor = kept
-    gradient = gradient.astype(jnp.float32)
     y = (x.astype(jnp.float32) - mean) * factor
-    along = (gradient * y).mean(-1, keepdims=True)
-    return ((factor * (gradient - gradient.mean(-1, keepdims=True) - y * along)).astype(x.dtype),)
+    return (_along_rows(gradient.astype(jnp.float32), y, factor).astype(x.dtype),)
 
 
 standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
+def _standard(x, eps):
+    """Each row with mean 0 and variance 1, in float32; its mean and what it was multiplied by."""
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    y = y - mean
+    factor = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return y * factor, mean, factor
+
+
+def _along_rows(gradient, y, factor):
+    """The gradient of `x` from that of `y`, which is what `_standard` makes of it."""
+    along = (gradient * y).mean(-1, keepdims=True)
+    return factor * (gradient - gradient.mean(-1, keepdims=True) - y * along)
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:

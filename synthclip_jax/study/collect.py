@@ -35,7 +35,7 @@ def collect(workdir: str | os.PathLike) -> dict[str, float]:
     found: dict[str, float] = {}
     paths = results.result_files(folder)
     newest = max((int(path.name.partition("-")[0]) for path in paths), default=0)
-    for path in results.result_files(folder):
+    for path in paths:
         if int(path.name.partition("-")[0]) == newest:
             found |= results.read_result(path)["metrics"]
     if found:

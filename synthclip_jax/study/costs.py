@@ -18,7 +18,7 @@ from synthclip_jax.study.commands import arguments
 from synthclip_jax.study.definition import Cell, Step, Study
 from synthclip_jax.study.driver import RunStep
 from synthclip_jax.study.store import Store
-from synthclip_jax.wording import duration
+from synthclip_jax.wording import duration, storage_size
 
 HERE = "here"  # among the machines
 _TRIAL = {"seconds": list, "amounts": list}
@@ -158,7 +158,7 @@ def _said(cost: Cost, known: Mapping[str, Any]) -> str:
     for machine in known:
         lacking = f" without {', '.join(cost.unknown[machine])}" if cost.unknown[machine] else ""
         parts.append(f"{machine} {_hours(cost.seconds[machine])}{lacking}")
-    return ", ".join([*parts, _size(cost.bytes)])
+    return ", ".join([*parts, storage_size(cost.bytes)])
 
 
 def _sources(study: Study, known: Mapping[str, Mapping[str, Speed]]) -> Iterator[str]:
@@ -179,11 +179,3 @@ def _sources(study: Study, known: Mapping[str, Mapping[str, Speed]]) -> Iterator
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h" if seconds >= 360 else f"{seconds:,.0f} s"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"

@@ -9,8 +9,6 @@ written whole or not at all.
 """
 
 import contextlib
-import errno
-import fcntl
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ from typing import Any
 
 from synthclip_jax.config import leaves
 from synthclip_jax.files import state_files
+from synthclip_jax.files.locks import try_lock
 from synthclip_jax.files.storage import explained
 from synthclip_jax.study.definition import StudyError
 
@@ -25,8 +24,6 @@ LOCK, DEFINITION = ".study.lock", "cell.json"
 _RECORD = {"cell": str, "definition": dict, "metrics": dict, "steps": list, "bytes": int, "host": str, "finished": str}
 _STEP = {"module": str, "seconds": float}
 _FAILURE = {"cell": str, "error": str, "host": str, "when": str}
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class Store:
@@ -119,7 +116,9 @@ class Store:
             lock.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            yield _take(handle, lock)
+            with explained(lock):
+                ours = try_lock(handle)
+            yield ours is not False  # without locks two may do the same work; a record is whole all the same
         finally:
             os.close(handle)
 
@@ -128,18 +127,6 @@ class Store:
 
     def _failure(self, cell: str) -> pathlib.Path:
         return self.workdir / "failures" / f"{cell}.json"
-
-
-def _take(handle: int, lock: pathlib.Path) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        if error.errno not in _NO_LOCKS:  # without locks two may do the same work; a record is whole all the same
-            with explained(lock):
-                raise
-    return True
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

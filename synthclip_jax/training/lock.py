@@ -6,8 +6,6 @@ holds it, killed or not. The file names it, for the message to everybody else.
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -18,10 +16,10 @@ from collections.abc import Iterator
 from synthclip_jax.devices.distributed import by_first, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
+from synthclip_jax.files.locks import try_lock
 from synthclip_jax.files.storage import explained
 
 NAME = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _SHAPE = {"host": str, "pid": int, "started": str}
 _TRIES, _PAUSE = 50, 0.1  # seconds between two looks at the holder's name
 
@@ -64,19 +62,17 @@ def _take(folder: pathlib.Path, where: str, does: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            say(f"{folder}: this file system has no locks. See to it that nobody else {does}")
-            _held.add(handle)
-            return handle
-        holder = _holder(handle)
+        with explained(lock):
+            ours = try_lock(handle)
+        if ours is False:
+            raise WorkdirBusy(f"{where}{_holder(handle)} {does}. Wait until it ends, stop it, or use another --workdir")
+    except BaseException:
         os.close(handle)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            with explained(lock):
-                raise
-        raise WorkdirBusy(f"{where}{holder} {does}. Wait until it ends, stop it, or use another --workdir") from None
+        raise
     _held.add(handle)
+    if ours is None:
+        say(f"{folder}: this file system has no locks. See to it that nobody else {does}")
+        return handle
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}) + "\n"
     with contextlib.suppress(OSError):  # a full disk: it is held all the same
         os.ftruncate(handle, 0)
