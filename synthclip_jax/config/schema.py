@@ -119,8 +119,8 @@ class Model(Section):
     scan_layers: bool = value(True, "run layers as one scanned loop (quick compile) or unrolled (3-10% quicker steps)")
     attention: str = value(
         "auto",
-        "attention kernel; cudnn needs a GPU and bfloat16, auto takes it where it can and else xla",
-        choices=("auto", "xla", "cudnn"),
+        "attention kernel: pallas (TPUs) or cudnn (GPUs, bfloat16) or xla; auto takes cudnn where it can and else xla",
+        choices=("auto", "xla", "cudnn", "pallas"),
     )
     vision: Vision
     text: Text

@@ -160,7 +160,7 @@ class CLIP(nnx.Module):
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": config.remat,
             "scan_layers": config.scan_layers,
-            "attention": attention_kernel(config, platform),
+            "attention": attention_kernel(config, platform, (image_size // config.vision.patch_size) ** 2 + 1),
         }
         activation = "quick_gelu" if config.quick_gelu else "gelu"
         self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, activation, how, rngs)

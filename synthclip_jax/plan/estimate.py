@@ -116,7 +116,7 @@ def estimate(config: Config, topology: Topology) -> Need:
     )
     shards = sharding.batch_shards(mesh)
     part = (train.microbatch or train.batch_size) / shards
-    kernel = attention_kernel(config.model, "tpu" if topology.is_tpu else "gpu")
+    kernel = attention(config, topology)
     per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), config.model.remat)
     accumulated = train.microbatch not in (0, train.batch_size)
     rows = min(train.loss_block, train.batch_size / shards) if train.loss_method == "ring" else 0
@@ -140,7 +140,7 @@ def work(config: Config, topology: Topology, need: Need) -> Work:
     parts = train.batch_size / train.microbatch if accumulated else 1
     shape = sharding.mesh_shape(train.mesh, topology.chips)
     shards = shape["data"] * shape["fsdp"]
-    ring = train.loss_method == "ring"
+    ring, fused = train.loss_method == "ring", attention(config, topology) != "xla"
     gradients = need.parameters * shape["fsdp"]  # of the whole model, or of this device's share of each layer
     split = (shape["fsdp"] - 1) / shape["fsdp"]
     # Gradients are summed once a microbatch; with fsdp, parameters are also fetched for both passes.
@@ -149,7 +149,7 @@ def work(config: Config, topology: Topology, need: Need) -> Work:
     state = need.parameters + need.optimizer + need.ema
     return Work(
         model=train.batch_size * flops.train_flops(*of_pair),
-        recomputed=train.batch_size * flops.recomputed_flops(*of_pair, accumulated),
+        recomputed=train.batch_size * flops.recomputed_flops(*of_pair, accumulated, fused),
         loss=train.batch_size * flops.loss_flops(model.embed_dim, train.batch_size, ring),
         memory=2 * (parts * need.activations + state) + need.gradients + need.batch,
         wire=wire,
@@ -162,6 +162,12 @@ def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     changed = ml_collections.ConfigDict(config).copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
     return ml_collections.FrozenConfigDict(changed)
+
+
+def attention(config: Config, topology: Topology) -> str:
+    """The kernel of attention that a config takes on a machine; see `attention_kernel`."""
+    tokens = (config.data.image_size // config.model.vision.patch_size) ** 2 + 1
+    return attention_kernel(config.model, "tpu" if topology.is_tpu else "gpu", tokens)
 
 
 @functools.cache
@@ -215,7 +221,7 @@ def _residual_bytes(key: Any, remat: str) -> float:
     def counts(x: Any) -> bool:
         # A fused kernel keeps no matrix of attention weights.
         square = x.shape[-2:] in [(length, length) for length in lengths]
-        return any(size % _PROBE == 0 for size in x.shape) and not (square and key.model.attention == "cudnn")
+        return any(size % _PROBE == 0 for size in x.shape) and not (square and key.model.attention != "xla")
 
     found = jax.tree.leaves(jax.eval_shape(residuals, params, images, tokens, kept))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in found if counts(x)) / _PROBE
