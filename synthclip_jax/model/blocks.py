@@ -30,6 +30,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+REMAT = ("auto", "none", *REMAT_POLICIES)
 CUDNN_HEAD_DIMS = range(8, 129, 8)  # channels of a head that cuDNN's attention takes on all cards that have it
 
 
@@ -76,8 +77,17 @@ def attention_kernel(model: Model, platform: str, tokens: int = 0) -> str:
         return "pallas" if platform == "tpu" else "interpreted"
     if name != "auto":
         return name
+    if platform == "tpu" and suits:
+        return "pallas"
     fused = model.compute_dtype == "bfloat16" and all(size in CUDNN_HEAD_DIMS for size in sizes)
     return "cudnn" if fused and gpu else "xla"
+
+
+def remat_policy(model: Model, platform: str) -> str:
+    """What `model.remat` means on a platform. TPUs compute norms and GELU again in less time than they read them."""
+    if model.remat != "auto":
+        return model.remat
+    return "elementwise" if platform == "tpu" else "none"
 
 
 def _pad(x: Float[Array, "b t width"], implementation: str) -> Float[Array, "b padded width"]:
@@ -157,8 +167,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         if self.is_short:
             qkv, how = self.qkv, {"causal": self.spec.causal, "interpret": self.spec.attention == "interpreted"}
-            mixed = short_attention.self_attention(x, qkv.kernel[...], qkv.bias[...], **how)
-            return self.out(mixed.reshape(*x.shape[:-1], self.spec.heads, self.spec.head_dim))
+            mixed = short_attention.self_attention(x, qkv.kernel[...], qkv.bias[0], **how)
+            return short_attention.project(mixed, self.out.kernel[...], self.out.bias[...])
         # Three products that write what the fused kernel reads, instead of one that must be cut up for it.
         if x.ndim == 2:
             parts = [self.qkv(x, part, biased=part == 0) for part in range(3)]

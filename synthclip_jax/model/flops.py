@@ -85,29 +85,22 @@ def unread_flops(config: Model, image_size: int, tokens: int | None = None, patc
 
 
 def recomputed_flops(
-    config: Model,
-    image_size: int,
-    tokens: int | None = None,
-    patch_dropout: float = 0.0,
-    accumulated: bool = False,
-    fused: bool = False,
+    config: Model, image_size: int, tokens: int | None = None, patch_dropout: float = 0.0, accumulated: bool = False
 ) -> int:
     """What is computed twice for one pair: by `config.remat`, and by accumulation, which embeds everything once more.
 
     `full` repeats whole blocks. `dots` keeps the products with weights and repeats those inside attention, and much
-    that is no matrix product and therefore not counted, as everything that `elementwise` repeats. `fused` kernels of
-    attention compute scores again in the backward pass instead of keeping them.
+    that is no matrix product and therefore not counted, as everything that `elementwise` repeats.
     """
     vision, text = config.vision, config.text
     patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
     lengths = ((vision, patches + 1), (text, text.context_length if tokens is None else tokens))
-    by_policy, scores = {"none": 0, "elementwise": 0, "dots": 0, "full": 0}, 0
+    by_policy = {"auto": 0, "none": 0, "elementwise": 0, "dots": 0, "full": 0}
     for tower, length in lengths:
-        scores += tower.layers * 2 * length**2 * tower.width
         by_policy["dots"] += tower.layers * 4 * length**2 * tower.width
         by_policy["full"] += tower.layers * block_flops(tower.width, length)
     again = forward_flops(config, image_size, tokens, patch_dropout) if accumulated else 0
-    return by_policy[config.remat] + again + (scores if fused else 0)
+    return by_policy[config.remat] + again
 
 
 def loss_flops(embed_dim: int, batch_size: int, ring: bool = False) -> int:

@@ -20,7 +20,7 @@ from synthclip_jax.config.generation import Images
 from synthclip_jax.config.schema import Config, Train
 from synthclip_jax.devices import sharding
 from synthclip_jax.model import flops
-from synthclip_jax.model.blocks import attention_kernel
+from synthclip_jax.model.blocks import attention_kernel, remat_policy
 from synthclip_jax.model.preprocess import normalise
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.plan.chips import Topology
@@ -117,7 +117,8 @@ def estimate(config: Config, topology: Topology) -> Need:
     shards = sharding.batch_shards(mesh)
     part = (train.microbatch or train.batch_size) / shards
     kernel = attention(config, topology)
-    per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), config.model.remat)
+    policy = remat(config, topology)
+    per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), policy)
     accumulated = train.microbatch not in (0, train.batch_size)
     rows = min(train.loss_block, train.batch_size / shards) if train.loss_method == "ring" else 0
     # Logits, and two arrays of their size for the gradient; ring has one block of each.
@@ -127,20 +128,21 @@ def estimate(config: Config, topology: Topology) -> Need:
         **given,
         # While a microbatch adds its gradient, there are two.
         gradients=given["parameters"] * (2 if accumulated else 1),
-        activations=part * (per_pair + (block if config.model.remat != "none" else 0)) / shape["tensor"],
+        activations=part * (per_pair + (block if policy != "none" else 0)) / shape["tensor"],
         loss=logits + embeddings,
     )
 
 
 def work(config: Config, topology: Topology, need: Need) -> Work:
     """What the step does, with the least bytes that must move: activations out and back, parameters, gradients."""
+    config = with_changes(config, {"model.remat": remat(config, topology)})
     train, model = config.train, config.model
     accumulated = train.microbatch not in (0, train.batch_size)
     of_pair = (model, config.data.image_size, None, train.patch_dropout)
     parts = train.batch_size / train.microbatch if accumulated else 1
     shape = sharding.mesh_shape(train.mesh, topology.chips)
     shards = shape["data"] * shape["fsdp"]
-    ring, fused = train.loss_method == "ring", attention(config, topology) != "xla"
+    ring = train.loss_method == "ring"
     gradients = need.parameters * shape["fsdp"]  # of the whole model, or of this device's share of each layer
     split = (shape["fsdp"] - 1) / shape["fsdp"]
     # Gradients are summed once a microbatch; with fsdp, parameters are also fetched for both passes.
@@ -149,7 +151,7 @@ def work(config: Config, topology: Topology, need: Need) -> Work:
     state = need.parameters + need.optimizer + need.ema
     return Work(
         model=train.batch_size * flops.train_flops(*of_pair),
-        recomputed=train.batch_size * flops.recomputed_flops(*of_pair, accumulated, fused),
+        recomputed=train.batch_size * flops.recomputed_flops(*of_pair, accumulated),
         loss=train.batch_size * flops.loss_flops(model.embed_dim, train.batch_size, ring),
         memory=2 * (parts * need.activations + state) + need.gradients + need.batch,
         wire=wire,
@@ -168,6 +170,11 @@ def attention(config: Config, topology: Topology) -> str:
     """The kernel of attention that a config takes on a machine; see `attention_kernel`."""
     tokens = (config.data.image_size // config.model.vision.patch_size) ** 2 + 1
     return attention_kernel(config.model, "tpu" if topology.is_tpu else "gpu", tokens)
+
+
+def remat(config: Config, topology: Topology) -> str:
+    """What is recomputed on a machine; see `remat_policy`."""
+    return remat_policy(config.model, "tpu" if topology.is_tpu else "gpu")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from synthclip_jax import wording
 from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.sharding import mesh_shape
 from synthclip_jax.plan.chips import GIB, Topology
-from synthclip_jax.plan.estimate import attention, estimate, with_changes
+from synthclip_jax.plan.estimate import attention, estimate, remat, with_changes
 from synthclip_jax.plan.search import REMAT, TOLERANCE
 
 # Bounds closer than this are the same: then what was found first stays, which is nearer to the config as given.
@@ -124,7 +124,7 @@ def levers(config: Config, topology: Topology) -> Iterator[Sequence[Values]]:
     train, mesh = config.train, mesh_shape(config.train.mesh, topology.chips)
     yield [{"model.attention": kernel} for kernel in ("auto", "xla")]
     yield [{"model.scan_layers": scan} for scan in (True, False)]
-    yield [{"model.remat": remat} for remat in REMAT]
+    yield [{"model.remat": policy} for policy in REMAT]
     yield [
         {"train.mesh.data": -1, "train.mesh.fsdp": fsdp, "train.mesh.tensor": tensor}
         for tensor in (1, 2, 4)
@@ -155,4 +155,4 @@ def _program(config: Config, topology: Topology) -> Any:
     model = config.model
     kernel = attention(config, topology)
     microbatch = config.train.microbatch % config.train.batch_size
-    return kernel, model.remat, model.scan_layers, tuple(mesh.values()), microbatch
+    return kernel, remat(config, topology), model.scan_layers, tuple(mesh.values()), microbatch

@@ -118,7 +118,8 @@ def test_a_layer_of_one_token_gives_what_the_layer_of_all_gives_it(causal):
         ("auto", "gpu", "bfloat16", (64, 20), "xla"),
         ("auto", "gpu", "bfloat16", (136, 64), "xla"),
         ("auto", "gpu", "float32", (64, 64), "xla"),
-        ("auto", "tpu", "bfloat16", (64, 64), "xla"),
+        ("auto", "tpu", "bfloat16", (64, 64), "pallas"),
+        ("auto", "tpu", "float32", (64, 20), "xla"),
         ("pallas", "tpu", "bfloat16", (64, 64), "pallas"),
         ("pallas", "cpu", "float32", (8, 64), "interpreted"),
         ("auto", "cpu", "bfloat16", (64, 64), "xla"),
@@ -236,7 +237,7 @@ def test_initial_parameters_depend_on_the_key_alone():
         ("text", {"heads": 7}, 16, r"model\.text\.heads=7 does not divide"),
         ("vision", {"patch_size": 7}, 16, r"patch_size=7 does not divide the image size 16"),
         (None, {"tower": "resnet"}, 16, r"model\.tower='resnet' is not one of slip, openai"),
-        (None, {"remat": "some"}, 16, r"model\.remat='some' is not one of none, elementwise, dots, full"),
+        (None, {"remat": "some"}, 16, r"model\.remat='some' is not one of auto, none, elementwise, dots, full"),
         (None, {"compute_dtype": "float16"}, 16, r"'float16' is not one of float32, bfloat16"),
     ],
 )

@@ -9,14 +9,15 @@ from jax.sharding import PartitionSpec as P
 
 from synthclip_jax.devices import sharding
 from synthclip_jax.model import short_attention
-from synthclip_jax.model.short_attention import Layout
+from synthclip_jax.model import short_attention_kernel as kernels
 
 BATCH = 2
 
 
-def exact(qkv, gradient, causal):
-    """Outputs [b, t, heads, dim] in float64, and the gradient of qkv [b, t, 3, heads, dim]."""
+def exact(qkv, bias, gradient, causal):
+    """In float64: outputs [b, t, heads, dim], gradients of qkv [b, t, 3, heads, dim] and of the queries' bias."""
     query, key, value = np.moveaxis(np.asarray(qkv, np.float64), 2, 0)
+    query = query + np.asarray(bias, np.float64)
     scale, length = query.shape[-1] ** -0.5, query.shape[1]
     scores = np.einsum("bthd,bshd->bhts", query, key) * scale
     if causal:
@@ -27,36 +28,40 @@ def exact(qkv, gradient, causal):
     pull = shares * (pull - (shares * pull).sum(-1, keepdims=True)) * scale
     parts = np.einsum("bhts,bshd->bthd", pull, key), np.einsum("bhts,bthd->bshd", pull, query)
     d_value = np.einsum("bhts,bthd->bshd", shares, gradient)
-    return np.einsum("bhts,bshd->bthd", shares, value), np.stack([*parts, d_value], axis=2)
+    return np.einsum("bhts,bshd->bthd", shares, value), np.stack([*parts, d_value], axis=2), parts[0].sum((0, 1))
 
 
-def kernel(qkv, gradient, causal, groups=None):
+def kernel(qkv, bias, gradient, causal, groups=None):
     """The same by the kernel, in the type of the inputs."""
     _, length, _, heads, dim = qkv.shape
     groups = groups or short_attention._groups(heads, dim, length, qkv.dtype.itemsize, 1)
-    layout = Layout(heads, dim, groups)
+    layout = kernels.Layout(heads, dim, groups)
     call = short_attention._Call(layout, causal, True, jax.sharding.get_abstract_mesh())
 
     @jax.jit
-    def run(qkv, gradient):
-        attend = lambda qkv: short_attention._attend(short_attention.pack(qkv, layout), call)  # noqa: E731
-        out, pull_back = jax.vjp(attend, qkv)
-        return out.reshape(gradient.shape), pull_back(gradient.reshape(out.shape))[0]
+    def run(qkv, bias, gradient):
+        def attend(qkv, bias):
+            packed = short_attention.pack(qkv, layout), short_attention.pack(bias[None], layout)[None]
+            return short_attention._attend(*packed, call)
 
-    return [np.asarray(x, np.float64) for x in run(qkv, gradient)]
+        out, pull_back = jax.vjp(attend, qkv, bias)
+        return out.reshape(gradient.shape), *pull_back(gradient.reshape(out.shape))
+
+    return [np.asarray(x, np.float64) for x in run(qkv, bias, gradient)]
 
 
 def draw(length, heads, dim, dtype="float32", scale=1.0):
     rng = np.random.default_rng(length)
     qkv = rng.normal(size=(BATCH, length, 3, heads, dim)) * scale
-    gradient = rng.normal(size=(BATCH, length, heads, dim))
-    return jnp.asarray(qkv, dtype), jnp.asarray(gradient, dtype)
+    bias, gradient = rng.normal(size=(heads, dim)), rng.normal(size=(BATCH, length, heads, dim))
+    return jnp.asarray(qkv, dtype), jnp.asarray(bias, jnp.float32), jnp.asarray(gradient, dtype)
 
 
-def assert_exact(qkv, gradient, causal, tolerance, groups=None):
-    ours = kernel(qkv, gradient, causal, groups)
-    theirs = exact(qkv, np.asarray(gradient, np.float64), causal)
+def assert_exact(qkv, bias, gradient, causal, tolerance, groups=None):
+    ours = kernel(qkv, bias, gradient, causal, groups)
+    theirs = exact(qkv, bias, np.asarray(gradient, np.float64), causal)
     for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
         assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-6)
 
 
@@ -81,8 +86,8 @@ def test_values_and_gradients_are_those_of_attention(length, heads, dim, causal,
 @pytest.mark.parametrize("dim", [64, 80])
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_of_queries_give_the_same(dim, causal, monkeypatch):
-    monkeypatch.setattr(short_attention, "_SCORES", 16 * 5 * 4 * short_attention.LANES)
-    assert short_attention._rows(40) == 16  # and eight are left over
+    monkeypatch.setattr(kernels, "SCORES", 16 * 5 * 4 * kernels.LANES)
+    assert kernels.block_of_queries(40) == 16  # and eight are left over
     assert_exact(*draw(40, 3, dim), causal, 2e-6)
 
 
@@ -93,16 +98,16 @@ def test_bfloat16_is_as_exact_as_it_can_be(dim):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_large_scores_and_rows_of_zeros(causal):
-    qkv, gradient = draw(20, 2, 64, scale=30.0)  # scores of thousands: a softmax of one key
+    qkv, bias, gradient = draw(20, 2, 64, scale=30.0)  # scores of thousands: a softmax of one key
     qkv = qkv.at[0, :, 1].set(0.0).at[0, 3].set(0.0).at[1, :, 0, :, 0].set(1e4)
-    assert_exact(qkv, gradient, causal, 2e-4)
+    assert_exact(qkv, bias, gradient, causal, 2e-4)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_what_is_no_number_stays_in_its_example_and_head_and_of_a_query_in_its_row(part):
-    qkv, gradient = draw(9, 3, 64)
+    qkv, *rest = draw(9, 3, 64)
     broken = qkv.at[1, 4, part, 1, 5].set(jnp.nan)
-    (clean, clean_gradient), (out, d_qkv) = kernel(qkv, gradient, False), kernel(broken, gradient, False)
+    (clean, clean_gradient, _), (out, d_qkv, _) = kernel(qkv, *rest, False), kernel(broken, *rest, False)
     hit = np.zeros(out.shape, bool)
     hit[1, 4 if part == 0 else slice(None), 1] = True
     if part == 2:  # one channel of the values
@@ -116,9 +121,9 @@ def test_what_is_no_number_stays_in_its_example_and_head_and_of_a_query_in_its_r
 
 
 def test_a_later_key_that_is_no_number_is_not_seen():
-    qkv, gradient = draw(9, 2, 64)
-    out, _ = kernel(qkv.at[0, 6, 1].set(jnp.nan), gradient, True)
-    clean, _ = kernel(qkv, gradient, True)
+    qkv, *rest = draw(9, 2, 64)
+    out, *_ = kernel(qkv.at[0, 6, 1].set(jnp.nan), *rest, True)
+    clean, *_ = kernel(qkv, *rest, True)
     np.testing.assert_array_equal(out[0, :6], clean[0, :6])
     assert np.isnan(out[0, 6:]).all()
 
@@ -128,7 +133,7 @@ def test_devices_share_examples_and_heads(sizes):
     """Where the heads cannot be shared out, every device has them all."""
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[:8])
     rng = np.random.default_rng(0)
-    shapes = (8, 5, 16), (16, 3, 6, 8), (3, 6, 8), (8, 5, 48)
+    shapes = (8, 5, 16), (16, 3, 6, 8), (6, 8), (8, 5, 48)
     x, weights, bias, gradient = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
     def run(x, weights, bias):
@@ -142,15 +147,15 @@ def test_devices_share_examples_and_heads(sizes):
 
     placed = jax.device_put(x, NamedSharding(mesh, P(sharding.BATCH_AXES)))
     shared, alone = jax.jit(on_mesh)(placed, weights, bias), jax.jit(run)(x, weights, bias)
-    qkv = np.einsum("btw,wphd->btphd", x, weights) + np.asarray(bias)
-    out, _ = exact(qkv, np.asarray(gradient).reshape(8, 5, 6, 8), True)
+    qkv = np.einsum("btw,wphd->btphd", x, weights)
+    out, *_ = exact(qkv, bias, np.asarray(gradient).reshape(8, 5, 6, 8), True)
     np.testing.assert_allclose(alone[0], out.reshape(8, 5, 48), rtol=1e-4, atol=1e-4)
     for a, b in zip(shared, alone, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_sizes_that_it_does_not_take_are_refused():
-    x, weights, bias = jnp.ones((1, 3, 8)), jnp.ones((8, 3, 2, 12)), jnp.ones((3, 2, 12))
+    x, weights, bias = jnp.ones((1, 3, 8)), jnp.ones((8, 3, 2, 12)), jnp.ones((2, 12))
     with pytest.raises(ValueError, match="does not take 2 heads of 12 and 3 tokens"):
         short_attention.self_attention(x, weights, bias, causal=False, interpret=True)
     assert short_attention.suits(16, 80, 257, jnp.bfloat16)
