@@ -114,13 +114,15 @@ class Model(Section):
     logit_bias: bool = value(False, "learned bias on the logits; the sigmoid loss needs it")
     compute_dtype: str = value("bfloat16", "activations; parameters are float32", choices=("bfloat16", "float32"))
     remat: str = value(
-        "none", "activations recomputed in the backward pass", choices=("none", "elementwise", "dots", "full")
+        "auto",
+        "activations recomputed in the backward pass; auto: elementwise on TPUs, else none",
+        choices=("auto", "none", "elementwise", "dots", "full"),
     )
     scan_layers: bool = value(True, "run layers as one scanned loop (quick compile) or unrolled (3-10% quicker steps)")
     attention: str = value(
         "auto",
-        "attention kernel; cudnn needs a GPU and bfloat16, auto takes it where it can and else xla",
-        choices=("auto", "xla", "cudnn"),
+        "attention kernel: pallas for TPUs, cudnn for GPUs in bfloat16, xla; auto takes the first of them that can run",
+        choices=("auto", "xla", "cudnn", "pallas"),
     )
     vision: Vision
     text: Text

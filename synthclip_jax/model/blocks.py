@@ -7,25 +7,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from synthclip_jax.config import ConfigError
 from synthclip_jax.config.schema import Model
+from synthclip_jax.model import short_attention
 from synthclip_jax.model.init import BlockInit
 from synthclip_jax.model.layers import ACTIVATIONS, Linear, Norm, fold
 
 
 def _products(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name == "dot_general" or primitive.name.startswith("dot_product_attention_fwd")
+    # Of what has a name, such as a product with its bias, the product alone is not kept as well: nothing needs it.
+    return primitive.name in ("dot_general", "name") or primitive.name.startswith("dot_product_attention_fwd")
 
 
 # What the backward pass may keep of a block's activations; the rest is computed again. `elementwise` keeps what matrix
-# products and cuDNN's attention give, so that only norms and activations run twice, which costs no time: they are part
+# products and fused attention give, so that only norms and activations run twice, which costs no time: they are part
 # of the kernels that need them. `dots` keeps the products with weights, so that attention runs twice as well.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "elementwise": _products,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+REMAT = ("auto", "none", *REMAT_POLICIES)
 CUDNN_HEAD_DIMS = range(8, 129, 8)  # channels of a head that cuDNN's attention takes on all cards that have it
 
 
@@ -49,13 +54,40 @@ class BlockSpec:
         return self.width // self.heads
 
 
-def attention_kernel(model: Model, platform: str) -> str:
-    """The kernel that `model.attention` means on a platform, named as a `jax.Device` names it: `xla` or `cudnn`."""
-    if model.attention != "auto":
-        return model.attention
-    sizes = (tower.width // tower.heads for tower in (model.vision, model.text))
+def attention_kernel(model: Model, platform: str, tokens: int = 0) -> str:
+    """The kernel that `model.attention` means on a platform, which is named as a `jax.Device` names it.
+
+    It is `xla`, `cudnn`, `pallas`, or where there is no TPU `interpreted`, which is pallas computed slowly.
+
+    Args:
+      tokens: of an image. Those of a text are as many as `model` says.
+
+    Raises:
+      ConfigError: `pallas` is asked for where it cannot be had.
+    """
+    gpu, name = platform in ("gpu", "cuda"), model.attention
+    sizes = [tower.width // tower.heads for tower in (model.vision, model.text)]
+    longest = max(tokens, model.text.context_length)
+    suits = longest <= short_attention.MAX_TOKENS and all(size in short_attention.HEAD_DIMS for size in sizes)
+    if name == "pallas" and (gpu or not suits):
+        where = "on a GPU: 'cudnn', 'xla', 'auto'"
+        sizes_taken = f"heads of 8, 16, ... or 128 channels and at most {short_attention.MAX_TOKENS} tokens"
+        raise ConfigError(f"model.attention: given 'pallas', allowed {where if gpu else 'with ' + sizes_taken}")
+    if name == "pallas":
+        return "pallas" if platform == "tpu" else "interpreted"
+    if name != "auto":
+        return name
+    if platform == "tpu" and suits:
+        return "pallas"
     fused = model.compute_dtype == "bfloat16" and all(size in CUDNN_HEAD_DIMS for size in sizes)
-    return "cudnn" if fused and platform in ("gpu", "cuda") else "xla"
+    return "cudnn" if fused and gpu else "xla"
+
+
+def remat_policy(model: Model, platform: str) -> str:
+    """What `model.remat` means on a platform. TPUs compute norms and GELU again in less time than they read them."""
+    if model.remat != "auto":
+        return model.remat
+    return "elementwise" if platform == "tpu" else "none"
 
 
 def _pad(x: Float[Array, "b t width"], implementation: str) -> Float[Array, "b padded width"]:
@@ -127,7 +159,16 @@ class Attention(nnx.Module):
         self.qkv = Linear((spec.width,), (3, *heads), spec.compute_dtype, rngs, init.qkv, zeros)
         self.out = Linear(heads, (spec.width,), spec.compute_dtype, rngs, init.out, zeros)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it runs as the kernel for short sequences."""
+        return self.spec.attention in ("pallas", "interpreted")
+
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
+        if self.is_short:
+            qkv, how = self.qkv, {"causal": self.spec.causal, "interpret": self.spec.attention == "interpreted"}
+            mixed = short_attention.self_attention(x, qkv.kernel[...], qkv.bias[0], **how)
+            return short_attention.project(mixed, self.out.kernel[...], self.out.bias[...])
         # Three products that write what the fused kernel reads, instead of one that must be cut up for it.
         if x.ndim == 2:
             parts = [self.qkv(x, part, biased=part == 0) for part in range(3)]
@@ -197,6 +238,8 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         """One layer, for so many examples, whose first `length` tokens are real (see `_pad`)."""
         x = x + self.attention(self.norm1.without_scale_and_bias(x), batch, length)
+        if self.attention.is_short:
+            x = checkpoint_name(x, "middle")
         return x + self.mlp(self.norm2.without_scale_and_bias(x))
 
     def of_one_token(

@@ -307,4 +307,9 @@ class Placement:
     def jit(self, function: Callable) -> Callable:
         """The function compiled so that every process can read its results."""
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        return jax.jit(function, out_shardings=everywhere)
+
+        def on_mesh(*arguments):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*arguments)
+
+        return jax.jit(on_mesh, out_shardings=everywhere)

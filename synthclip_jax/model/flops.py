@@ -95,7 +95,7 @@ def recomputed_flops(
     vision, text = config.vision, config.text
     patches = kept_patches((image_size // vision.patch_size) ** 2, patch_dropout)
     lengths = ((vision, patches + 1), (text, text.context_length if tokens is None else tokens))
-    by_policy = {"none": 0, "elementwise": 0, "dots": 0, "full": 0}
+    by_policy = {"auto": 0, "none": 0, "elementwise": 0, "dots": 0, "full": 0}
     for tower, length in lengths:
         by_policy["dots"] += tower.layers * 4 * length**2 * tower.width
         by_policy["full"] += tower.layers * block_flops(tower.width, length)

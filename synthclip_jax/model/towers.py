@@ -32,9 +32,10 @@ from jaxtyping import Array, Float, Int
 
 from synthclip_jax.config.schema import Model, Text, Vision
 from synthclip_jax.model.blocks import (
-    REMAT_POLICIES,
+    REMAT,
     BlockSpec,
     attention_kernel,
+    remat_policy,
     run_blocks,
     stack_blocks,
 )
@@ -158,9 +159,9 @@ class CLIP(nnx.Module):
     ):
         how = {
             "compute_dtype": jnp.dtype(config.compute_dtype),
-            "remat": config.remat,
+            "remat": remat_policy(config, platform),
             "scan_layers": config.scan_layers,
-            "attention": attention_kernel(config, platform),
+            "attention": attention_kernel(config, platform, (image_size // config.vision.patch_size) ** 2 + 1),
         }
         activation = "quick_gelu" if config.quick_gelu else "gelu"
         self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, activation, how, rngs)
@@ -253,7 +254,7 @@ def _check(config: Model, image_size: int) -> None:
         )
     for name, value, allowed in (
         ("tower", config.tower, ("slip", "openai")),
-        ("remat", config.remat, ("none", *REMAT_POLICIES)),
+        ("remat", config.remat, REMAT),
         ("compute_dtype", config.compute_dtype, ("float32", "bfloat16")),
     ):
         if value not in allowed:

@@ -62,7 +62,7 @@ def plan(config: Config, topology: Topology, most: int = 0, compiles: bool = Tru
     from synthclip_jax import config as config_lib
 
     if topology.is_tpu and config.model.attention == "cudnn":
-        raise config_lib.ConfigError("model.attention: given 'cudnn', allowed on a TPU: 'xla'")
+        raise config_lib.ConfigError("model.attention: given 'cudnn', allowed on a TPU: 'auto', 'pallas', 'xla'")
     compiled = compiles and (topology.is_tpu or gpu_target.is_installed())
     attempt = ahead.make_attempt(topology) if compiled else _arithmetic(topology)
     _say_what(config, topology, _how(topology, compiled, compiles))
@@ -211,7 +211,7 @@ def _say_speed(config: Config, topology: Topology, result: Any) -> None:
         more = topology.chips * products.flops
         print(f"  {more / 1e12:12,.2f} T  products in the program ({more / done.model - 1:+.1%})")
         calls = products.attention_forward, products.attention_backward
-        print(f"                  cuDNN's attention in it: {calls[0]} x forward, {calls[1]} x backward")
+        print(f"                  kernels of attention among them: {calls[0]} x forward, {calls[1]} x backward")
     else:
         if done.recomputed:
             print(f"  {done.recomputed / 1e12:12,.2f} T  computed twice ({done.recomputed / done.model:+.1%})")

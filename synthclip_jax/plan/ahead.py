@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import UserError
-from synthclip_jax.plan import gpu_program, gpu_target
+from synthclip_jax.plan import gpu_program, gpu_target, tpu_program
 from synthclip_jax.plan.chips import Topology
-from synthclip_jax.plan.traffic import Traffic, traffic
+from synthclip_jax.plan.products import Products
+from synthclip_jax.plan.traffic import Traffic
 
 # What the compiler says when it refuses a program: in the first form that of all buffers alive at the worst moment,
 # arguments included; in the second that of all buffers as they are laid out.
@@ -38,7 +39,7 @@ class Attempt(NamedTuple):
       usable: bytes that the compiler for TPUs allows; known if it refused.
       given: bytes of the arguments by kind; see `estimate.state_bytes`.
       traffic: what the program moves; None if it does not fit on a TPU, or nothing was compiled.
-      products: the matrix products of a program for GPUs.
+      products: the matrix products of the program; None where there is no `traffic`.
     """
 
     fits: bool
@@ -46,7 +47,7 @@ class Attempt(NamedTuple):
     usable: float | None
     given: dict[str, float]
     traffic: Traffic | None
-    products: gpu_program.Products | None = None
+    products: Products | None = None
 
 
 def quiet_libtpu() -> None:
@@ -88,7 +89,7 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
             return Attempt(False, needed, usable, given, None)
         memory = compiled.memory_analysis()
         if topology.is_tpu:
-            return Attempt(True, memory.peak_memory_in_bytes, None, given, traffic(compiled.as_text()))
+            return Attempt(True, memory.peak_memory_in_bytes, None, given, *tpu_program.read(compiled.as_text()))
         # Of a program for GPUs all temporaries are taken at once. It is compiled whether there is room or not.
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         needed += memory.temp_size_in_bytes

@@ -20,7 +20,7 @@ from synthclip_jax.config.generation import Images
 from synthclip_jax.config.schema import Config, Train
 from synthclip_jax.devices import sharding
 from synthclip_jax.model import flops
-from synthclip_jax.model.blocks import attention_kernel
+from synthclip_jax.model.blocks import attention_kernel, remat_policy
 from synthclip_jax.model.preprocess import normalise
 from synthclip_jax.model.towers import make_model
 from synthclip_jax.plan.chips import Topology
@@ -116,8 +116,9 @@ def estimate(config: Config, topology: Topology) -> Need:
     )
     shards = sharding.batch_shards(mesh)
     part = (train.microbatch or train.batch_size) / shards
-    kernel = attention_kernel(config.model, "tpu" if topology.is_tpu else "gpu")
-    per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), config.model.remat)
+    kernel = attention(config, topology)
+    policy = remat(config, topology)
+    per_pair, block = _residuals(_model_key(with_changes(config, {"model.attention": kernel})), policy)
     accumulated = train.microbatch not in (0, train.batch_size)
     rows = min(train.loss_block, train.batch_size / shards) if train.loss_method == "ring" else 0
     # Logits, and two arrays of their size for the gradient; ring has one block of each.
@@ -127,13 +128,14 @@ def estimate(config: Config, topology: Topology) -> Need:
         **given,
         # While a microbatch adds its gradient, there are two.
         gradients=given["parameters"] * (2 if accumulated else 1),
-        activations=part * (per_pair + (block if config.model.remat != "none" else 0)) / shape["tensor"],
+        activations=part * (per_pair + (block if policy != "none" else 0)) / shape["tensor"],
         loss=logits + embeddings,
     )
 
 
 def work(config: Config, topology: Topology, need: Need) -> Work:
     """What the step does, with the least bytes that must move: activations out and back, parameters, gradients."""
+    config = with_changes(config, {"model.remat": remat(config, topology)})
     train, model = config.train, config.model
     accumulated = train.microbatch not in (0, train.batch_size)
     of_pair = (model, config.data.image_size, None, train.patch_dropout)
@@ -162,6 +164,17 @@ def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     changed = ml_collections.ConfigDict(config).copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
     return ml_collections.FrozenConfigDict(changed)
+
+
+def attention(config: Config, topology: Topology) -> str:
+    """The kernel of attention that a config takes on a machine; see `attention_kernel`."""
+    tokens = (config.data.image_size // config.model.vision.patch_size) ** 2 + 1
+    return attention_kernel(config.model, "tpu" if topology.is_tpu else "gpu", tokens)
+
+
+def remat(config: Config, topology: Topology) -> str:
+    """What is recomputed on a machine; see `remat_policy`."""
+    return remat_policy(config.model, "tpu" if topology.is_tpu else "gpu")
 
 
 @functools.cache
@@ -215,7 +228,7 @@ def _residual_bytes(key: Any, remat: str) -> float:
     def counts(x: Any) -> bool:
         # A fused kernel keeps no matrix of attention weights.
         square = x.shape[-2:] in [(length, length) for length in lengths]
-        return any(size % _PROBE == 0 for size in x.shape) and not (square and key.model.attention == "cudnn")
+        return any(size % _PROBE == 0 for size in x.shape) and not (square and key.model.attention != "xla")
 
     found = jax.tree.leaves(jax.eval_shape(residuals, params, images, tokens, kept))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in found if counts(x)) / _PROBE

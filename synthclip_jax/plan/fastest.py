@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from synthclip_jax import wording
 from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.sharding import mesh_shape
-from synthclip_jax.model.blocks import attention_kernel
 from synthclip_jax.plan.chips import GIB, Topology
-from synthclip_jax.plan.estimate import estimate, with_changes
+from synthclip_jax.plan.estimate import attention, estimate, remat, with_changes
 from synthclip_jax.plan.search import REMAT, TOLERANCE
 
 # Bounds closer than this are the same: then what was found first stays, which is nearer to the config as given.
@@ -125,7 +124,7 @@ def levers(config: Config, topology: Topology) -> Iterator[Sequence[Values]]:
     train, mesh = config.train, mesh_shape(config.train.mesh, topology.chips)
     yield [{"model.attention": kernel} for kernel in ("auto", "xla")]
     yield [{"model.scan_layers": scan} for scan in (True, False)]
-    yield [{"model.remat": remat} for remat in REMAT]
+    yield [{"model.remat": policy} for policy in REMAT]
     yield [
         {"train.mesh.data": -1, "train.mesh.fsdp": fsdp, "train.mesh.tensor": tensor}
         for tensor in (1, 2, 4)
@@ -154,6 +153,6 @@ def _program(config: Config, topology: Topology) -> Any:
     """What is the same for settings that become the same program."""
     mesh = mesh_shape(config.train.mesh, topology.chips)
     model = config.model
-    kernel = attention_kernel(model, "tpu" if topology.is_tpu else "gpu")
+    kernel = attention(config, topology)
     microbatch = config.train.microbatch % config.train.batch_size
-    return kernel, model.remat, model.scan_layers, tuple(mesh.values()), microbatch
+    return kernel, remat(config, topology), model.scan_layers, tuple(mesh.values()), microbatch

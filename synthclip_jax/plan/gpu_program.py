@@ -9,53 +9,25 @@ calls of cuBLAS; attention is a call of cuDNN, which writes no scores to memory;
 import dataclasses
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
 
+from synthclip_jax.plan import products
 from synthclip_jax.plan.hlo import Array, Computation, Instruction, Program
 from synthclip_jax.plan.traffic import Traffic, count
 
 _LIBRARIES = re.compile(r'custom_call_target="__(cublas|cudnn)\$')
 _ATTENTION = re.compile(r'custom_call_target="__cudnn\$fmha\w*?(Backward)?(?:\$f8)?"')
-_CALLS = ("fusion", "call", "call-start", "async-start")
 # Space 1 is memory of the card as well, which NCCL has registered; host memory is 5.
 _CARD = (0, 1)
 FORWARD, BACKWARD = 2, 5  # products in attention: scores and sums; backward the scores once more, and four gradients
 
 
-class Products(NamedTuple):
-    """Matrix products of one device in one run of the program.
-
-    Attributes:
-      half: FLOPs of factors with 16 bits.
-      tf32: FLOPs of float32 factors that the card may round (half as fast as `half`).
-      float32: FLOPs of float32 factors in full precision.
-      attention_forward, attention_backward: how often cuDNN's fused attention runs. Its FLOPs are in the others.
-    """
-
-    half: float = 0.0
-    tf32: float = 0.0
-    float32: float = 0.0
-    attention_forward: int = 0
-    attention_backward: int = 0
-
-    @property
-    def flops(self) -> float:
-        return self.half + self.tf32 + self.float32
-
-    def seconds(self, peak: float, float32_cost: float) -> float:
-        """Time of them at full speed, on a device with so many dense bf16 FLOP/s."""
-        return (self.half + 2 * self.tf32 + float32_cost * self.float32) / peak
-
-
-def read(text: str) -> tuple[Traffic, Products]:
+def read(text: str) -> tuple[Traffic, products.Products]:
     """Reads `jax.stages.Compiled.as_text()` of a program for GPUs."""
     program = Program(text)
     for computation in program.computations.values():
         for instruction in list(computation.instructions.values()):
             computation.instructions[instruction.name] = _in_common_words(computation, instruction)
-    return count(program), Products(**_Products(program).of(program.entry))
+    return count(program), products.count(program, _products)
 
 
 def _in_common_words(computation: Computation, instruction: Instruction) -> Instruction:
@@ -70,33 +42,6 @@ def _in_common_words(computation: Computation, instruction: Instruction) -> Inst
         arrays = arrays[:-1] if arrays[-1].kind in ("s8", "u8") else arrays
     arrays = tuple(dataclasses.replace(array, space=0) if array.space in _CARD else array for array in arrays)
     return dataclasses.replace(instruction, opcode=opcode, arrays=arrays)
-
-
-class _Products:
-    """Sums up products by the names of `Products`."""
-
-    def __init__(self, program: Program):
-        self.program = program
-        self._found: dict[str, Counter[str]] = {}
-
-    def of(self, name: str) -> Counter[str]:
-        """In one run of a computation, with all that it calls."""
-        if name not in self._found:
-            found = self._found[name] = Counter()
-            computation = self.program.computations[name]
-            for instruction in computation.instructions.values():
-                found.update(_products(computation, instruction))
-                for called, times in self._calls(instruction):
-                    found.update({kind: times * value for kind, value in self.of(called).items()})
-        return self._found[name]
-
-    def _calls(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
-        if instruction.opcode == "while":
-            yield instruction.called("body"), self.program.rounds(instruction) or 1
-        elif instruction.opcode == "conditional":
-            yield max(instruction.branches(), key=lambda name: sum(self.of(name).values())), 1
-        elif instruction.opcode in _CALLS:
-            yield instruction.called("calls") or instruction.called("to_apply"), 1
 
 
 def _products(computation: Computation, instruction: Instruction) -> dict[str, float]:

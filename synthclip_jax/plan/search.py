@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.sharding import mesh_shape
 from synthclip_jax.plan.chips import Topology
-from synthclip_jax.plan.estimate import Work, estimate, with_changes, work
+from synthclip_jax.plan.estimate import Work, estimate, remat, with_changes, work
 
 REMAT = ("none", "elementwise", "dots", "full")
 
@@ -93,9 +93,10 @@ def find_change(
     accumulates = config.train.microbatch not in (0, config.train.batch_size)
 
     def kind(change: Change) -> tuple[str, bool]:
-        return change.values.get("model.remat", config.model.remat), accumulates or "train.microbatch" in change.values
+        return change.values.get("model.remat", given), accumulates or "train.microbatch" in change.values
 
-    correction = {(config.model.remat, accumulates): 1.0}
+    given = remat(config, topology)
+    correction = {(given, accumulates): 1.0}
 
     def promises(change: Change) -> bool:
         known = correction.get(kind(change))
@@ -129,7 +130,7 @@ def _combinations(config: Config, topology: Topology) -> Iterator[dict[str, Any]
     rest = {} if train.mesh.data == -1 else {"train.mesh.data": -1}
     rest |= {"train.mesh.tensor": mesh["tensor"]} if train.mesh.tensor == -1 else {}
     levers: list[list[dict[str, Any]]] = [
-        [{"model.remat": remat} for remat in REMAT[REMAT.index(config.model.remat) + 1 :]],
+        [{"model.remat": policy} for policy in REMAT[REMAT.index(remat(config, topology)) + 1 :]],
         [{"train.loss_method": "ring"}] if train.loss_method == "dense" else [],
         [{"train.microbatch": size} for size in smaller],
         [{"train.mesh.fsdp": size} | rest for size in wider],

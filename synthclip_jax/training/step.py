@@ -143,7 +143,8 @@ def _make_gradients(config: Config, mesh: Mesh, graphdef: nnx.GraphDef) -> Calla
     def embed(trainable: dict, frozen: dict, batch: Batch) -> tuple[Float[Array, "b embed"], Float[Array, "b embed"]]:
         model = nnx.merge(graphdef, _merge(trainable, frozen))
         images = normalise(batch.images, config.data.mean, config.data.std)
-        return model.encode_image(images, kept=batch.kept), model.encode_text(batch.tokens)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return model.encode_image(images, kept=batch.kept), model.encode_text(batch.tokens)
 
     def loss_on(embeddings, trainable: dict, frozen: dict) -> tuple[Float[Array, ""], Metrics]:
         model = nnx.merge(graphdef, _merge(trainable, frozen))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from synthclip_jax.plan.gpu_program import Products, read
+from synthclip_jax.plan.gpu_program import read
+from synthclip_jax.plan.products import Products
 from synthclip_jax.plan.traffic import Collective
 
 # A loop of three rounds that writes a row of 4 x 8 numbers into a stack on another stream, each the product of two

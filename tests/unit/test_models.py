@@ -1,6 +1,7 @@
 """The model's shapes, its variants that must agree, and its errors."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from synthclip_jax.config import default_config
+from synthclip_jax.config import ConfigError, default_config
 from synthclip_jax.model import blocks
 from synthclip_jax.model.init import torch_block_init
 from synthclip_jax.model.towers import make_model, parameter_count, parameter_table
@@ -117,7 +118,10 @@ def test_a_layer_of_one_token_gives_what_the_layer_of_all_gives_it(causal):
         ("auto", "gpu", "bfloat16", (64, 20), "xla"),
         ("auto", "gpu", "bfloat16", (136, 64), "xla"),
         ("auto", "gpu", "float32", (64, 64), "xla"),
-        ("auto", "tpu", "bfloat16", (64, 64), "xla"),
+        ("auto", "tpu", "bfloat16", (64, 64), "pallas"),
+        ("auto", "tpu", "float32", (64, 20), "xla"),
+        ("pallas", "tpu", "bfloat16", (64, 64), "pallas"),
+        ("pallas", "cpu", "float32", (8, 64), "interpreted"),
         ("auto", "cpu", "bfloat16", (64, 64), "xla"),
         ("xla", "gpu", "bfloat16", (64, 64), "xla"),
         ("cudnn", "cpu", "bfloat16", (64, 64), "cudnn"),
@@ -127,7 +131,22 @@ def test_auto_takes_the_fused_kernel_where_it_can_run(name, platform, dtype, dim
     model = small(attention=name, compute_dtype=dtype)
     for tower, size in zip((model.vision, model.text), dims, strict=True):
         tower.width = size * tower.heads
-    assert blocks.attention_kernel(model, platform) == kernel
+    assert blocks.attention_kernel(model, platform, 197) == kernel
+
+
+@pytest.mark.parametrize(
+    ("platform", "dim", "tokens", "message"),
+    [
+        ("gpu", 64, 197, "given 'pallas', allowed on a GPU: 'cudnn', 'xla', 'auto'"),
+        ("tpu", 20, 197, "given 'pallas', allowed with heads of 8, 16, ... or 128 channels and at most 1024 tokens"),
+        ("tpu", 64, 1025, "given 'pallas', allowed with heads"),
+    ],
+)
+def test_pallas_where_it_cannot_run_is_refused(platform, dim, tokens, message):
+    model = small(attention="pallas")
+    model.vision.width = dim * model.vision.heads
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        blocks.attention_kernel(model, platform, tokens)
 
 
 def test_full_remat_needs_less_memory():
@@ -218,7 +237,7 @@ def test_initial_parameters_depend_on_the_key_alone():
         ("text", {"heads": 7}, 16, r"model\.text\.heads=7 does not divide"),
         ("vision", {"patch_size": 7}, 16, r"patch_size=7 does not divide the image size 16"),
         (None, {"tower": "resnet"}, 16, r"model\.tower='resnet' is not one of slip, openai"),
-        (None, {"remat": "some"}, 16, r"model\.remat='some' is not one of none, elementwise, dots, full"),
+        (None, {"remat": "some"}, 16, r"model\.remat='some' is not one of auto, none, elementwise, dots, full"),
         (None, {"compute_dtype": "float16"}, 16, r"'float16' is not one of float32, bfloat16"),
     ],
 )

@@ -112,6 +112,19 @@ def test_any_mesh_trains_like_one_device(mesh):
     assert_same_training(run(toy(), mesh), reference(), rtol=2e-5)
 
 
+@pytest.mark.parametrize("remat", ["none", "elementwise", "dots", "full"])
+def test_the_kernel_for_tpus_trains_like_attention_of_xla(remat):
+    assert_same_training(run(toy(model__attention="pallas", model__remat=remat)), reference())
+
+
+def test_the_kernel_for_tpus_in_unrolled_layers_trains_like_attention_of_xla():
+    assert_same_training(run(toy(model__attention="pallas", model__scan_layers=False)), reference())
+
+
+def test_the_kernel_for_tpus_on_a_mixed_mesh_trains_like_attention_of_xla():
+    assert_same_training(run(toy(model__attention="pallas"), (2, 2, 2)), reference(), rtol=2e-5)
+
+
 def test_accumulation_and_the_ring_on_a_mixed_mesh_train_like_one_device():
     config = toy(train__microbatch=8, train__loss_method="ring", train__loss_block=3)
     assert_same_training(run(config, (2, 2, 2)), reference(), rtol=2e-5)
