@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from gen.engines.samplers import sampler_of
-from gen.engines.stable_diffusion.attention import KERNEL_TOKENS
 from gen.engines.stable_diffusion.pipeline import Pipeline
 from gen.engines.stable_diffusion.program import Program, Sampling, placed
 from gen.engines.stable_diffusion.schedules import MOST_STEPS, Row, Steps
@@ -50,7 +49,7 @@ class Facts:
       arguments: bytes of weights and of what else it is given.
       traffic: bytes to and from memory.
       kernels: kernels that are none of XLA's own: attention that keeps its scores on the chip.
-      scores: bytes of the largest array in memory with two sizes of 4,096 or more: attention that does not.
+      scores: bytes of the largest array of scores of the largest level, if any: attention that does not.
       written, tiled, tiled_float32: FLOPs; see `Products`.
     """
 
@@ -86,14 +85,14 @@ def parts(pipeline: Pipeline, images: Images, batch: int, topology: Topology, de
     Raises:
       CompilerError: the compiler failed for another reason.
     """
-    sampler = sampler_of(images)
+    sampler, tokens = sampler_of(images), (images.generate_size // pipeline.latent_scale) ** 2
     on_host = jax.devices("cpu")[0]
     here, there = (functions(pipeline, images, batch, one) for one in (on_host, device))
     runs = {"guided": sampler.guided, "unguided": sampler.steps - sampler.guided, "decode": 1, "text": 1}
     for name, times in runs.items():
         if times:
             counted = products(jax.make_jaxpr(here[name][0])(*here[name][1]), topology.chip.tile)
-            facts = _compiled(name, *there[name], topology, device)
+            facts = _compiled(name, *there[name], topology, device, tokens)
             part = Part(name, times, dataclasses.replace(facts, **counted._asdict()) if facts.fits else facts)
             yield part
             if not facts.fits:
@@ -138,9 +137,9 @@ def functions(
 
 
 def _compiled(
-    name: str, function: Callable[..., Any], given: tuple[Any, ...], topology: Topology, device: jax.Device
+    name: str, function: Callable[..., Any], given: tuple[Any, ...], topology: Topology, device: jax.Device, tokens: int
 ) -> Facts:
-    """From the cache, or from the compiler."""
+    """From the cache, or from the compiler; `tokens`: latents of an image."""
     lowered = jax.jit(function).lower(*given)
     version = device.client.platform_version
     key = "\n".join([device.device_kind, version, jax.__version__, lowered.as_text()])
@@ -172,15 +171,15 @@ def _compiled(
         arguments,
         (traffic(text) if topology.is_tpu else gpu_program.read(text)[0]).memory,
         kernels=len(re.findall(r"custom_call_target=\"(tpu_custom_call|__cudnn\$fmha\w*)\"", text)),
-        scores=_largest_scores(text),
+        scores=largest_scores(text, tokens),
     )
 
 
-def _largest_scores(text: str) -> float:
-    """Bytes of the largest array in memory with two sizes of at least KERNEL_TOKENS: scores of attention."""
+def largest_scores(text: str, tokens: int) -> float:
+    """Bytes of the largest array in memory that has so many tokens twice: scores of attention."""
     largest = 0.0
     for kind, shape, layout in set(re.findall(r"\b([a-z]+\d+)\[([\d,]+)\]\{([^}]*)\}", text)):
-        if sum(int(size) >= KERNEL_TOKENS for size in shape.split(",")) > 1:
+        if sum(int(size) % tokens == 0 for size in shape.split(",")) > 1:
             array = Array.parse(kind, shape, layout)
             largest = max(largest, array.size if array.space == 0 else 0)
     return largest

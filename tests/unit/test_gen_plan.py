@@ -65,6 +65,13 @@ def test_a_plan_says_what_fits_and_how_fast_it_can_be_and_compiles_once(capsys, 
     assert capsys.readouterr() == (first.out, "")
 
 
+def test_scores_in_memory_are_found_and_those_on_the_chip_are_none():
+    text = "bf16[16,4096,320]{2,1,0} bf16[8,4096,4096]{2,1,0:T(8,128)S(1)} f32[65536,4096]{1,0} f32[32768,5120]{1,0}"
+    assert parts_ahead.largest_scores(text, 4096) == 65536 * 4096 * 4
+    assert parts_ahead.largest_scores(text, 1024) == 65536 * 4096 * 4
+    assert parts_ahead.largest_scores(text.replace("65536,4096", "65536,320"), 4096) == 0
+
+
 def test_a_batch_that_does_not_fit_is_halved(capsys, monkeypatch):
     tried = []
 

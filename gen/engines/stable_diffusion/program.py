@@ -131,7 +131,8 @@ class Program:
         """Images of clean latents, judged, at the stored size."""
         with self._precision():
             decoded = self.pipeline.decode(params, latents)
-            unsafe = self.pipeline.unsafe(params, decoded)
+            checked = self.pipeline.has_safety
+            unsafe = self.pipeline.unsafe(params, decoded) if checked else jnp.zeros(len(decoded), bool)
             images = jnp.round(decoded.astype(jnp.float32) * 255)
             if self.stored != self.size:
                 images = resized(images, self.stored, self.stored)
