@@ -163,9 +163,8 @@ def _say_speed(config: Config, topology: Topology, made: Sequence[Any], batch: i
             f"{facts.traffic / 1e9:>7.2f} GB{1e3 * memory:>8.2f} ms{facts.kernels:>9}"
         )
     scores = max(part.facts.scores for part in made)
-    print(
-        f"\nscores        of attention in memory: {f'{scores / 1e6:,.0f} MB' if scores else 'none of the largest level'}"
-    )
+    found = f"{scores / 1e6:,.0f} MB" if scores else "none of the largest level"
+    print(f"\nscores        of attention in memory: {found}")
     print(
         f"images/s      of a chip, bounds: {batch / apart:,.2f} if products and traffic do not overlap,"
         f" {batch / together:,.2f} if they do wholly"
