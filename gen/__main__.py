@@ -68,6 +68,7 @@ def main() -> None:
             continue  # an optional stage that is not asked for
         text = "  ".join(f"{key} {_show(value)}" for key, value in summary.items())
         print(f"{stage}: done in {duration(time.monotonic() - start)}  {text}", flush=True)
+    print("Generation is finished", flush=True)
 
 
 class _Run:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of a GKE cluster: one JobSet, one pod per TPU host, restarted after preemptions.
+# Trains, or generates, on a TPU slice of a GKE cluster: one JobSet, one pod per TPU host, restarted after preemptions.
 #
 #   launch/gke.sh apply --name=run1 --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=8x8 --hosts=16 \
 #       --claim=CLAIM -- --config=configs/synthci_30m.py --workdir=/workdir/run1
@@ -7,19 +7,22 @@
 #
 # --image: built with launch/Dockerfile (EXTRA=tpu). --claim: a ReadWriteMany volume claim, mounted at /workdir.
 # --chips=4: chips per host (v5e and v6e hosts have 1, 4 or 8). The cluster needs the JobSet controller.
+# --module=gen generates instead, with the engine `flax`: each host by itself, on its own chips, with its part of the
+# shards; the image then has EXTRA=tpu,gen,tfds,gcs, and the workdir may be a bucket.
 # --dry-run prints the manifest and the command instead of running it.
 set -euo pipefail
 
 # shellcheck source=launch/words.bash
 . "$(dirname "$0")/words.bash"
 
-name="" image="" accelerator="" topology="" hosts="" claim="" chips=4 restarts=100
-parse training "apply logs status delete" "name image accelerator topology hosts claim chips restarts" "" "$@"
+name="" image="" accelerator="" topology="" hosts="" claim="" chips=4 restarts=100 module=synthclip_jax.train
+parse training "apply logs status delete" "name image accelerator topology hosts claim chips restarts module" "" "$@"
 [ -n "$action" ] || usage 2
 needed "" name
 checked --name "$name" "$LABEL" "$LABEL_IS"
 checked --chips "$chips" "$NUMBER" "$NUMBER_IS"
 checked --restarts "$restarts" "$NUMBER" "$NUMBER_IS"
+checked --module "$module" 'synthclip_jax[.]train|gen' "synthclip_jax.train, gen"
 [ -z "$image" ] || checked --image "$image" "$IMAGE" "$IMAGE_IS"
 [ -z "$accelerator" ] || checked --accelerator "$accelerator" "$WORD" "$WORD_IS"
 [ -z "$topology" ] || checked --topology "$topology" '[0-9]+(x[0-9]+){1,2}' "numbers with x between them, such as 8x8 or 4x4x4"
@@ -33,6 +36,15 @@ arguments() {
   for flag in "${flags[@]}"; do
     printf '                    - %s\n' "$(yaml "${flag//\$/\$\$}")"
   done
+}
+
+# What takes the place of the image's own command.
+entry() {
+  if [ "$module" = gen ]; then
+    printf '                  command: ["launch/tpu_host.sh", "--chips=%s", "--"]' "$chips"
+  else
+    printf '                  # The image trains.'
+  fi
 }
 
 manifest() {
@@ -67,6 +79,7 @@ spec:
               containers:
                 - name: train
                   image: $(yaml "$image")
+$(entry)
                   args:
 $(arguments)
                   resources:

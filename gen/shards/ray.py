@@ -62,7 +62,7 @@ class RayExecutor(Executor):
         store, records, label = job.store, job.records, job.label
         _connect()
         settings = getattr(self.gen.ray, label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
-        resources = {"num_cpus": settings.cpus, "num_gpus": self._gpus(label, settings, job.gpus)}
+        resources = self._resources(label, settings, job.gpus)
         progress = Committed(sum(shard["items"] for shard in job.shards), job.unit, label)
         failures = store.folder / "failures"
         _clear(failures)
@@ -90,6 +90,14 @@ class RayExecutor(Executor):
                 " batch_size needs less memory), and run the same command again"
             )
         _clear(failures)
+
+    def _resources(self, label: str, settings: Workers, wanted: int) -> dict[str, Any]:
+        """What a worker takes of the cluster, as Ray's tasks are told."""
+        if settings.tpus:
+            gpus, more = max(settings.gpus, 0.0), {"resources": {"TPU": settings.tpus}}
+        else:
+            gpus, more = self._gpus(label, settings, wanted), {}
+        return {"num_cpus": settings.cpus, "num_gpus": gpus, **more}
 
     def _gpus(self, label: str, settings: Workers, wanted: int) -> float:
         """GPUs of one worker; -1 in the configuration: what it can use, if the cluster can have any."""
@@ -139,7 +147,7 @@ def _rows(
     store: StageStore,
     todo: Sequence[Mapping[str, Any]],
     actor: tuple[Any, ...],
-    resources: Mapping[str, float],
+    resources: Mapping[str, Any],
     settings: Workers,
     at_once: int,
 ) -> Generator[dict[str, Any], None, None]:
@@ -286,9 +294,10 @@ def _pickled(error: Exception) -> bytes:
         return pickle.dumps(StoreError(f"{type(error).__name__}: {error}"))
 
 
-def _demand(todo: Sequence[Any], resources: Mapping[str, float], settings: Workers) -> str:
+def _demand(todo: Sequence[Any], resources: Mapping[str, Any], settings: Workers) -> str:
     most = f"to {settings.workers_max}" if settings.workers_max else "or more"
+    chips = f", {settings.tpus} TPU chips" if settings.tpus else ""
     return (
         f"{len(todo):,} shards left, {settings.workers_min} {most} workers with {resources['num_cpus']:g} CPU"
-        f" and {resources['num_gpus']:g} GPU each"
+        f"{chips} and {resources['num_gpus']:g} GPU each"
     )

@@ -236,6 +236,12 @@ class Workers(Section):
         " diffusers and for agreement, else none); 0 on a machine without",
         low=-1.0,
     )
+    tpus: int = value(
+        0,
+        "TPU chips per worker, with captions.engine=vllm and images.engine=flax; all of a host, as a process takes them"
+        " all; GPUs are then not asked for",
+        low=0,
+    )
     cpus: float = value(1.0, "CPU cores per worker", low=0.0)
     workers_min: int = value(1, "workers requested at the start", low=1)
     workers_max: int = value(0, "maximum of workers; 0: as many as fit on the cluster", low=0)

@@ -73,7 +73,7 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
     from synthclip_jax.plan.estimate import any_length, state_bytes
     from synthclip_jax.training.step import make_program
 
-    devices = _devices(topology)
+    devices = make_devices(topology)
 
     def attempt(config: Config) -> Attempt:
         mesh = sharding.make_mesh(config.train.mesh, devices)
@@ -98,8 +98,12 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
     return attempt
 
 
-def _devices(topology: Topology) -> Any:
-    """Devices that can be compiled for and do not exist."""
+def make_devices(topology: Topology) -> Any:
+    """Devices that can be compiled for and do not exist.
+
+    Raises:
+      CompilerError: there is no compiler for them here.
+    """
     import jax
     from jax.experimental import topologies
 

@@ -38,6 +38,7 @@ class Chip:
       network_bandwidth: GPU: bytes/s to the GPUs of other hosts.
       float32_cost: how much longer a float32 product of full precision takes than one in bf16.
       shapes: TPU: shapes of the slices that can be had.
+      tile: side of a TPU's matrix units; sizes of products are filled up to multiples of it.
     """
 
     device_kind: str
@@ -48,6 +49,7 @@ class Chip:
     network_bandwidth: float = 0.0
     float32_cost: float = 6.0  # TPU: three bf16 parts of each factor, six products
     shapes: tuple[str, ...] = ()
+    tile: int = 1
 
     @property
     def peak_flops(self) -> float:
@@ -63,10 +65,10 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * GIB, 30.75 * GIB, 1228e9, 300e9, shapes=_CUBES),
-    "v5e": Chip("TPU v5 lite", 16 * GIB, 15.75 * GIB, 819e9, 200e9, shapes=_FLAT),
-    "v5p": Chip("TPU v5", 96 * GIB, 95.74 * GIB, 2765e9, 600e9, shapes=(*_CUBES, "16x16x16", "16x16x24")),
-    "v6e": Chip("TPU v6 lite", 32 * GIB, 31.25 * GIB, 1640e9, 400e9, shapes=_FLAT),
+    "v4": Chip("TPU v4", 32 * GIB, 30.75 * GIB, 1228e9, 300e9, shapes=_CUBES, tile=128),
+    "v5e": Chip("TPU v5 lite", 16 * GIB, 15.75 * GIB, 819e9, 200e9, shapes=_FLAT, tile=128),
+    "v5p": Chip("TPU v5", 96 * GIB, 95.74 * GIB, 2765e9, 600e9, shapes=(*_CUBES, "16x16x16", "16x16x24"), tile=128),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 31.25 * GIB, 1640e9, 400e9, shapes=_FLAT, tile=256),
     "a100": _gpu("a100", 2039e9, 300e9, 25e9, 312 / 19.5),
     "h100": _gpu("h100", 3350e9, 450e9, 50e9, 989.4 / 67),
     "h200": _gpu("h200", 4800e9, 450e9, 50e9, 989.4 / 67),

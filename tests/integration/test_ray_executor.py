@@ -36,6 +36,7 @@ def cluster():
     context = ray.init(
         address="local",
         num_cpus=2,
+        resources={"TPU": 4},
         include_dashboard=False,
         object_store_memory=80 * 2**20,
         runtime_env={"env_vars": environment},
@@ -119,6 +120,19 @@ def test_a_worker_gets_the_gpus_that_its_engine_can_use(monkeypatch, capfd):
     settings = config()
     settings.gen.ray.images.gpus = 0.5  # two workers on a GPU
     assert make_executor("ray", settings.gen)._gpus("images", settings.gen.ray.images, 1) == 0.5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_takes_the_chips_of_a_tpu_host_and_no_gpu(tmp_path, capfd):
+    settings = config()
+    settings.gen.images.update(engine="flax")
+    settings.gen.ray.images.tpus = 4
+    on_tpus = make_executor("ray", settings.gen)
+    asked = on_tpus._resources("images", settings.gen.ray.images, 1)
+    assert asked == {"num_cpus": 1, "num_gpus": 0, "resources": {"TPU": 4}}
+    records = on_tpus(make_store(tmp_path), plan_shards(3), counting_worker, label="images", unit="items")
+    assert len({record["worker"] for record in records.values()}) == 1  # there is one such host
+    assert "1 CPU, 4 TPU chips and 0 GPU each" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("cluster")

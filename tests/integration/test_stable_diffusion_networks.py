@@ -3,8 +3,10 @@
 import json
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_models import safe_stable_diffusion, stable_diffusion_2, stable_diffusion_xl
@@ -175,12 +177,31 @@ def test_attention_in_blocks_is_attention(monkeypatch):
     assert "scan" in str(jax.make_jaxpr(lambda *x: attention.attention(*x, heads=2))(query, key, value))
 
 
-def test_a_tpu_gets_the_fused_kernel_where_there_are_many_tokens_and_a_cpu_does_not(monkeypatch):
+class Device(NamedTuple):
+    platform: str
+    compute_capability: str = ""
+
+
+def test_the_kernel_is_the_one_of_the_device_that_will_run_and_not_of_this_process(monkeypatch):
     monkeypatch.setattr(attention, "KERNEL_TOKENS", 512)
     query, key, value = np.random.default_rng(5).normal(size=(3, 1, 512, 80)).astype(np.float32)
-    traced = jax.jit(lambda *x: attention.attention(*x, heads=2)).trace(query, key, value)
-    programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cpu")}
-    assert ["tpu_custom_call" in programs[name] for name in ("tpu", "cpu")] == [True, False]
+
+    def lowered(device, *given, platform):
+        with attention.kernels_of(device):  # a new function each time: JAX remembers what it has traced
+            return jax.jit(lambda *x: attention.attention(*x, 2)).trace(*given).lower(lowering_platforms=(platform,))
+
+    assert "tpu_custom_call" in lowered(Device("tpu"), query, key, value, platform="tpu").as_text()
+    assert "tpu_custom_call" not in lowered(Device("cpu"), query, key, value, platform="cpu").as_text()
+    half = [jnp.asarray(x, jnp.bfloat16).reshape(1, 512, 2, 40) for x in (query, key, value)]
+    wide = [jnp.zeros((1, 16, 1, 160), jnp.bfloat16)]
+    devices = Device("gpu", "9.0"), Device("gpu", "8.0")
+    assert [attention.cudnn_takes(half[0], device) for device in devices] == [True, True]
+    assert [attention.cudnn_takes(wide[0], device) for device in devices] == [False, False]  # ahead of time
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        assert [attention.cudnn_takes(wide[0], device) for device in devices] == [True, False]
+    assert not attention.cudnn_takes(half[0], Device("gpu", "gfx90a"))  # an AMD card
+    assert not attention.cudnn_takes(half[0], Device("cpu"))
     mixed = attention.attention(query, key, value, heads=2)
     monkeypatch.undo()
     assert np.abs(mixed - attention.attention(query, key, value, heads=2)).max() < 1e-6

@@ -63,6 +63,10 @@ def test_every_script_is_executable_and_explains_itself(script):
         ("tpu_vm.sh", ["start", *POD], "what to train is missing"),
         ("tpu_vm.sh", ["create", *POD, "--zome=x"], "unknown argument --zome=x"),
         ("gke.sh", ["apply", "--name=x"], "--image is needed"),
+        ("tpu_vm.sh", ["start", *POD, "--module=gen"], "what to generate is missing"),
+        ("tpu_vm.sh", ["start", *POD, "--module=synthclip_jax.embed"], "allowed: synthclip_jax.train, gen"),
+        ("tpu_host.sh", ["--chips=3", "--", "--config=x"], "allowed: 1, 4, 8"),
+        ("tpu_host.sh", [], "what to generate is missing"),
         ("gpus.sh", ["--config=x"], "flags for training come after --"),
         ("ray_gcp.sh", ["up", "--name=x"], "--project is needed"),
         ("ray_gcp.sh", ["up", *RAY_GCP, "--workers=4"], "MIN:MAX is needed"),
@@ -255,6 +259,47 @@ def test_a_sigterm_at_any_moment_ends_the_work_of_the_array_and_puts_it_back(tmp
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert (tmp_path / "told").read_text() == "requeue 7_3\n"
+
+
+def test_a_host_of_tpus_generates_by_itself_with_its_own_part(tmp_path):
+    """What `tpu_vm.sh` sends to a worker is run here, with a stand-in for Python and the variables of the last host."""
+    command = next(
+        word
+        for word in dry_run("tpu_vm.sh", "start", *POD, "--module=gen", "--chips=8", *GENERATION)[0]
+        if word.startswith("--command=")
+    )
+    python = tmp_path / "synthclip_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nenv | grep ^TPU_ | sort\nprintf "%s\\n" "$@"\necho done\n')
+    python.chmod(0o755)
+    shutil.copytree(LAUNCH, tmp_path / "synthclip_jax" / "launch")
+    slice_of = {"TPU_WORKER_ID": "3", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}
+    environment = {"PATH": os.environ["PATH"], **slice_of}
+    remote = command.removeprefix("--command=")
+    subprocess.run(["sh", "-c", remote], cwd=tmp_path, env=environment, check=True, timeout=PATIENCE)
+    log = tmp_path / "synthclip_jax" / "gen.log"
+    deadline = time.monotonic() + PATIENCE
+    while not (log.exists() and "done" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    alone = {"CHIPS_PER_PROCESS_BOUNDS": "2,4,1", "PROCESS_BOUNDS": "1,1,1", "WORKER_HOSTNAMES": "localhost"}
+    variables = [f"TPU_{name}={value}" for name, value in (alone | {"WORKER_ID": "0"}).items()]
+    assert log.read_text().splitlines() == [*variables, "-m", "gen", "--part=3/4", *GENERATION[1:], "done"]
+
+
+def test_where_nothing_says_which_host_this_is_the_host_stops(tmp_path):
+    (tmp_path / "curl").write_text("#!/bin/sh\nexit 22\n")
+    (tmp_path / "curl").chmod(0o755)
+    result = launch("tpu_host.sh", *GENERATION, PATH=f"{tmp_path}:{os.environ['PATH']}", TPU_WORKER_ID="")
+    assert (result.returncode, "says which host this is" in result.stderr) == (2, True)
+
+
+def test_the_pods_of_a_slice_generate_each_by_itself():
+    manifest, _ = documents("gke.sh", "apply", *SLICE, "--module=gen", *GENERATION)
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["launch/tpu_host.sh", "--chips=4", "--"]
+    assert container["args"] == GENERATION[1:]
 
 
 # ---- Training ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The vLLM engine's feeding, with a stand-in for vLLM that answers a few prompts at each step."""
 
 import collections
+import inspect
 import sys
 import threading
 import types
@@ -10,6 +11,7 @@ import pytest
 from gen.engines.chat_templates import TemplateError
 from gen.engines.interface import EngineError
 from gen.engines.vllm import VLLMEngine
+from synthclip_jax.config import load_config
 
 SLOTS = 4  # prompts that the stand-in works on at once
 
@@ -74,6 +76,23 @@ class FakeVLLM:
                 output = {"request_id": name, "outputs": [answer], "prompt_token_ids": [1] * 9, "num_cached_tokens": 8}
                 done.append(types.SimpleNamespace(finished=True, **output))
         return done
+
+
+def test_nothing_of_the_engine_asks_for_cuda(monkeypatch):
+    """vLLM's builds for TPUs have no CUDA: the engine is loaded with options that all of its builds take."""
+    vllm = types.ModuleType("vllm")
+    vllm.LLM = lambda **options: types.SimpleNamespace(options=options, get_tokenizer=Tokenizer)
+    platforms = types.ModuleType("vllm.platforms")
+    platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: False)  # any other question would fail
+    modules = {"vllm": vllm, "vllm.platforms": platforms, "torch": None}  # importing torch fails
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    settings = load_config("configs/synthci_3m.py", ["gen.captions.model=some-model"]).gen.captions
+    options = VLLMEngine(settings)._load(seed=1).options
+    assert options["model"] == "some-model"
+    words = str(options) + inspect.getsource(sys.modules[VLLMEngine.__module__])
+    assert "cuda" not in words.lower()
+    assert "device" not in options
 
 
 @pytest.fixture

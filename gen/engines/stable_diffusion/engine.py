@@ -62,19 +62,14 @@ class FlaxEngine(TextToImageEngine):
         from gen.engines.stable_diffusion.program import Program
         from synthclip_jax.devices.compile_cache import use_compile_cache
 
-        if dtype == "float16":
-            raise ImageModelError("--config.gen.images.dtype=float16: the flax engine draws in bfloat16 or float32")
+        check_dtype(dtype)
         try:
             devices = jax.local_devices(backend=None if device == "auto" else device)
         except RuntimeError as error:
             raise ImageModelError(f"--config.gen.images.device={device}: JAX finds none here ({error})") from error
         use_compile_cache()
         pipeline = read_pipeline(model, revision=revision, dtype=dtype, safety=safety)
-        if size % pipeline.size_step:
-            raise ImageModelError(
-                f"--config.gen.images.generate_size={size}: with this model the flax engine draws multiples of"
-                f" {pipeline.size_step}. It was trained for {pipeline.native_size}"
-            )
+        check_size(pipeline, size)
         self.program = Program(
             pipeline,
             devices,
@@ -161,3 +156,18 @@ class FlaxEngine(TextToImageEngine):
     def _out_of_memory(error: BaseException) -> bool:
         text = str(error)
         return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises ImageModelError where the engine does not draw in it."""
+    if dtype == "float16":
+        raise ImageModelError("--config.gen.images.dtype=float16: the flax engine draws in bfloat16 or float32")
+
+
+def check_size(pipeline: Any, size: int) -> None:
+    """Raises ImageModelError where the pipeline cannot draw images with such sides, in pixels."""
+    if size % pipeline.size_step:
+        raise ImageModelError(
+            f"--config.gen.images.generate_size={size}: with this model the flax engine draws multiples of"
+            f" {pipeline.size_step}. It was trained for {pipeline.native_size}"
+        )

@@ -1,7 +1,8 @@
 """A pipeline of Stable Diffusion as pure functions of its parameters."""
 
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class Pipeline:
       params: the weights, on the host: `text` (one tree per encoder), `unet`, `vae`, and `safety` where there is one.
     """
 
-    def __init__(self, folder: pathlib.Path, dtype: str, safety: bool):
+    def __init__(self, folder: pathlib.Path, dtype: str, safety: bool, weights: bool = True):
         index = architecture.read_index(folder)
         xl = index["_class_name"] == architecture.PIPELINES[1]
         text_parts = ["text_encoder", "text_encoder_2"] if xl else ["text_encoder"]
@@ -67,23 +68,23 @@ class Pipeline:
             for part, text in zip(text_parts, texts, strict=True)
         ]
         self._graphs: dict[str, Any] = {}
-        self.params: Parameters = {}
-        read = []
-        for number, (part, text) in enumerate(zip(text_parts, texts, strict=True)):
-            graph, weights = _read(folder / part, lambda: TextEncoder(text, dtype, projection=number == 1))  # noqa: B023
-            read.append(weights)
-            self._graphs[part] = graph
-        self.params["text"] = read
-        self._graphs["unet"], self.params["unet"] = _read(folder / "unet", lambda: UNet(unet, dtype))
-        self._graphs["vae"], self.params["vae"] = _read(
-            folder / "vae", lambda: Autoencoder(vae, self._vae_dtype), ("encoder.", "quant_conv.")
-        )
+
+        def read(part: str, make: Callable[[], nnx.Module], unused: tuple[str, ...] = ()) -> dict[str, Any]:
+            self._graphs[part], shapes = network(make)
+            return read_weights(folder / part, shapes, unused) if weights else shapes
+
+        self.params: Parameters = {
+            "text": [
+                read(part, functools.partial(TextEncoder, text, dtype, projection=part != text_parts[0]))
+                for part, text in zip(text_parts, texts, strict=True)
+            ],
+            "unet": read("unet", lambda: UNet(unet, dtype)),
+            "vae": read("vae", lambda: Autoencoder(vae, self._vae_dtype), ("encoder.", "quant_conv.")),
+        }
         if self.has_safety:
             checker = architecture.read_part(folder, "safety_checker")
             self._safety_size = checker["vision_config"]["image_size"]
-            self._graphs["safety"], self.params["safety"] = _read(
-                folder / "safety_checker", lambda: SafetyChecker(checker, dtype)
-            )
+            self.params["safety"] = read("safety_checker", lambda: SafetyChecker(checker, dtype))
 
     def tokens(self, captions: Sequence[str]) -> tuple[Any, int]:
         """Ids of captions for each text encoder, int32 [captions, 77], and how many captions were cut to fit."""
@@ -137,7 +138,7 @@ class Pipeline:
         """Which images, from 0 to 1, the safety checker holds back; none where there is no checker."""
         if not self.has_safety:
             return jnp.zeros(len(images), bool)
-        checker = nnx.merge(self._graphs["safety"], params["safety"])
+        checker = nnx.merge(self._graphs["safety_checker"], params["safety"])
         return checker(prepared(images, self._safety_size).astype(self.dtype))
 
 
@@ -152,7 +153,9 @@ def prepared(images: Float[Array, "batch side side 3"], size: int) -> Float[Arra
     return (images - mean) / deviation
 
 
-def read_pipeline(place: str, revision: str = "", dtype: str = "bfloat16", safety: bool = True) -> Pipeline:
+def read_pipeline(
+    place: str, revision: str = "", dtype: str = "bfloat16", safety: bool = True, weights: bool = True
+) -> Pipeline:
     """The Stable Diffusion of a folder or of the hub.
 
     Args:
@@ -160,6 +163,7 @@ def read_pipeline(place: str, revision: str = "", dtype: str = "bfloat16", safet
       revision: of a hub model; empty: its main branch.
       dtype: of weights and activations: `bfloat16`, `float16` or `float32`.
       safety: read the safety checker, where there is one.
+      weights: read the weights; else `params` holds their shapes, and none need be there.
 
     Raises:
       EngineError: it is not there, damaged, or of another architecture.
@@ -167,13 +171,13 @@ def read_pipeline(place: str, revision: str = "", dtype: str = "bfloat16", safet
     """
     folder = pathlib.Path(place)
     if not folder.is_dir():
-        folder = _downloaded(place, revision, safety)
-    return Pipeline(folder, dtype, safety)
+        folder = _downloaded(place, revision, safety, weights)
+    return Pipeline(folder, dtype, safety, weights)
 
 
-def _downloaded(place: str, revision: str, safety: bool) -> pathlib.Path:
+def _downloaded(place: str, revision: str, safety: bool, weights: bool) -> pathlib.Path:
     """The folder in the hub's cache; files in half precision are fetched only where there are no others."""
-    ignored = [] if safety else ["safety_checker/*"]
+    ignored = ([] if safety else ["safety_checker/*"]) + ([] if weights else ["*.safetensors"])
     try:
         from huggingface_hub import snapshot_download
 
@@ -182,7 +186,7 @@ def _downloaded(place: str, revision: str, safety: bool) -> pathlib.Path:
             return pathlib.Path(snapshot_download(place, revision=revision or None, **options))
 
         folder = fetched(*VARIANTS)
-        for part in ("unet", "vae", "text_encoder"):
+        for part in ("unet", "vae", "text_encoder") if weights else ():
             try:
                 if (folder / part).is_dir():
                     find_files(folder / part)
@@ -220,8 +224,3 @@ def _check_fit(folder: pathlib.Path, texts: list[dict], unet: dict, vae: dict, x
     ]
     if problems:
         raise EngineError(f"{folder}: its parts do not fit: {'; '.join(problems)}. {architecture.OTHER_ENGINE}")
-
-
-def _read(folder: pathlib.Path, make: Any, unused: tuple[str, ...] = ()) -> tuple[Any, dict[str, Any]]:
-    graph, shapes = network(make)
-    return graph, read_weights(folder, shapes, unused)

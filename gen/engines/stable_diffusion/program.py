@@ -5,7 +5,8 @@ the program is given (`schedules`): steps, guidance and where guidance ends chan
 that guidance in no step, in all steps and in some are three programs: none has a loop that never runs.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float32, PyTree, UInt8, UInt32
 
+from gen.engines.stable_diffusion.attention import kernels_of
 from gen.engines.stable_diffusion.resize import resized
 from gen.engines.stable_diffusion.schedules import Row, Steps
 
@@ -76,8 +78,7 @@ class Program:
         self.mesh = Mesh(np.array(devices), ("data",))
         everywhere = NamedSharding(self.mesh, P())
         self._by_image = NamedSharding(self.mesh, P("data"))
-        self.params = jax.device_put(pipeline.params, everywhere)
-        self._negative = jax.device_put(pipeline.tokens([negative])[0], everywhere)
+        self.params, self.negative = placed((pipeline.params, pipeline.tokens([negative])[0]), everywhere)
         self._zeros = pipeline.zeros_without_text and not negative  # in the place of the empty text
         self._compiled: dict[tuple[bool, bool], Any] = {}
 
@@ -100,16 +101,23 @@ class Program:
                 jax.shard_map(draw, mesh=self.mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
             )
         return self._compiled[loops](
-            self.params, self._negative, jax.tree.map(jnp.asarray, sampling), jax.device_put(inputs, self._by_image)
+            self.params, self.negative, jax.tree.map(jnp.asarray, sampling), jax.device_put(inputs, self._by_image)
         )
 
     def draw(
         self, loops: tuple[bool, bool], params: PyTree, negative: PyTree, sampling: Any, inputs: dict[str, PyTree]
     ) -> Drawn:
         """What a device does with its part of the batch; `loops`: whether there are guided and unguided steps."""
+        noise, conditional, unconditional = self.begun(loops, params, negative, inputs)
+        return self.ended(params, self.denoised(loops, params, noise, conditional, unconditional, sampling))
+
+    def begun(
+        self, loops: tuple[bool, bool], params: PyTree, negative: PyTree, inputs: dict[str, PyTree]
+    ) -> tuple[Float32[Array, "batch side side channels"], PyTree, PyTree]:
+        """Noise, and what the U-Net is told with and without the captions."""
         pipeline = self.pipeline
         side = self.size // pipeline.latent_scale
-        with jax.default_matmul_precision("highest" if self.exact else None):
+        with self._precision():
             noise = inputs.get("noise")
             if noise is None:
                 noise = noise_of(inputs["keys"], (side, side, pipeline.latent_channels))
@@ -117,13 +125,24 @@ class Program:
             unconditional = pipeline.encode(params, negative) if loops[0] else None
             if self._zeros:
                 unconditional = jax.tree.map(jnp.zeros_like, unconditional)
-            latents = self.denoised(loops, params, noise, conditional, unconditional, sampling)
-            decoded = pipeline.decode(params, latents)
-            unsafe = pipeline.unsafe(params, decoded) if pipeline.has_safety else jnp.zeros(len(decoded), bool)
+        return noise, conditional, unconditional
+
+    def ended(self, params: PyTree, latents: Float32[Array, "batch side side channels"]) -> Drawn:
+        """Images of clean latents, judged, at the stored size."""
+        with self._precision():
+            decoded = self.pipeline.decode(params, latents)
+            checked = self.pipeline.has_safety
+            unsafe = self.pipeline.unsafe(params, decoded) if checked else jnp.zeros(len(decoded), bool)
             images = jnp.round(decoded.astype(jnp.float32) * 255)
             if self.stored != self.size:
                 images = resized(images, self.stored, self.stored)
         return Drawn(images.astype(jnp.uint8), jnp.isfinite(decoded).all((1, 2, 3)), unsafe)
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Of products; and kernels are those of our devices, which need not be those of this process."""
+        with jax.default_matmul_precision("highest" if self.exact else None), kernels_of(self.mesh.devices.flat[0]):
+            yield
 
     def denoised(
         self,
@@ -154,13 +173,21 @@ class Program:
             return x, clean
 
         carry = (noise * steps.initial, jnp.zeros_like(noise))
-        if loops[0]:
-            both = jax.tree.map(
-                lambda text, none: jnp.concatenate([jnp.broadcast_to(none, text.shape), text]),
-                conditional,
-                unconditional,
-            )
-            carry = jax.lax.fori_loop(0, sampling.guided, lambda *state: update(guided, *state), carry)
-        if loops[1]:
-            carry = jax.lax.fori_loop(sampling.guided, steps.length, lambda *state: update(plain, *state), carry)
+        with self._precision():
+            if loops[0]:
+                both = jax.tree.map(
+                    lambda text, none: jnp.concatenate([jnp.broadcast_to(none, text.shape), text]),
+                    conditional,
+                    unconditional,
+                )
+                carry = jax.lax.fori_loop(0, sampling.guided, lambda *state: update(guided, *state), carry)
+            if loops[1]:
+                carry = jax.lax.fori_loop(sampling.guided, steps.length, lambda *state: update(plain, *state), carry)
         return carry[0]
+
+
+def placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """Arrays on the devices of a sharding; where some are shapes alone (`read_pipeline`), all as shapes with it."""
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
