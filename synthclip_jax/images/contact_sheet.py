@@ -17,7 +17,7 @@ def contact_sheet(images: Sequence[UInt8[np.ndarray, "h w 3"]], texts: Sequence[
     cell_height = SIDE + LINES * _LINE + GAP
     columns, rows = min(COLUMNS, max(1, len(images))), -(-len(images) // COLUMNS)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * cell_height + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for number, (pixels, text) in enumerate(zip(images, texts, strict=True)):
         row, column = divmod(number, COLUMNS)
         left, top = GAP + column * (SIDE + GAP), GAP + row * cell_height
@@ -25,6 +25,14 @@ def contact_sheet(images: Sequence[UInt8[np.ndarray, "h w 3"]], texts: Sequence[
         sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE), how), (left, top))
         draw.multiline_text((left, top + SIDE + 1), "\n".join(_lines(text, font)), "black", font, spacing=2)
     return np.asarray(sheet)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """One with accents, Greek and Cyrillic where the system has it; Pillow's own has ASCII alone."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", FONT_SIZE)
+    except OSError:
+        return ImageFont.load_default(FONT_SIZE)
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
