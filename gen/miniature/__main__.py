@@ -7,7 +7,7 @@ In DIR are then
 - `real/`: webdataset tars (`wds:DIR/real`), and with --generator=N `generator/`, of the photographs that the
   text-to-image model was trained on,
 - `validation/` and `test/`: `item`, `colour_item` and `retrieval`, in CLIP_benchmark's layout,
-- `concepts.txt`, the concept bank, and `templates.json`: what `python -m gen` needs to write captions as the scenes have,
+- `concepts.txt`, the concept bank, and `templates.json`, for captions by `python -m gen` as the scenes have them,
 - `world.json`: what each set holds, and how many photographs two of them share: none.
 
 No photograph is in two of generator, validation, real and test. What is there already, with the same settings, is left

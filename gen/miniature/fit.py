@@ -216,6 +216,6 @@ def _load(path: pathlib.Path, identity: Mapping[str, Any], device: Any) -> dict[
     if others := [key for key in identity if there.get(key) != identity[key]]:
         key = others[0]
         raise TrainingError(
-            f"{path}: trained with {key}={there.get(key)}, asked for is {identity[key]}. Give another --out, or remove it"
+            f"{path}: trained with {key}={there.get(key)}, asked for is {identity[key]}. Give another --out"
         )
     return state

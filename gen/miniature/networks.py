@@ -5,6 +5,7 @@ caption, CLIP's text encoder of two layers. Both engines load the folder: diffus
 `flax`.
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -46,7 +47,7 @@ def write_tokenizer(folder: pathlib.Path) -> Any:
 
     from synthclip_jax.text import tokenizer
 
-    symbols = [token for token in tokenizer.vocabulary()][:512]
+    symbols = list(tokenizer.vocabulary())[:512]
     pairs = kept_merges()
     tokens = [*symbols, *("".join(pair) for pair in pairs), START, END]
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,8 @@ def kept_merges() -> list[tuple[str, str]]:
     for word in scene_words():
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            rank, place = min((ranks.get(pair, len(pairs)), place) for place, pair in enumerate(zip(parts, parts[1:])))  # noqa: B905
+            found = [ranks.get(pair, len(pairs)) for pair in itertools.pairwise(parts)]
+            rank, place = min(zip(found, range(len(found)), strict=True))
             if rank == len(pairs):
                 break
             kept.add(rank)

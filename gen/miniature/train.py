@@ -79,7 +79,7 @@ def train(photographs: Photographs, out: pathlib.Path, recipe: Recipe, device: s
         )
         losses["autoencoder"] = fit(plan, [autoencoder], _reconstruction(autoencoder, images), out / "state", clock)
         means, deviations = _encoded(autoencoder.eval(), images)
-        tokens = _tokens(out / "state" / "tokenizer", scenes.captions).to(device)
+        tokens = _tokens(tokenizer, scenes.captions).to(device)
         predict = _denoising(unet, text_encoder, (means, deviations), tokens, recipe.batch)
         settings |= {"batch": recipe.batch, "autoencoder_steps": recipe.autoencoder_steps}
 
@@ -131,7 +131,7 @@ def _encoded(autoencoder: Any, images: Any) -> tuple[Any, Any]:
         return (means - centre[:, None, None]) / spread[:, None, None], deviations / spread[:, None, None]
 
 
-def _tokens(folder: pathlib.Path, captions: Sequence[str]) -> Any:
+def _tokens(tokenizer: Any, captions: Sequence[str]) -> Any:
     """Ids of captions and, in a last row, of none; a tensor [captions + 1, context].
 
     Raises:
@@ -139,12 +139,10 @@ def _tokens(folder: pathlib.Path, captions: Sequence[str]) -> Any:
     """
     import torch
 
-    from gen.engines.stable_diffusion.tokens import CaptionTokenizer
-
-    rows, cut = CaptionTokenizer(folder, networks.CONTEXT)([*captions, ""])
-    if cut:
-        raise TrainingError(f"{cut} captions have more than {networks.CONTEXT} tokens. Raise networks.CONTEXT")
-    return torch.from_numpy(rows).long()
+    rows = tokenizer([*captions, ""], padding="max_length")["input_ids"]  # nothing is cut
+    if (longest := max(map(len, rows))) > networks.CONTEXT:
+        raise TrainingError(f"a caption has {longest} tokens, of {networks.CONTEXT}. Raise networks.CONTEXT")
+    return torch.tensor(rows)
 
 
 def _denoising(unet: Any, text_encoder: Any, latents: tuple[Any, Any], tokens: Any, batch: int) -> Callable:
@@ -185,7 +183,7 @@ def _meaningless(tokens: Any) -> Any:
 
 
 def _with_fillers(tokens: Any, fillers: Any, uniform: Callable[..., Any]) -> Any:
-    """Captions, some with other tokens between theirs: the text encoder learns to pass over words that it does not know.
+    """Captions, some with other tokens between theirs: the text encoder learns to pass over words that mean nothing.
 
     A language model's captions have such words.
     """

@@ -1,4 +1,4 @@
-"""What scenes are made of, in words: items, tints, grounds, the concept bank, and the templates that captions are made of.
+"""What scenes are made of, in words: items, tints, grounds, the concept bank, and the templates of captions.
 
 A caption is a template with a concept in it, as the engine `templates` makes it; so captions of real scenes and of
 generated images have one distribution, if the concepts are `CONCEPTS` and the templates are `templates()`. Needs
