@@ -1,7 +1,6 @@
 """The card of a published dataset: the header that the hub reads, what is in it, how it was made, how to load it."""
 
 import collections
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,8 +170,9 @@ def _plain(text: str) -> str:
 def _loading(published: Published, repository: str) -> str:
     source, form = published.source, published.format
     here = repository or "FOLDER"
-    local = "FOLDER" if not repository else f"FOLDER  # as `hf download {repository} --repo-type=dataset` leaves it"
     files = f"data/{FORMATS[form].pattern(source.name)}"
+    download = f"hf download {repository} --repo-type=dataset --local-dir=FOLDER"
+    after = f", after `{download}`" if repository else ""
     count = len(published.shards)
     parts = [] if repository else ["`FOLDER` is where this file lies."]
     parts += [
@@ -189,7 +189,8 @@ def _loading(published: Published, repository: str) -> str:
     else:
         parts.append(
             "```python\n# torch's DataLoader\nimport torch\n"
-            'loader = torch.utils.data.DataLoader(rows.with_format("torch"), batch_size=64, shuffle=True)\n```'
+            'pairs = rows.select_columns(["image", "caption"]).with_format("torch")\n'
+            "loader = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)\n```"
         )
         parts.append(
             '```python\n# TensorFlow\nfor row in rows.to_tf_dataset(columns=["image", "caption"]):\n    ...\n```'
@@ -201,7 +202,7 @@ def _loading(published: Published, repository: str) -> str:
     kind = "parquet" if form == "parquet" else "wds"
     keys = " --config.data.caption_key=json.caption" if form == "webdataset" and published.many else ""
     parts.append(
-        f"Training with synthclip_jax (`{local}`), which reads `{files}` in any order, without a copy:\n\n"
+        f"Training with synthclip_jax, which reads `{files}` in any order, without a copy{after}:\n\n"
         f"```\npython -m synthclip_jax.train --config=C --workdir=W --config.data.sources={kind}:FOLDER/data{keys}\n```"
     )
     return "\n\n".join(parts)
@@ -226,9 +227,13 @@ def _made(published: Published) -> str:
         rows.append(("kept", f"pairs with an agreement of at least {agreement['min_score']:g}"))
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in provenance["rejects"].items()]
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-    columns = json.dumps(list(parquet_shards.features(published.many)))
+    columns = ", ".join(f"`{name}`" for name in parquet_shards.features(published.many))
+    if published.format == "webdataset":
+        what = f"Each pair is `ID.jpg`, `ID.txt` and `ID.json`, which holds {columns.replace('`image`, ', '')}."
+    else:
+        what = f"Columns: {columns}."
     return (
-        f"{table}\n\nColumns: {columns}. `concept` is the one the caption was asked for, `concepts` are the ids of all"
+        f"{table}\n\n{what} `concept` is the one the caption was asked for, `concepts` are the ids of all"
         " that it names. `provenance.json` holds the configuration and the plans of all stages; `croissant.json`"
         " describes the files."
     )

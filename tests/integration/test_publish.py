@@ -211,6 +211,15 @@ def test_captions_of_a_vision_language_model_are_published_instead_or_beside(wor
         assert "a list an image" in (tmp_path / form / "both" / CARD).read_text()
 
 
+def test_another_dataset_of_the_workdir_is_published_by_its_name(workdir, published, tmp_path):
+    copy = tmp_path / "w"
+    shutil.copytree(workdir, copy)
+    shutil.copytree(copy / "dataset" / "quickstart", copy / "dataset" / "quickstart_filtered")
+    publish(copy, "parquet", str(tmp_path / "out"), dataset="quickstart_filtered", shard_bytes=SHARD)
+    assert read("parquet", tmp_path / "out" / "data") == read("parquet", published["parquet"] / "data")
+    assert "# quickstart_filtered 1.0.0" in (tmp_path / "out" / CARD).read_text()
+
+
 # ---- Resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -341,11 +350,29 @@ def test_the_card_is_one_that_the_hub_takes(published, form):
     assert "Twemoji" in text
     # What the hub's own check asks of a header, as far as it can be asked here.
     assert hub_package.metadata_load(published[form] / CARD) == about
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        compile(block, CARD, "exec")
     from PIL import Image
 
     assert Image.open(published[form] / "contact_sheet.jpg").size == (980, 652)
+
+
+def test_the_cards_programs_run(published, tmp_path, monkeypatch):
+    """All of them, in the order in which they stand."""
+    for package in ("datasets", "webdataset", "torch", "tensorflow"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    for form, count in (("parquet", 3), ("webdataset", 2)):
+        text = (published[form] / CARD).read_text()
+        names = {}
+        programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        for program in programs:
+            program = program.replace("FOLDER", str(published[form])).replace("num_workers=4", "num_workers=0")
+            exec(compile(program, CARD, "exec"), names)
+        assert len(programs) == count
+        batch = next(iter(names["loader"]))
+        images = batch["image"] if form == "parquet" else batch[0]
+        assert images.shape == (24, 3, 32, 32)
+        if form == "parquet":
+            assert names["row"]["image"].shape == (32, 32, 3)
 
 
 def test_the_card_shows_captions_and_never_lets_them_be_markup():
