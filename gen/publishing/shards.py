@@ -12,8 +12,9 @@ from gen.shards.local import Executor, Worker
 from gen.shards.plans import PlanMismatch
 from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.data.readers.offsets import SUFFIX as OFFSETS
+from synthclip_jax.errors import is_unreachable
 from synthclip_jax.files.locations import Location
-from synthclip_jax.files.storage import list_files
+from synthclip_jax.files.storage import explained, list_files
 from synthclip_jax.wording import storage_size
 from synthclip_jax.workdir.generated import DATA_PREFIX
 
@@ -114,6 +115,9 @@ class ReadWorker(Worker):
                 content.add(id, captions, image)
             problem = "" if content.digest() == self._written[shard["index"]]["content"] else "other pairs are in it"
         except Exception as error:  # the libraries raise whatever they find
+            if is_unreachable(error) or getattr(error, "errno", None):
+                with explained(path):  # which is no fault of the file's
+                    raise
             problem = " ".join(str(error).split())[:200]
         if problem:
             raise PublishError(f"{path}: not what was written ({problem}). Delete it and run the same command again")

@@ -1,5 +1,6 @@
 """Datasets published as Parquet and as webdataset: others read what was generated, whatever happens meanwhile."""
 
+import errno
 import hashlib
 import importlib.util
 import io
@@ -294,6 +295,16 @@ def test_damage_behind_our_back_is_found_when_all_is_read_again(workdir, publish
         path.write_bytes(content)
         with pytest.raises(PublishError, match=rf"{path.name}: {words} .*Delete it and run the same command again"):
             publish(workdir, form, str(out), shard_bytes=SHARD)
+
+
+def test_storage_that_does_not_answer_while_all_is_read_again_is_not_taken_for_damage(workdir, tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.EIO, "device")
+
+    monkeypatch.setattr(parquet_shards, "read", fails)
+    with pytest.raises(StoreError, match="does not answer") as error:
+        publish(workdir, "parquet", str(tmp_path / "out"), shard_bytes=SHARD)
+    assert "Delete" not in str(error.value)
 
 
 def test_what_cannot_be_published_is_one_line_with_the_remedy(workdir, published, tmp_path):
