@@ -161,7 +161,7 @@ class Driver:
         return {
             "cell": cell.name,
             "definition": self._definitions[cell.name],
-            "metrics": collect(folder),
+            "metrics": collect(folder, cell.groups),
             "steps": steps,
             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             "host": socket.gethostname(),
