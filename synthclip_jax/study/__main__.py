@@ -6,7 +6,9 @@
 Each cell is a workdir W/cells/NAME in which the product's own commands run, one after the other. Kill anything, run
 the same command again: what is done is not done again, and a command that was cut off goes on where it stopped. Any
 number of processes may share W: --cell=I/N begins with every Nth cell and helps with what is left; set automatically in
-a SLURM array. A cell that fails is named, its log with it, and the others go on; the next start tries it again.
+a SLURM array. --executor=ray gives the cells to a Ray cluster (that of RAY_ADDRESS, else one on this machine) whose
+machines all see W; --cpus, --gpus and --tpus say what a cell takes of it. A cell that fails is named, its log with it,
+and the others go on; the next start tries it again.
 
 Leaves W/results.csv and W/results.parquet, a row for each cell, and W/study.json: power laws of the curves with 95%
 intervals, how well they foretell the largest size, how many pairs of one kind are worth one of another, and each claim
@@ -24,7 +26,7 @@ import sys
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import local_path
 from synthclip_jax.files.storage import write_atomic
-from synthclip_jax.study import costs, findings, page, table
+from synthclip_jax.study import costs, findings, page, ray, table
 from synthclip_jax.study.commands import Commands, Stopped
 from synthclip_jax.study.definition import Study
 from synthclip_jax.study.driver import Driver, Outcome, definitions, read
@@ -84,14 +86,25 @@ def main() -> int:
     parser.add_argument(
         "--figure", type=pathlib.Path, metavar="FILE.png", help="also draw the figure alone, as a PNG; needs Chromium"
     )
+    parser.add_argument("--executor", default="local", choices=("local", "ray"))
+    parser.add_argument("--cpus", type=float, default=1.0, help="ray: CPU cores of a cell")
+    parser.add_argument("--gpus", type=float, default=0.0, help="ray: GPUs of a cell")
+    parser.add_argument("--tpus", type=int, default=0, help="ray: TPU chips of a cell; all of a host")
     given = parser.parse_args()
+    if given.cell and given.executor != "local":
+        parser.error("--cell goes with --executor=local: Ray shares the cells out itself")
     study, store = load_study(given.study), Store(local_path(given.workdir).absolute())
     try:
         with Commands() as commands:
             if given.dry_run:
                 dry_run(study, store, commands)
                 return 0
-            outcome = Driver(study, store, commands, given.cell or array_part(), check=commands.check).run()
+            if given.executor == "ray":
+                tpus = {"resources": {"TPU": given.tpus}} if given.tpus else {}
+                resources = {"num_cpus": given.cpus, "num_gpus": given.gpus, **tpus}
+                outcome = ray.run(study, store, resources, check=commands.check)
+            else:
+                outcome = Driver(study, store, commands, given.cell or array_part(), check=commands.check).run()
     except Stopped as stopped:
         print(f"study: stopped by {stopped} as asked; the same command continues", file=sys.stderr, flush=True)
         return 128 + signal.Signals[str(stopped)]
