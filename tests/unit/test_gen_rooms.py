@@ -12,7 +12,7 @@ FLOORS = [
     {"engines"},
     {"shards"},
     {"bank", "filters", "matching"},
-    {"checks", "costs", "held_out"},
+    {"checks", "costs", "held_out", "miniature"},
 ]
 
 
