@@ -13,6 +13,7 @@ in step; logging late keeps the device busy while numbers are fetched.
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -43,7 +44,7 @@ from synthclip_jax.training.lock import only_trainer
 from synthclip_jax.training.metrics import Clock, Metrics
 from synthclip_jax.training.optim import Length
 from synthclip_jax.training.profiler import Profiler
-from synthclip_jax.training.sheet import compile_sheet, start_sheet
+from synthclip_jax.training.sheet import batch_sheet, compile_sheet, start_sheet
 from synthclip_jax.training.step import Program, TrainState, make_program, seed_key
 from synthclip_jax.training.step_log import StepLog
 from synthclip_jax.wording import duration
@@ -155,6 +156,9 @@ def _train_alone(
             log.data_wait += time.perf_counter() - waited
             trained.examples_seen += batch_size
             trained.skipped += unreadable
+            if step == first_step:
+                with clock.paused():
+                    log.show(step, functools.partial(batch_sheet, images, tokens))
             trained.state, metrics = compiled(trained.state, images, tokens)
             log.step(step + 1, metrics, trained.skipped)
             profiler.after(step + 1, metrics)
@@ -226,6 +230,8 @@ class Trained:
                 self.save(step)  # a test set that cannot be read must not cost the training
             raise
         self.log.write(step, found)
+        with self.clock.paused():
+            self.log.show(step, evaluation.shown)
         self.checkpoints.wait()
         if step in self.checkpoints.steps:
             evaluation.saved(step)

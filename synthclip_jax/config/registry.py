@@ -48,6 +48,8 @@ SOURCES = {
     "wds": "synthclip_jax.data.readers.tars:TarReader",
     "tfds": "synthclip_jax.data.readers.tfds:open_tfds",
     "table": "synthclip_jax.data.readers.tables:TableReader",
+    "parquet": "synthclip_jax.data.readers.embedded:open_parquet",
+    "arrow": "synthclip_jax.data.readers.embedded:open_arrow",
 }
 # config.train.optimizer: what makes the updates, between the clipping of gradients and the learning rate
 OPTIMIZERS = {

@@ -211,6 +211,7 @@ class Train(Section):
     keep_best: str = value("", "also keep the best checkpoint by this metric, such as zeroshot/NAME/acc1; empty: none")
     tensorboard: bool = value(True, "also write TensorBoard files, where the package is installed")
     wandb: str = value("", "Weights & Biases project, where the package is installed; empty: none")
+    trackio: str = value("", "Trackio project, where the package is installed; empty: none")
     profile: tuple[int, int] = value((0, 0), "(first, last) step to profile; (0, 0): none", low=0)
     peer_timeout: int = value(100, "heartbeat timeout, seconds, after which all processes exit", low=1)
     mesh: Mesh

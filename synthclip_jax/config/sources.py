@@ -9,14 +9,16 @@ KIND is one of
 
     tfrecord     folder of tf.train.Example shards named as TFDS names them, which is what generation writes
     img2dataset  folder of 00000.tfrecord, 00001.tfrecord, ... (img2dataset's output format `tfrecord`)
-    wds          webdataset tars: a folder, one .tar, or a pattern such as /data/cc3m/{00000..00331}.tar, *, {a,b},
-                 several of them separated by ::, all on a disk (`readers.patterns`)
+    wds          webdataset tars, also .tar.gz: a folder, one .tar, or a pattern such as /data/cc3m/{00000..00331}.tar,
+                 *, {a,b}, several of them separated by ::, on a disk or in a bucket (`readers.patterns`)
     tfds         a name of TensorFlow Datasets, already prepared on this machine (`tfds build NAME`), or its folder
     table        CSV or Parquet file with a column of image files and one of captions
+    parquet      Parquet files with the images inside, as the hub has them: a folder, a file, or a pattern as of wds
+    arrow        what `datasets` has saved: the folder of Dataset.save_to_disk (`readers.embedded`)
 
 A key may name several, the first that is there counts: 'jpg;png'. The default `image` also finds jpg, jpeg, png,
 webp and the other usual extensions (in a table path and filepath), the default `caption` also finds txt and
-json.caption (in a table text and title).
+json.caption (in a table text and title). In `parquet` and `arrow`, COLUMN.FIELD is a field of a column.
 The last item is the part of the dataset to take: a share up to 1, or a number of examples; see `data.part`.
 """
 
@@ -31,9 +33,11 @@ from synthclip_jax.config.schema import Data
 # What people write instead.
 _MEANT = {
     **dict.fromkeys(("webdataset", "tar", "tars", "wds"), "tars are wds:PLACE"),
-    **dict.fromkeys(("csv", "tsv", "parquet", "table"), "tables are table:FILE"),
+    **dict.fromkeys(("csv", "tsv", "table"), "tables are table:FILE"),
+    **dict.fromkeys(("hf", "hub", "datasets"), "Parquet of the hub is parquet:PLACE, a saved dataset arrow:FOLDER"),
     **dict.fromkeys(("tfrecords", "tfrecord"), "TFRecords are tfrecord:FOLDER"),
-    **dict.fromkeys(("pipe", "s3", "gs", "http", "https"), "tars are copied to a disk first, and are then wds:PLACE"),
+    **dict.fromkeys(("s3", "gs"), "tars in a bucket are wds:s3://BUCKET/PLACE, other things likewise"),
+    **dict.fromkeys(("pipe", "http", "https"), "tars are copied to a disk or a bucket first, and are then wds:PLACE"),
 }
 
 

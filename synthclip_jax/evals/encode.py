@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from synthclip_jax.model.encoder import Embedded, Encoder  # they need JAX
 
 SECONDS = 10  # between two lines
+SOME = 16  # images of a test set that are kept to be looked at
 
 
 class Encoded(NamedTuple):
@@ -39,19 +40,22 @@ def encode(
     log: Callable[[str], Any],
     left_out: LeftOut | None = None,
     keep: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda vectors: (vectors,),
+    some: dict[str, bytes] | None = None,
 ) -> Encoded:
     """Passes the images of a test set through a model.
 
     Args:
       left_out: takes what does not decode, by cause. Without it that is logged at the end.
       keep: what is kept of the vectors of each batch, one row for each image.
+      some: takes a few of the images as they are read, at even distances, by key.
 
     Raises:
       DatasetError: the test set turns out damaged.
       EvaluationError: the model's embeddings are not finite, or no image decodes.
     """
     answer = "label" if dataset.task == CLASSIFICATION else "captions"
-    examples = (((example.key, getattr(example, answer)), example.image) for example in dataset)
+    read = iter(dataset) if some is None else _noting(dataset, some)
+    examples = (((example.key, getattr(example, answer)), example.image) for example in read)
     decoded, skipped, kept = [], [], []
     for batch in _told(encoder.images(examples), dataset.name, log, left_out):
         decoded += batch.keys
@@ -99,6 +103,15 @@ def encode_pairs(encoder: "Encoder", dataset: Dataset, log: Callable[[str], Any]
     for line in encoder.account_of_cut(dataset.name, "captions", len(captions)):
         log(line)
     return Pairs(keys, captions, image_of, images, texts, skipped)
+
+
+def _noting(dataset: Dataset, some: dict[str, bytes]) -> Iterator[Any]:
+    """The examples of a test set; `SOME` of them are noted in passing."""
+    places = set(np.linspace(0, len(dataset) - 1, min(SOME, len(dataset))).astype(int).tolist())
+    for number, example in enumerate(dataset):
+        if number in places:
+            some[example.key] = example.image
+        yield example
 
 
 def _told(

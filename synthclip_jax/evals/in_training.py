@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from synthclip_jax.config.schema import Config
@@ -22,6 +23,7 @@ class Evaluation:
 
     def __init__(self, config: Config, evaluators: Mapping[str, Suite], workdir: pathlib.Path):
         self.config, self.evaluators, self.workdir = config, evaluators, workdir
+        self._found: dict[str, float] = {}
 
     def done(self, step: int) -> bool:
         """Whether the checkpoint of this step has been evaluated already, on the test sets as they are now."""
@@ -46,7 +48,19 @@ class Evaluation:
                 results.write_result(self.workdir, step, name, metrics, described, evaluator.details, say)
             found |= metrics
         say(assignment.table(found, self.workdir, step) if distributed.is_main() else "")
+        self._found = found
         return found
+
+    def shown(self) -> dict[str, np.ndarray | list[tuple[str, ...]]]:
+        """Of the last evaluation: each suite's table, as rows, and sheets of test images with what was said to them."""
+        shown: dict[str, np.ndarray | list[tuple[str, ...]]] = {}
+        for suite, evaluator in self.evaluators.items():
+            shown[f"{suite}/table"] = results.cells(self._found, suite, evaluator.columns)
+            for dataset in evaluator.datasets:
+                sheet = evaluator.sheet(dataset.name)
+                if sheet is not None:
+                    shown[f"{suite}/{dataset.name}/images"] = sheet
+        return shown
 
     def saved(self, step: int) -> None:
         """Notes that the parameters evaluated at this step are those of its checkpoint, which is complete."""

@@ -271,6 +271,14 @@ class Column:
     digits: int = 1
 
 
+def cells(metrics: Mapping[str, float], suite: str, columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """Metrics of a suite as texts: a row of titles, then one for each test set."""
+    rows = [(suite, *(column.title for column in columns))]
+    for name, values in group(metrics, suite).items():
+        rows.append((name, *(_cell(values, column) for column in columns)))
+    return rows
+
+
 def table(
     metrics: Mapping[str, float], suite: str, columns: Sequence[Column], left_out: Mapping[str, LeftOut] = {}
 ) -> str:
@@ -279,9 +287,7 @@ def table(
     Args:
       left_out: by test set, what does not decode.
     """
-    rows = [(suite, *(column.title for column in columns))]
-    for name, values in group(metrics, suite).items():
-        rows.append((name, *(_cell(values, column) for column in columns)))
+    rows = cells(metrics, suite, columns)
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -54,6 +54,7 @@ class Suite:
       learns: it fits a classifier, and reads the splits to learn from as well.
       details: after `run`, by test set: arrays for `eval/STEP-SUITE.NAME.npz`.
       left_out: after `run`, by test set: what does not decode.
+      some: after `run`, by test set: a few images as they are read, by key.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,7 @@ class Suite:
         self.config, self.graphdef, self.datasets, self.log = config, graphdef, list(datasets), log
         self.details: dict[str, dict[str, np.ndarray]] = {}
         self.left_out: dict[str, LeftOut] = {}
+        self.some: dict[str, dict[str, bytes]] = {}
 
     @classmethod
     def describe(cls, config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class Suite:
         Raises:
           DatasetError, EvaluationError: see `measure`.
         """
-        self.details, self.left_out = {}, {}
+        self.details, self.left_out, self.some = {}, {}, {}
         given = self.given(params)
         values: dict[str, float] = {}
         for dataset in self.datasets:
@@ -118,9 +120,14 @@ class Suite:
                 self.details[dataset.name] = details
         return values
 
+    def sheet(self, name: str) -> np.ndarray | None:
+        """After `run`: some images of a test set and what the model said to them, as one image; None: none."""
+        return None
+
     def encode(self, encoder: Any, dataset: Dataset, **how: Any) -> Encoded:
         """Passes the images of a test set through the model; what does not decode is noted. See `encode`."""
-        return encode(encoder, dataset, self.log, self._account(dataset), **how)
+        some = self.some.setdefault(dataset.name, {})
+        return encode(encoder, dataset, self.log, self._account(dataset), some=some, **how)
 
     def encode_pairs(self, encoder: Any, dataset: Dataset) -> Pairs:
         """Passes images and captions of a test set through the model; what does not decode is noted."""

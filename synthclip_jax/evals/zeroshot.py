@@ -20,6 +20,9 @@ from synthclip_jax.evals import intervals, prompts
 from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset, account
 from synthclip_jax.evals.results import Column
 from synthclip_jax.evals.suite import Measured, Suite
+from synthclip_jax.images.contact_sheet import contact_sheet
+from synthclip_jax.images.decoding import open_image
+from synthclip_jax.model.preprocess import Preprocess
 
 TOP = 5  # predictions kept for each image
 
@@ -165,3 +168,16 @@ class ZeroShot(Suite):
         top, scores = found.arrays
         predictions = Predictions(dataset.name, names, found.keys, labels, top, scores, found.skipped)
         return metrics(predictions), predictions.arrays()
+
+    def sheet(self, name: str) -> np.ndarray | None:
+        """A few images of a test set, each with the class that the model says and the one it is."""
+        said, some = self.details[name], self.some[name]
+        preprocess, classes = Preprocess.from_config(self.config.data), said["class_names"]
+        images, texts = [], []
+        for key, label, best in zip(said["keys"].tolist(), said["labels"], said["top"][:, 0], strict=True):
+            if key in some:
+                images.append(preprocess(open_image(some[key], self.config.data.max_pixels)))
+                texts.append(
+                    f"right: {classes[label]}" if best == label else f"wrong: {classes[best]}, is: {classes[label]}"
+                )
+        return contact_sheet(images, texts) if images else None

@@ -9,6 +9,7 @@ import functools
 import gzip
 import html
 import importlib.resources
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -78,6 +79,15 @@ def encode(texts: Sequence[str]) -> list[list[int]]:
     return rows
 
 
+def decode(ids: Sequence[int]) -> str:
+    """What the model reads of a text: that of its ids between start and end token, words and signs set apart."""
+    tokens, byte_of = _tokens()
+    taken = itertools.takewhile(lambda number: number != END_ID, (int(number) for number in ids))
+    text = "".join(tokens[number] for number in taken if number != START_ID)
+    words = (bytes(byte_of[symbol] for symbol in word) for word in text.split("</w>"))
+    return b" ".join(words).decode("utf-8", "replace").strip()
+
+
 def merges() -> list[tuple[str, str]]:
     """The 48,894 merges of the vocabulary, best first."""
     resource = importlib.resources.files(__package__) / VOCABULARY_FILE
@@ -94,6 +104,15 @@ def vocabulary() -> dict[str, int]:
     tokens = symbols + [symbol + "</w>" for symbol in symbols]
     tokens += ["".join(pair) for pair in merges()] + [START_TOKEN, END_TOKEN]
     return {token: index for index, token in enumerate(tokens)}
+
+
+@functools.cache
+def _tokens() -> tuple[tuple[str, ...], dict[str, int]]:
+    """The token of each id, and the byte that each symbol in them stands for."""
+    symbols = _byte_symbols()
+    printable = [ord(symbol) for symbol in symbols if ord(symbol) < 256]
+    others = [byte for byte in range(256) if byte not in printable]
+    return tuple(vocabulary()), dict(zip(symbols, printable + others, strict=True))
 
 
 def _byte_symbols() -> list[str]:

@@ -20,7 +20,7 @@ from synthclip_jax.model.preprocess import Preprocess
 FREE_TO_CHANGE = re.compile(
     r"name$|gen\.|eval\.|data\.(path|sources|threads|workers|prefetch|cache|check_crc|verify|on_error|text_buckets)$"
     r"|model\.(remat|scan_layers|attention)$"
-    r"|train\.(log_every|save_every|eval_every|keep|keep_every|keep_best|tensorboard|wandb|profile|mesh\.\w+"
+    r"|train\.(log_every|save_every|eval_every|keep|keep_every|keep_best|tensorboard|wandb|trackio|profile|mesh\.\w+"
     r"|microbatch|loss_method|loss_block|non_finite|peer_timeout)$"
 )
 _SHAPE = {"config": dict, "dataset": dict}

@@ -1,19 +1,19 @@
-"""What a run writes down: one JSON line per logged step, TensorBoard's and W&B's copies, and a clock with an ETA."""
+"""What a run writes down: one JSON line per logged step, what trackers are told, and a clock with an ETA."""
 
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.training.metrics_file import MetricsFile, read_metrics
-from synthclip_jax.training.trackers import open_trackers
+from synthclip_jax.training.trackers import Shown, open_trackers
 
 __all__ = ["Clock", "Metrics", "MetricsFile", "read_metrics"]
 
 
 class Metrics:
-    """The metrics file, and the same numbers in TensorBoard's files and at W&B where the config asks for them."""
+    """The metrics file, and the same numbers, with tables and images, in the trackers that the config asks for."""
 
     def __init__(self, config: Config, folder: pathlib.Path, last_step: int = 0):
         """Opens `metrics.jsonl` and `tensorboard/` in `folder`, going on after `last_step`.
@@ -33,6 +33,17 @@ class Metrics:
         self._file.write(step, values)
         for tracker in self._trackers:
             tracker.write(step, values)
+
+    def show(self, step: int, make: Callable[[], Shown]) -> None:
+        """Tables and images, made only where they can be shown; what goes wrong with them is said."""
+        trackers = [tracker for tracker in self._trackers if tracker.open]
+        try:
+            shown = make() if trackers else {}
+        except Exception as error:
+            print(f"no tables and images of step {step}: {type(error).__name__}: {error}", flush=True)
+            return
+        for tracker in trackers:
+            tracker.show(step, shown)
 
     def close(self) -> None:
         """Ends the log; lines on their way elsewhere have a minute to arrive."""

@@ -4,14 +4,18 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Array
 
 from synthclip_jax import packages
 from synthclip_jax.config.schema import Config
 from synthclip_jax.data.stream import Pairs
 from synthclip_jax.devices import sharding
 from synthclip_jax.devices.distributed import say
+from synthclip_jax.images.contact_sheet import contact_sheet
 from synthclip_jax.model import flops
 from synthclip_jax.model.towers import parameter_table
+from synthclip_jax.text.tokenizer import decode
 from synthclip_jax.training.optim import Length
 from synthclip_jax.training.schedules import cooldown_steps
 
@@ -55,6 +59,17 @@ def start_sheet(config: Config, mesh: Any, length: Length, params: Any, pairs: P
             f"MFU         3 x forward FLOPs of the tokens processed x pairs/s / ({devices.size} x"
             f" {peak / 1e12:,.1f} TFLOP/s dense bf16); what is computed twice does not count"
         )
+
+
+def batch_sheet(images: Array, tokens: Array, most: int = 16) -> dict[str, np.ndarray | list[tuple[str, ...]]]:
+    """Some of a batch as the model sees it, as one image: pixels after augmentation, and what the tokens say.
+
+    Args:
+      images: uint8, (batch, size, size, 3). Of a batch over many devices, the first one's of this process are taken.
+      tokens: int32, (batch, tokens).
+    """
+    pixels, ids = (jax.device_get(array.addressable_shards[0].data[:most]) for array in (images, tokens))
+    return {"train/batch": contact_sheet(pixels, [decode(row) for row in ids])}
 
 
 def compile_sheet(compiled: Any, seconds: float) -> None:

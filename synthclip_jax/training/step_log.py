@@ -1,7 +1,7 @@
 """What training says while it runs: numbers of each step, one step late, on the screen and in a file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from jaxtyping import Array
@@ -13,6 +13,7 @@ from synthclip_jax.model import flops
 from synthclip_jax.model.checkpoint import Checkpoints
 from synthclip_jax.training.metrics import Clock, Metrics
 from synthclip_jax.training.optim import Length
+from synthclip_jax.training.trackers import Shown
 from synthclip_jax.wording import duration
 
 # `train.non_finite="skip"` gives up after so many steps in a row without an update: that run is beyond repair.
@@ -58,6 +59,11 @@ class StepLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if self.file:
             self.file.write(step, values)
+
+    def show(self, step: int, make: Callable[[], Shown]) -> None:
+        """Tables and images for TensorBoard and the like; made only where there is one."""
+        if self.file:
+            self.file.show(step, make)
 
     def _settle(self, step: int, metrics: dict[str, Array], skipped: int) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}

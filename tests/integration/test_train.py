@@ -186,6 +186,19 @@ def test_the_end_is_evaluated_and_the_numbers_are_written_down(finished):
     assert "squares" in out
 
 
+def test_tensorboard_has_the_first_batch_the_table_and_test_images(finished):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "train" / "tensorboard"))
+    events.Reload()
+    images = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    assert images == {"train/batch": [0], "zeroshot/squares/images": [STEPS]}
+    (table,) = events.Tensors("zeroshot/table")
+    assert b"squares" in table.tensor_proto.string_val[0]
+    assert events.Scalars("zeroshot/squares/acc1")[0].step == STEPS
+
+
 def test_checkpoints_hold_what_is_needed_to_use_them(finished):
     workdir, _ = finished
     assert saved_steps(checkpoint_folder(workdir)) == [80, 84]

@@ -1,11 +1,15 @@
 """The metrics file survives crashes and restarts without gaps or repeats; the clock counts training time alone."""
 
+import io
 import json
+import re
 import sys
 import threading
 import types
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from synthclip_jax.config import default_config
 from synthclip_jax.left_out import LeftOut
@@ -127,6 +131,52 @@ def test_tensorboard_reads_what_was_written_and_forgets_steps_that_were_done_aga
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30, 40]
 
 
+TABLE = [("zeroshot", "acc1 %"), ("birds|cats", "38.2 [36.1, 40.3]"), ("cars", "7.0 [ 5.9,  8.4]")]
+SHEET = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def test_tensorboard_shows_tables_and_images(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import plugin_event_multiplexer
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.text.text_plugin import text_array_to_html
+
+    file = Metrics(default_config(), tmp_path)
+    file.show(10, lambda: {"zeroshot/table": TABLE, "zeroshot/birds/images": SHEET})
+    file.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("zeroshot/birds/images")
+    assert (image.step, image.width, image.height) == (10, 30, 20)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(image.encoded_image_string)), SHEET)
+    multiplexer = plugin_event_multiplexer.EventMultiplexer({"run": str(tmp_path / "tensorboard")})
+    multiplexer.Reload()
+    assert list(multiplexer.PluginRunToTagToContent("text")["run"]) == ["zeroshot/table"]
+    (text,) = multiplexer.Tensors("run", "zeroshot/table")
+    html = text_array_to_html(np.array(text.tensor_proto.string_val[0]), enable_markdown=True)
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
+    assert cells == ["zeroshot", "acc1 %", "birds|cats", "38.2 [36.1, 40.3]", "cars", "7.0 [ 5.9,  8.4]"]
+
+
+def test_tables_and_images_are_made_only_to_be_shown_and_may_fail(tmp_path, capsys):
+    config = default_config()
+    config.train.tensorboard = False
+    asked = []
+    nobody = Metrics(config, tmp_path / "nobody")
+    nobody.show(10, lambda: asked.append(10) or {})
+    assert not asked
+
+    pytest.importorskip("tensorboard")
+    config.train.tensorboard = True
+    file = Metrics(config, tmp_path / "somebody")
+    file.show(10, lambda: 1 // 0)
+    assert "no tables and images of step 10: ZeroDivisionError" in capsys.readouterr().out
+    file.write(10, {"loss": 2.0})
+    file.close()
+    assert (tmp_path / "somebody" / "tensorboard").exists()
+    assert "train.tensorboard" not in capsys.readouterr().out  # which still takes numbers
+
+
 @pytest.fixture
 def wandb(monkeypatch):
     """A stand-in for the package: what it was told, run by run."""
@@ -153,9 +203,38 @@ def wandb(monkeypatch):
 
     module = types.ModuleType("wandb")
     module.init, module.where, module.how, module.reached = Run, "", None, threading.Event()
+    module.Image = lambda pixels: ("image", pixels.tolist())
+    module.Table = lambda columns, data: ("table", columns, data)
     module.__spec__ = types.SimpleNamespace(name="wandb")
     monkeypatch.setitem(sys.modules, "wandb", module)
     return runs
+
+
+def test_wandb_gets_tables_and_images(tmp_path, wandb):
+    config = default_config()
+    config.train.update(wandb="project", tensorboard=False)
+    file = Metrics(config, tmp_path)
+    file.show(10, lambda: {"zeroshot/table": TABLE, "zeroshot/birds/images": SHEET})
+    file.close()
+    titles, *rows = map(list, TABLE)
+    shown = {"zeroshot/table": ("table", titles, rows), "zeroshot/birds/images": ("image", SHEET.tolist())}
+    assert wandb[0].lines == [(10, shown)]
+
+
+def test_trackio_is_told_the_same_as_wandb(tmp_path, wandb, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", sys.modules["wandb"])  # its API is a part of wandb's
+    config = default_config()
+    config.train.update(trackio="project", tensorboard=False)
+    for last_step in (0, 20):
+        file = Metrics(config, tmp_path, last_step)
+        file.write(last_step + 10, {"loss": 2.0})
+        file.show(last_step + 10, lambda: {"table": TABLE})
+        file.close()
+    first, second = wandb
+    titles, *rows = map(list, TABLE)
+    assert first.lines == [(10, {"loss": 2.0}), (10, {"table": ("table", titles, rows)})]
+    assert first.settings["name"] == second.settings["name"]
+    assert set(first.settings) == {"project", "name", "config", "resume", "embed"}  # which is all that it takes
 
 
 def test_wandb_gets_the_same_numbers_and_one_run_over_all_starts(tmp_path, wandb):
@@ -237,8 +316,10 @@ def test_tensorboard_on_a_full_disk_does_not_stop_training(tmp_path, capsys, mon
 def test_what_is_not_installed_is_said_and_does_not_stop_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trackers, "installed", lambda package: False)
     config = default_config()
-    config.train.wandb = "project"
+    config.train.update(wandb="project", trackio="project")
     file = Metrics(config, tmp_path)
     file.write(1, {"loss": 2.0})
-    assert "wandb is not installed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "wandb is not installed" in said
+    assert "trackio is not installed" in said
     assert not (tmp_path / "tensorboard").exists()

@@ -2,12 +2,14 @@
 
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import uuid
 
@@ -307,6 +309,61 @@ def test_training_sees_the_same_stream_from_a_url_as_from_a_folder(folder, tmp_p
     for remote, local in zip(*streams, strict=True):
         np.testing.assert_array_equal(remote.images, local.images)
         np.testing.assert_array_equal(remote.tokens, local.tokens)
+
+
+@pytest.mark.parametrize("kind", ["wds", "parquet"])
+def test_tars_and_parquet_of_a_bucket_are_copied_once_and_read_in_any_order(
+    server, folder, kind, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    for number in range(3):
+        write_shard(tmp_path / "here", kind, number)
+    for path in (tmp_path / "here").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    ending = {"wds": "tar", "parquet": "parquet"}[kind]
+
+    def read(place, **kwargs):
+        return open_reader(SourceSpec(kind, place, None, "image", "caption"), **kwargs)
+
+    expected = read(f"{tmp_path}/here")
+    there = [expected[index] for index in range(len(expected))]
+    for place in (f"{folder}", f"{folder}/{{00000..00002}}.{ending}", f"{folder}/0000*.{ending}"):
+        reader = read(place)
+        assert [reader[index] for index in reversed(range(len(reader)))] == there[::-1]
+    assert reader.where(3) == f"{folder}/00001.{ending}: " + ("example 1 (3)" if kind == "wds" else "row 1")
+    assert (reader.digest(), reader.content_digest()) == (expected.digest(), expected.content_digest())
+    with pytest.raises(RecordError, match=rf"{folder}/00003.{ending}: the .* is missing"):
+        read(f"{folder}/{{00000..00003}}.{ending}")
+    assert len(read(f"{folder}/{{00001,00002}}.{ending}")) == 4
+    # Another object of that name is another copy, in place of the old one.
+    copies = len([path for path in (tmp_path / "cache" / "copies").iterdir() if path.name.endswith(ending)])
+    (folder / f"00000.{ending}").write_bytes((tmp_path / "here" / f"00002.{ending}").read_bytes())
+    assert read(f"{folder}")[0] == there[4]
+    assert copies == 3 == len([p for p in (tmp_path / "cache" / "copies").iterdir() if p.name.endswith(ending)])
+    # What is there already needs no server for its bytes, but one to say that it is still the same.
+    server.shut()
+    try:
+        assert reader[1] == there[1]
+        with pytest.raises(StoreError, match="cannot be reached"):
+            read(f"{folder}")
+    finally:
+        server.open()
+
+
+def write_shard(folder, kind, number):
+    images = [toy_dataset.jpeg(toy_dataset.pixels(i)) for i in (2 * number, 2 * number + 1)]
+    if kind == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = pa.table({"image": images, "caption": [f"number {2 * number + i}" for i in range(2)]})
+        pq.write_table(table, folder / f"{number:05d}.parquet", compression="none", use_dictionary=False)
+        return
+    with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+        for i, image in enumerate(images, 2 * number):
+            for name, data in ((f"{i}.jpg", image), (f"{i}.txt", b"number %d" % i)):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
 
 
 def test_damage_and_absence_in_an_object_store_are_named(server, folder):

@@ -506,15 +506,15 @@ def test_a_parquet_file_of_something_else_is_named(tmp_path):
     with pytest.raises(RecordError, match="not a Parquet file"):
         read("table", tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [b"\xff\xd8"], "caption": ["a"]}), tmp_path / "b.parquet")
-    with pytest.raises(RecordError, match=r"column 'image' holds images: .*webdataset"):
+    with pytest.raises(RecordError, match=r"column 'image' holds images: .*parquet:PLACE"):
         read("table", tmp_path / "b.parquet")
 
 
 def test_many_texts_take_little_memory():
-    from synthclip_jax.data.readers.tables import _Texts
+    from synthclip_jax.data.readers.packed_texts import PackedTexts
 
     texts = [f"text {i} é" for i in range(1000)]
-    packed = _Texts(texts)
+    packed = PackedTexts(texts)
     assert [packed[i] for i in range(1000)] == texts
     assert len(pickle.dumps(packed)) < 1000 * (8 + 12) + 500
     np.testing.assert_equal(len(packed), 1000)

@@ -214,7 +214,7 @@ def test_parquet_columns_that_hold_no_paths_or_captions_are_refused_with_what_to
         ({"path": paths, "caption": [[1, 2], [3]]}, "column 'caption' holds list"),
         ({"path": paths, "caption": [1, 2]}, "column 'caption' holds int64"),
         ({"path": [1, 2], "caption": texts}, "column 'path' holds int64"),
-        ({"image": [b"\xff\xd8", b"\xff\xd8"], "caption": texts}, "column 'image' holds images: .*webdataset"),
+        ({"image": [b"\xff\xd8", b"\xff\xd8"], "caption": texts}, "column 'image' holds images: .*parquet:PLACE"),
         ({"image": [{"bytes": b"\xff\xd8", "path": "x"}] * 2, "caption": texts}, "column 'image' holds images"),
         ({"jpg": [b"\xff\xd8"] * 2, "caption": texts}, "column 'jpg' holds images"),
     ):

@@ -1,7 +1,9 @@
 """Tars whose bytes are not as they should be: each is named with its cause, and small lies cost nothing."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import re
 import tarfile
@@ -11,7 +13,7 @@ import pytest
 from toy_dataset import jpeg, pixels
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import offsets, open_reader
+from synthclip_jax.data.readers import copies, offsets, open_reader
 from synthclip_jax.data.readers.tar_scan import MAX_END, scan_tar
 from synthclip_jax.data.records import RecordError
 
@@ -109,11 +111,11 @@ def test_anything_else_behind_it_is_named_with_both_places(tmp_path, data, words
 
 
 @pytest.mark.parametrize(
-    ("pack", "words"),
-    [(gzip.compress, "compressed by gzip.*gunzip"), (lambda data: b"PK\x03\x04" + data, "compressed by zip")],
+    ("magic", "words"),
+    [(b"\x28\xb5\x2f\xfd", "compressed by zstd.*unzstd"), (b"PK\x03\x04", "compressed by zip")],
 )
-def test_a_compressed_tar_is_not_called_damaged(tmp_path, pack, words):
-    (tmp_path / "0.tar").write_bytes(pack(DATA))
+def test_a_tar_compressed_by_what_is_not_read_is_not_called_damaged(tmp_path, magic, words):
+    (tmp_path / "0.tar").write_bytes(magic + DATA)
     with pytest.raises(RecordError, match=words):
         read(tmp_path)
 
@@ -228,6 +230,60 @@ def test_verification_looks_for_the_offsets_anew(tmp_path):
     assert kept.exists()
 
 
+# ---- Compressed tars -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_a_compressed_tar_is_unpacked_once_and_read_as_a_plain_one(tmp_path, ending, pack, monkeypatch):
+    for folder in ("plain", "packed"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "plain" / "0.tar").write_bytes(DATA)
+    (tmp_path / "packed" / f"0.tar.{ending}").write_bytes(pack(DATA))
+    plain, packed = read(tmp_path / "plain"), read(tmp_path / "packed")
+    assert [packed[index] for index in (3, 0, 2, 1)] == [plain[index] for index in (3, 0, 2, 1)]
+    assert packed.where(1) == f"{tmp_path}/packed/0.tar.{ending}: example 1 (1)"
+    assert packed.content_digest() == plain.content_digest()
+    monkeypatch.setattr(copies, "_unpack", None)  # the copy is there
+    assert list(read(tmp_path / "packed")) == list(plain)
+    # Called .tar, as some have it.
+    monkeypatch.undo()
+    (tmp_path / "plain" / "0.tar").write_bytes(pack(DATA))
+    assert list(read(tmp_path / "plain")) == list(packed)
+
+
+def test_a_damaged_compressed_tar_is_named_by_its_own_name(tmp_path):
+    whole = gzip.compress(DATA)
+    for number, (data, words) in enumerate(
+        [
+            (whole[:-20], "compressed, and damaged or cut off"),
+            (whole[:50] + b"xxxx" + whole[54:], "compressed, and damaged or cut off"),
+            (gzip.compress(DATA[:END]), r"byte \d+, after 8 files .*without its end mark"),
+            (bz2.compress(DATA)[:-9], "compressed, and damaged or cut off"),
+            (lzma.compress(DATA)[:-9], "compressed, and damaged or cut off"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "0.tar.gz").write_bytes(data)
+        with pytest.raises(RecordError, match=rf"{folder}/0\.tar\.gz: {words}"):
+            read(folder)
+
+
+def test_a_compressed_tar_that_expands_without_end_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, "MIN_UNPACKED", 2**20)
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(bytes(2**25)))
+    with pytest.raises(RecordError, match="expands to over 200 times its size"):
+        read(tmp_path)
+
+
+def test_of_a_tar_and_the_same_one_compressed_the_plain_one_is_read_and_that_is_said(tmp_path):
+    (tmp_path / "0.tar").write_bytes(DATA)
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(make(50)))
+    reader = read(tmp_path)
+    assert reader[0].captions == ("caption 0",)
+    assert reader.left_out.causes["compressed tar beside the same one unpacked"].count == 1
+
+
 # ---- Which tars are meant ------------------------------------------------------------------------------------------
 
 
@@ -245,6 +301,8 @@ def places(tmp_path, monkeypatch):
         os.symlink(tmp_path / "a" / "00000.tar", tmp_path / "links" / name)
     (tmp_path / "gz").mkdir()
     (tmp_path / "gz" / "0.tar.gz").write_bytes(gzip.compress(DATA))
+    (tmp_path / "zst").mkdir()
+    (tmp_path / "zst" / "0.tar.zst").write_bytes(b"zstd")
     (tmp_path / "empty").mkdir()
     (tmp_path / "mac").mkdir()
     (tmp_path / "mac" / "._0.tar").write_bytes(b"Mac")
@@ -257,6 +315,8 @@ def places(tmp_path, monkeypatch):
     ("pattern", "numbers"),
     [
         ("{}/a", [0, 1]),
+        ("{}/gz", [0, 1, 2, 3]),
+        ("{}/gz/0.tar.gz", [0, 1, 2, 3]),
         ("{}/a/", [0, 1]),
         ("file://{}/a", [0, 1]),
         ("{}/a/00001.tar", [1]),
@@ -301,8 +361,7 @@ def test_places_and_patterns_mean_what_shells_and_open_clip_mean(places, pattern
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("{}/gz", r"no plain tar there, 1 compressed ones \(0.tar.gz\). Unpack"),
-        ("{}/gz/0.tar.gz", "compressed by gzip"),
+        ("{}/zst", r"no plain tar there, 1 compressed ones \(0.tar.zst\). Unpack"),
         ("{}/n", r"no tar there, but in folders below it \(.*/n/[xy]\). Name them: wds:.*/n/\*$"),
         ("{}/empty", "no tar there. Name a folder"),
         ("{}/empty::{}/a", "empty: no tar in this folder"),
@@ -313,9 +372,8 @@ def test_places_and_patterns_mean_what_shells_and_open_clip_mean(places, pattern
         ("{}/{{0..999999}}/{{0..999999}}.tar", "means 1,000,000,000,000 files"),
         (" {}/a", "the name begins or ends with a blank"),
         ("{}/a,wds:{}/b", "Separate several places by ::"),
-        ("s3://bucket/a", "read on a disk of this machine.*Copy them"),
-        ("https://example.org/{{00000..00001}}.tar", "read on a disk of this machine"),
-        ("{}/a::gs://bucket/a", "read on a disk of this machine"),
+        ("https://example.org/{{00000..00001}}.tar", "on a disk or in an object store .*Copy them"),
+        ("{}/a::ftp://bucket/a", "on a disk or in an object store"),
         ("pipe:cat {}/a/00000.tar", "a pipe cannot be read in any order"),
         ("{}/a\0b", "a NUL in the name"),
     ],

@@ -7,7 +7,17 @@ import sys
 import numpy as np
 import pytest
 
-from synthclip_jax.text.tokenizer import END_ID, START_ID, VOCABULARY_SIZE, Tokenizer, clean, encode, merges, vocabulary
+from synthclip_jax.text.tokenizer import (
+    END_ID,
+    START_ID,
+    VOCABULARY_SIZE,
+    Tokenizer,
+    clean,
+    decode,
+    encode,
+    merges,
+    vocabulary,
+)
 
 
 def test_a_row_is_start_token_text_end_token_zeros():
@@ -63,6 +73,14 @@ def test_printable_ascii_is_cleaned_as_by_ftfy():
 def test_spelled_out_special_tokens_are_words_of_their_own():
     assert encode(["a <end_of_text> b"]) == [[*encode(["a"])[0], END_ID, *encode(["b"])[0]]]
     assert END_ID not in encode(["!<end_of_text>!"])[0]
+
+
+def test_a_row_reads_as_the_model_sees_it():
+    rows = Tokenizer(12)(["A red car, parked", "naïve 猫 it's", "one two three " * 4, "!", ""])
+    texts = ["a red car , parked", "naïve 猫 it 's", "one two three " * 3 + "one", "!", ""]
+    assert [decode(row) for row in rows] == texts
+    assert [decode(row) for row in Tokenizer(12)(texts)] == texts
+    assert decode(Tokenizer(4)("🦜🦜🦜")[0]) != ""  # cut in the middle of a character
 
 
 def test_importing_the_tokenizer_loads_neither_jax_nor_tokenizers():

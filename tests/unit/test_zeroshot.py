@@ -11,8 +11,9 @@ from toy_testset import CLASSES, coloured, image_bytes, write_wds
 
 from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import assignment, intervals, results
+from synthclip_jax.evals import assignment, intervals, results, zeroshot
 from synthclip_jax.evals.datasets import open_dataset
+from synthclip_jax.evals.encode import SOME
 from synthclip_jax.evals.prompts import PromptError
 from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
@@ -204,6 +205,29 @@ def test_an_image_that_does_not_decode_is_skipped_and_counted(tmp_path, model):
     everything = write_wds(tmp_path / "broken", [("a", {"png": b"?", "cls": b"0"})])
     with pytest.raises(EvaluationError, match="none of its 1 images decodes"):
         run(model, everything)
+
+
+def test_a_sheet_shows_some_images_with_what_was_said_to_them(tmp_path, model, monkeypatch):
+    config, graphdef, params = model
+    examples = coloured(40)
+    examples[0] = ("broken", {"png": image_bytes()[:30], "cls": b"0"})
+    evaluator = ZeroShot(config, graphdef, [open_dataset(f"wds:{write_wds(tmp_path / 'colours', examples)}")])
+    evaluator.run(params)
+    details = evaluator.details["colours"]
+    details["top"][::2, 0] = details["labels"][::2]  # this model has learned nothing
+    sheets = []
+    monkeypatch.setattr(zeroshot, "contact_sheet", lambda *given: sheets.append(given))
+    evaluator.sheet("colours")
+    ((images, texts),) = sheets
+    assert len(images) == SOME - 1  # of those at even distances the first is broken
+    said = dict(zip(details["keys"], details["top"][:, 0], strict=True))
+    preprocess = Preprocess.from_config(config.data)
+    for place, image, text in zip(np.linspace(0, 39, SOME).astype(int).tolist()[1:], images, texts, strict=True):
+        key, parts = examples[place]
+        np.testing.assert_array_equal(image, preprocess(parts["png"]))
+        says, label = CLASSES[said[key]], CLASSES[place % 6]
+        assert text == (f"right: {label}" if says == label else f"wrong: {says}, is: {label}")
+    assert {text.partition(":")[0] for text in texts} == {"right", "wrong"}
 
 
 def test_a_diverged_model_gives_an_error_and_no_number(tmp_path, model):

@@ -10,10 +10,7 @@ from synthclip_jax.data.readers.table_rows import MAX_RATIO, MIN_EXPANDED, Row, 
 from synthclip_jax.data.records import RecordError
 
 BATCH = 4096  # rows of a Parquet file that are looked at together
-EMBEDDED = (
-    "tables name image files, and images inside a table are not read yet. Write them as webdataset tars (wds:FOLDER),"
-    " or as files with a column of their paths"
-)
+EMBEDDED = "a table names image files. Images inside Parquet are read as parquet:PLACE instead of table:PLACE"
 
 
 def parquet_rows(path: pathlib.Path, images: Sequence[str], captions: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -24,10 +21,12 @@ def parquet_rows(path: pathlib.Path, images: Sequence[str], captions: Sequence[s
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             image, caption = _parquet_columns(path, file.schema_arrow, images, captions)
-            _check_claims(path, file.metadata)
+            check_claims(path, file.metadata)
             number = 0
             for batch in file.iter_batches(BATCH, columns=[image, caption]):
-                for name, texts in zip(_values(batch.column(image)), _values(batch.column(caption)), strict=True):
+                for name, texts in zip(
+                    text_values(batch.column(image)), text_values(batch.column(caption)), strict=True
+                ):
                     many = isinstance(texts, list | tuple)
                     yield f"row {number}", Row(name, tuple(texts) if many else (texts,))
                     number += 1
@@ -48,27 +47,28 @@ def _parquet_columns(
     image, caption = column(path, names, images), column(path, names, captions)
     if image is None:
         parents = [name.partition(".")[0] for name in images]
-        inside = next((field for field in schema if field.name in parents or _holds_bytes(field.type)), None)
-        if inside is not None and _holds_bytes(inside.type):
+        inside = next((field for field in schema if field.name in parents or holds_bytes(field.type)), None)
+        if inside is not None and holds_bytes(inside.type):
             raise RecordError(f"{path}: column {inside.name!r} holds images: {EMBEDDED}")
         raise missing_key(str(path), images, names)
     if caption is None:
         raise missing_key(str(path), captions, names)
-    if _holds_bytes(schema.field(image).type):
+    if holds_bytes(schema.field(image).type):
         raise RecordError(f"{path}: column {names[image]!r} holds images: {EMBEDDED}")
-    for number, allowed in ((image, _is_text), (caption, lambda kind: _is_text(kind) or _is_text(_items(kind)))):
+    for number, allowed in ((image, is_text), (caption, lambda kind: is_text(kind) or is_text(items(kind)))):
         kind = schema.field(number).type
         if not allowed(kind):
             raise RecordError(f"{path}: column {names[number]!r} holds {kind}, expected text. Set another column")
     return names[image], names[caption]
 
 
-def _items(kind: Any) -> Any:
+def items(kind: Any) -> Any:
     """The type of a list's items; of anything else, itself."""
     return getattr(kind, "value_type", kind) if "list" in str(kind).partition("<")[0] else kind
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether a column of this type holds texts."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
@@ -76,15 +76,16 @@ def _is_text(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view", "null")
 
 
-def _holds_bytes(kind: Any) -> bool:
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column of this type, or a field of it, holds bytes."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return any(_holds_bytes(field.type) for field in kind)
+        return any(holds_bytes(field.type) for field in kind)
     return "binary" in str(kind)
 
 
-def _values(column: Any) -> Sequence[Any]:
+def text_values(column: Any) -> Sequence[Any]:
     """The values of a column; as bytes where a text of it is not UTF-8."""
     import pyarrow as pa
 
@@ -94,10 +95,10 @@ def _values(column: Any) -> Sequence[Any]:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         kind = column.type
-        return column.cast(pa.list_(pa.binary()) if _items(kind) is not kind else pa.binary()).to_pylist()
+        return column.cast(pa.list_(pa.binary()) if items(kind) is not kind else pa.binary()).to_pylist()
 
 
-def _check_claims(path: pathlib.Path, metadata: Any) -> None:
+def check_claims(path: str | os.PathLike, metadata: Any) -> None:
     """That the file does not claim to hold more than its size can mean."""
     size = os.path.getsize(path)
     claimed = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))

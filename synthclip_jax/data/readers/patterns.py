@@ -6,6 +6,7 @@
 /data/{cc3m,cc12m}/{000..011}.tar   alternatives; several braces, also one inside another
 /data/cc*/*.tar                     as in a shell; a folder that fits stands for its files, ** for any depth
 /data/cc3m/{000..331}.tar::/data/own    several places
+s3://bucket/cc3m/{00000..00331}.tar     in an object store; also a folder there, or a star
 """
 
 import glob
@@ -18,108 +19,181 @@ from typing import NamedTuple
 
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files.folders import cause_of_name
-from synthclip_jax.files.locations import Location, is_url
+from synthclip_jax.files.locations import Location, is_url, location
+from synthclip_jax.files.storage import explained
 from synthclip_jax.left_out import LeftOut, printable
 
 MAX_FILES = 1_000_000  # of one pattern
 SEARCHED = 1000  # folders in which tars are looked for, to say where they lie
 SHOWN = 20  # missing files that are named one by one
+STORES = ("file://", "s3://", "gs://", "gcs://", "hf://")
 
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,9}))?")
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")  # which are unpacked into the cache
+_UNREAD = (".tar.zst", ".tar.lz4")
 
 
 class PatternError(ValueError):
     """A pattern that means too many files; the text says how many."""
 
 
+class Kind(NamedTuple):
+    """Which files a source is made of.
+
+    Attributes:
+      source: KIND of the source.
+      what: what one of them is called; takes an s.
+      endings: of their names, in lower case.
+    """
+
+    source: str
+    what: str
+    endings: tuple[str, ...]
+
+    def fits(self, name: str) -> bool:
+        """Whether a file of this name is one."""
+        return name.lower().endswith(self.endings)
+
+
+TARS = Kind("wds", "tar", (".tar", *COMPRESSED))
+
+
 class Found(NamedTuple):
     """Files, and a text for each that is missing."""
 
-    paths: list[pathlib.Path]
+    paths: list[Location]
     missing: list[str]
 
 
-def find_tars(place: str, left_out: LeftOut) -> Found:
-    """The tars that a place means, each once, in the order of the pattern, those of a folder by name.
+def find_files(place: str, kind: Kind, left_out: LeftOut) -> Found:
+    """The files that a place means, each once, in the order of the pattern, those of a folder by name.
 
     Args:
       left_out: where to note what is passed over.
 
     Raises:
-      RecordError: there is none, or the place is no pattern of files on this machine.
+      RecordError: there is none, or the place is no pattern of files that can be read in any order.
     """
-    _refuse_other_places(place)
-    paths: list[pathlib.Path] = []
-    missing: list[str] = []
+    for part in place.split("::"):
+        _refuse_other_places(part, kind)
     try:
         names = [name for part in place.split("::") for name in _alternatives(part)]
     except PatternError as error:
-        raise RecordError(f"wds:{place}: {error}. Name fewer files") from None
-    absent = []
+        raise RecordError(f"{kind.source}:{place}: {error}. Name fewer files") from None
+    search = _Search(kind, left_out)
     for name in names:
-        path = pathlib.Path(os.path.expanduser(name.removeprefix("file://")))
-        if os.path.exists(path):
+        search.look(name)
+    if not search.paths:
+        raise RecordError(f"{kind.source}:{place}: {_why_none(place, names, kind)}")
+    return Found(_each_once(search.paths, left_out), search.problems())
+
+
+class _Search:
+    """Files that were found so far, and what is missing."""
+
+    def __init__(self, kind: Kind, left_out: LeftOut):
+        self.kind, self._left_out = kind, left_out
+        self.paths: list[Location] = []
+        self._absent: list[Location] = []
+        self._missing: list[str] = []
+
+    def look(self, name: str) -> None:
+        """Looks at one name without braces: a file, a folder, or a pattern with stars."""
+        path = location(name)
+        there = _exists(path)
+        if there:
             matches = [path]
         elif glob.has_magic(name):
-            matches = [pathlib.Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+            matches = _matches(path)
             if not matches:
-                missing.append(f"{path}: no file fits this pattern. Download or copy it again.")
+                self._missing.append(f"{path}: no file fits this pattern. Download or copy it again.")
         else:
-            absent.append(path)
-            continue
+            self._absent.append(path)
+            return
         for match in matches:
-            if match.is_dir():
-                inside = _tars_of(match, left_out)
-                paths += inside
-                if matches == [path]:
-                    missing += gaps(inside, "tar") if inside else [f"{path}: no tar in this folder. Copy it again."]
-            elif match == path or _is_tar(match, left_out):
-                paths.append(match)
-    if not paths:
-        raise RecordError(f"wds:{place}: {_why_none(place, names)}")
-    texts = [f"{path}: the tar is missing. Download or copy it again." for path in absent[:SHOWN]]
-    if len(absent) > SHOWN:
-        texts.append(f"{absent[-1].parent}: {len(absent) - SHOWN:,} more tars are missing, up to {absent[-1].name}.")
-    return Found(_each_once(paths, left_out), texts + missing)
+            if self._is_folder(match):
+                inside = self._of_folder(match)
+                self.paths += inside
+                if there:
+                    what = self.kind.what
+                    empty = [f"{path}: no {what} in this folder. Copy it again."]
+                    self._missing += gaps(inside, what) if inside else empty
+            elif there or self._fits(match):
+                self.paths.append(match)
 
+    def problems(self) -> list[str]:
+        """A text for each file that is missing."""
+        what, absent = self.kind.what, self._absent
+        texts = [f"{path}: the {what} is missing. Download or copy it again." for path in absent[:SHOWN]]
+        if len(absent) > SHOWN:
+            more = f"{len(absent) - SHOWN:,} more {what}s are missing, up to {absent[-1].name}."
+            texts.append(f"{absent[-1].parent}: {more}")
+        return texts + self._missing
 
-def _refuse_other_places(place: str) -> None:
-    for part in place.split("::"):
-        if is_url(part) and not part.startswith("file://"):
-            raise RecordError(
-                f"wds:{part}: tars are read on a disk of this machine, in any order. Copy them (aws s3 sync, gcloud"
-                " storage cp, img2dataset), mount the bucket, or write TFRecords, which are read from an object store"
-            )
-        if part.startswith("pipe:"):
-            raise RecordError(f"wds:{part}: a pipe cannot be read in any order. Name the tars themselves")
+    def _is_folder(self, path: Location) -> bool:
+        # An object store has names alone: one that ends as a file does is one.
+        return path.is_dir() and not (is_url(path) and self.kind.fits(path.name))
 
+    def _of_folder(self, folder: Location) -> list[Location]:
+        paths = [path for path in sorted(folder.iterdir(), key=lambda path: path.name) if self._fits(path)]
+        plain = {path.name.lower() for path in paths}
+        kept = []
+        for path in paths:
+            packed = next((ending for ending in COMPRESSED if path.name.lower().endswith(ending)), "")
+            if packed and path.name.lower().removesuffix(packed) + ".tar" in plain:
+                self._left_out.add("compressed tar beside the same one unpacked", str(path), unit="files")
+            else:
+                kept.append(path)
+        return kept
 
-def _tars_of(folder: pathlib.Path, left_out: LeftOut) -> list[pathlib.Path]:
-    return [path for path in sorted(folder.iterdir()) if _is_tar(path, left_out)]
-
-
-def _is_tar(path: pathlib.Path, left_out: LeftOut) -> bool:
-    """Whether a file of a folder is a tar; what looks like one and is passed over is noted."""
-    lower = path.name.lower()
-    if not lower.endswith((".tar", *_COMPRESSED)):
+    def _fits(self, path: Location) -> bool:
+        """Whether a file of a folder is one; what looks like one and is passed over is noted."""
+        unread = self.kind == TARS and path.name.lower().endswith(_UNREAD)
+        if not unread and not self.kind.fits(path.name):
+            return False
+        if cause := cause_of_name(path.name):
+            self._left_out.add(cause, str(path), unit="files")
+        elif unread:
+            self._left_out.add("compressed tar, which has to be unpacked first", str(path), unit="files")
+        elif not is_url(path) and path.is_dir():
+            self._left_out.add(f"folder that is called as a {self.kind.what}", str(path), unit="files")
+        else:
+            return True
         return False
-    if cause := cause_of_name(path.name):
-        left_out.add(cause, str(path), unit="files")
-    elif lower.endswith(_COMPRESSED):
-        left_out.add("compressed tar, which has to be unpacked first", str(path), unit="files")
-    elif path.is_dir():
-        left_out.add("folder that is called as a tar", str(path), unit="files")
-    else:
-        return True
-    return False
 
 
-def _each_once(paths: Sequence[pathlib.Path], left_out: LeftOut) -> list[pathlib.Path]:
+def _exists(path: Location) -> bool:
+    with explained(path):
+        return path.exists() if is_url(path) else os.path.exists(path)
+
+
+def _matches(path: Location) -> list[Location]:
+    """What fits a pattern with stars, by name."""
+    if not is_url(path):
+        return [pathlib.Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    with explained(path):
+        protocol = str(path).partition("://")[0]
+        return [location(f"{protocol}://{match}") for match in sorted(path.fs.glob(path.path))]
+
+
+def _refuse_other_places(part: str, kind: Kind) -> None:
+    if part.startswith("pipe:"):
+        raise RecordError(
+            f"{kind.source}:{part}: a pipe cannot be read in any order. Name the {kind.what}s themselves: in a bucket"
+            " (s3://, gs://) or on a disk"
+        )
+    if is_url(part) and not part.startswith(STORES):
+        raise RecordError(
+            f"{kind.source}:{part}: {kind.what}s are read on a disk or in an object store ({', '.join(STORES)}). Copy"
+            " them to one"
+        )
+
+
+def _each_once(paths: Sequence[Location], left_out: LeftOut) -> list[Location]:
     seen: set[str] = set()
     once = []
     for path in paths:
-        real = os.path.realpath(path)
+        real = str(path) if is_url(path) else os.path.realpath(path)
         if real in seen:
             left_out.add("file that is among them already", str(path), unit="files")
         else:
@@ -128,24 +202,25 @@ def _each_once(paths: Sequence[pathlib.Path], left_out: LeftOut) -> list[pathlib
     return once
 
 
-def _why_none(place: str, names: Sequence[str]) -> str:
-    allowed = "Name a folder of tars, a tar, or a pattern such as {00000..00099}.tar"
+def _why_none(place: str, names: Sequence[str], kind: Kind) -> str:
+    what = kind.what
+    allowed = f"Name a folder of {what}s, a {what}, or a pattern such as {{00000..00099}}{kind.endings[0]}"
     if place != place.strip():
-        return f"no tar there: the name begins or ends with a blank. {allowed}"
-    if len(names) == 1 and (folder := pathlib.Path(os.path.expanduser(names[0]))).is_dir():
-        packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_COMPRESSED))
-        if packed:
-            return (
-                f"no plain tar there, {len(packed)} compressed ones ({packed[0]}). Unpack them (gunzip, unxz, unzstd)"
-            )
+        return f"no {what} there: the name begins or ends with a blank. {allowed}"
+    if len(names) == 1 and not is_url(names[0]) and (folder := pathlib.Path(os.path.expanduser(names[0]))).is_dir():
+        packed = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_UNREAD))
+        if packed and kind == TARS:
+            return f"no plain tar there, {len(packed)} compressed ones ({packed[0]}). Unpack them (unzstd)"
         walk = itertools.islice(os.walk(folder), SEARCHED)
-        below = next((place for place, _, files in walk if any(name.lower().endswith(".tar") for name in files)), "")
+        below = next((place for place, _, files in walk if any(map(kind.fits, files))), "")
         if below:
             depth = len(pathlib.Path(below).relative_to(folder).parts)
-            return f"no tar there, but in folders below it ({below}). Name them: wds:{folder}{'/*' * depth}"
-    if "," in place and "wds:" in place:
-        return "no tar there. Separate several places by ::, or list them in config.data.sources"
-    return f"no tar there. {allowed}"
+            return (
+                f"no {what} there, but in folders below it ({below}). Name them: {kind.source}:{folder}{'/*' * depth}"
+            )
+    if "," in place and f"{kind.source}:" in place:
+        return f"no {what} there. Separate several places by ::, or list them in config.data.sources"
+    return f"no {what} there. {allowed}"
 
 
 def gaps(paths: Sequence[Location], what: str) -> list[str]:
@@ -176,7 +251,7 @@ def gaps(paths: Sequence[Location], what: str) -> list[str]:
 
 def _alternatives(pattern: str) -> list[str]:
     """A pattern as it is if there is such a file, else with its braces expanded."""
-    if os.path.exists(os.path.expanduser(pattern)):
+    if not is_url(pattern) and os.path.exists(os.path.expanduser(pattern)):
         return [pattern]
     if (count := _count(pattern)) > MAX_FILES:
         raise PatternError(f"{printable(pattern)} means {count:,} files, at most {MAX_FILES:,} are allowed")

@@ -3,6 +3,10 @@
 What a tar holds beside whole examples is counted by cause. Incomplete examples (no image, no caption, two members of
 one name, a link that leads to nothing) are damage: an error at opening, or left out, as `config.data.on_error` says.
 Hidden files and members that belong to no example are passed over.
+
+Examples are read in any order, which takes a plain tar on this machine. One in an object store (s3://, gs://) is
+copied, one that is compressed (gzip, bzip2, xz) unpacked, once, into the cache (`copies`): inside gzip there is no way
+to one image but through all before it.
 """
 
 import bisect
@@ -12,11 +16,12 @@ import itertools
 import json
 import os
 import pathlib
+import stat
 
 from synthclip_jax.config.sources import SourceSpec
-from synthclip_jax.data.readers import captions
+from synthclip_jax.data.readers import captions, copies
 from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
-from synthclip_jax.data.readers.patterns import find_tars
+from synthclip_jax.data.readers.patterns import COMPRESSED, TARS, find_files
 from synthclip_jax.data.readers.reader import (
     IMAGE_KEYS,
     Opening,
@@ -30,6 +35,7 @@ from synthclip_jax.data.readers.reader import (
 from synthclip_jax.data.readers.tar_examples import Grouped, group
 from synthclip_jax.data.readers.tar_scan import REMEDY, Member, scan_tar
 from synthclip_jax.data.records import RandomAccessFile, RecordError
+from synthclip_jax.files.locations import Location, is_url, location
 from synthclip_jax.left_out import LeftOut
 
 
@@ -51,7 +57,8 @@ class TarReader:
         def open_tar(path: str | os.PathLike) -> _Tar:
             return _Tar(path, self._image_keys, self._caption_keys, how.fresh)
 
-        paths, missing = find_tars(spec.place, self.left_out)
+        paths, missing = find_files(spec.place, TARS, self.left_out)
+        copies.check_room((path for path in paths if is_url(path) or path.name.lower().endswith(COMPRESSED)), "tar")
         self._tars, faults = open_files(spec.place, paths, open_tar, missing, how, self.left_out)
         self._ends = list(itertools.accumulate(len(tar) for tar in self._tars))
         found = [tar.found for tar in self._tars]
@@ -117,11 +124,11 @@ class TarReader:
         ]
 
     def digest(self) -> str:
-        names = "".join(f"{pathlib.Path(t.path).name} {len(t)} {os.path.getsize(t.path)}\n" for t in self._tars)
+        names = "".join(f"{pathlib.Path(t.path).name} {len(t)} {os.path.getsize(t.plain)}\n" for t in self._tars)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def content_digest(self) -> str:
-        return digest_of_files([(tar.path, tar.found.table.tobytes()) for tar in self._tars])
+        return digest_of_files([(str(tar.plain), tar.found.table.tobytes()) for tar in self._tars])
 
     def _locate(self, index: int) -> tuple[int, int]:
         tar = bisect.bisect_right(self._ends, index)
@@ -129,17 +136,31 @@ class TarReader:
 
 
 class _Tar:
-    """Where the examples of one tar lie."""
+    """Where the examples of one tar lie.
+
+    Attributes:
+      path: as the config has it.
+      plain: where its bytes are read: itself, or its copy.
+    """
 
     def __init__(
-        self, path: str | os.PathLike, image_keys: tuple[str, ...], caption_keys: tuple[str, ...], fresh: bool
+        self,
+        path: str | os.PathLike | Location,
+        image_keys: tuple[str, ...],
+        caption_keys: tuple[str, ...],
+        fresh: bool,
     ):
-        self.path, self._keys = os.fspath(path), (image_keys, caption_keys)
-        self._file = RandomAccessFile(path)
+        self.path, self._keys = str(path), (image_keys, caption_keys)
+        self.plain = copies.plain_tar(path, _magic(path))
+        self._file = RandomAccessFile(self.plain)
         self.found = self._group(fresh)._replace(keys=[])
 
     def _group(self, fresh: bool) -> Grouped:
-        return group(tar_members(self.path, fresh), *self._keys, pathlib.Path(self.path).name)
+        try:
+            members = tar_members(self.plain, fresh)
+        except RecordError as error:  # which names the copy
+            raise RecordError(str(error).replace(str(self.plain), self.path, 1)) from error
+        return group(members, *self._keys, pathlib.Path(self.path).name)
 
     def __len__(self) -> int:
         return len(self.found.table)
@@ -158,6 +179,14 @@ class _Tar:
     def _bytes(self, offset: int, length: int) -> bytes | None:
         data = self._file.read(offset, length)
         return data if len(data) == length else None
+
+
+def _magic(path: str | os.PathLike | Location) -> bytes:
+    """The first bytes of a file, which say if it is compressed."""
+    if not is_url(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        return b""  # opening a pipe would wait for ever; the scan refuses it
+    with location(path).open("rb") as file:
+        return file.read(6)
 
 
 def tar_members(path: str | os.PathLike, fresh: bool = False) -> list[Member]:
