@@ -123,6 +123,7 @@ def plan(config: Config, topology: Topology) -> int:
 def read(images: Any) -> tuple[Any, str]:
     """The pipeline of the config, its weights left out, and where it is from."""
     from gen.engines.interface import EngineError
+    from gen.engines.models import image_model_location
     from gen.engines.stable_diffusion.pipeline import read_pipeline
     from synthclip_jax.formats import tokenizer_files
 
@@ -130,7 +131,7 @@ def read(images: Any) -> tuple[Any, str]:
         return read_pipeline(place, images.revision, images.dtype, images.safety, weights=False)
 
     try:
-        return from_place(images.model), images.model
+        return from_place(image_model_location(images.model)), images.model
     except EngineError:
         if images.model not in STABLE_DIFFUSION_15 or images.revision:
             raise

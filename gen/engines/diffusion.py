@@ -15,6 +15,7 @@ from typing import Any
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines.interface import Pixels, Rejected, Request
+from gen.engines.models import image_model_location
 from gen.engines.samplers import Sampler, sampler_of
 from gen.engines.text_to_image import ImageModelError, TextToImageEngine, judged
 from synthclip_jax.config.generation import Images
@@ -124,7 +125,7 @@ class DiffusersEngine(TextToImageEngine):
     def load(cls, settings: Images) -> "DiffusersEngine":
         """See `Engine`."""
         return cls(
-            settings.model,
+            image_model_location(settings.model),
             **dataclasses.asdict(sampler_of(settings)),
             **cls._shared_arguments(settings),
             compile=settings.compile,

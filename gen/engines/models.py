@@ -5,6 +5,30 @@ import pathlib
 
 from gen.engines import smollm2
 from synthclip_jax.config.generation import Captions, Recaption
+from synthclip_jax.errors import UserError
+
+MINIATURE = "miniature"
+MINIATURE_FOLDER = pathlib.Path(__file__).parents[1] / "miniature" / "model"
+
+
+class ImageModelMissing(UserError, FileNotFoundError):
+    """The text-to-image model of this package is not where it should be."""
+
+
+def image_model_location(model: str) -> str:
+    """Folder or hub id of a text-to-image model; `miniature` is the one that this package brings.
+
+    Raises:
+      ImageModelMissing: this installation lacks it.
+    """
+    if model != MINIATURE:
+        return model
+    if not (MINIATURE_FOLDER / "model_index.json").is_file():
+        raise ImageModelMissing(
+            f"gen.images.model={MINIATURE}: {MINIATURE_FOLDER} is not there. Install the package again, or train the"
+            " model (python -m gen.miniature.train) and give its folder"
+        )
+    return str(MINIATURE_FOLDER)
 
 
 def model_location(settings: Captions | Recaption) -> tuple[str, str | None]:

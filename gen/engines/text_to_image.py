@@ -14,7 +14,7 @@ from typing import Any
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines.interface import ImageEngine, Outcomes, Pixels, Rejected, Request
-from gen.engines.models import folder_digest
+from gen.engines.models import folder_digest, image_model_location
 from gen.engines.samplers import sampler_of
 from synthclip_jax import wording
 from synthclip_jax.config.generation import Images
@@ -54,7 +54,7 @@ class TextToImageEngine(ImageEngine):
         identity = {key: settings[key] for key in keys} | dataclasses.asdict(sampler_of(settings))
         if identity["guidance_until"] == 1:
             del identity["guidance_until"]  # plans of older releases have no word of it
-        files = folder_digest(settings.model)
+        files = folder_digest(image_model_location(settings.model))
         return identity | ({"files": files} if files else {})
 
     @classmethod

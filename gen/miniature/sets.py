@@ -177,7 +177,7 @@ def _once(world: World, folder: pathlib.Path, what: dict[str, Any], fill: Any) -
                 f"{folder}: made with {key}={record['settings'].get(key)}, asked for is {settings[key]}. Give another"
                 " --out, or remove the folder"
             )
-        return record
+        return state_files.unsealed(record)
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, **fill()}
     state_files.write(path, record)

@@ -142,7 +142,10 @@ class Images(Section):
         "engine that generates the images; flax: Stable Diffusion 1, 2 and XL in JAX, on TPUs too; sprites: no model",
         choices=IMAGE_ENGINES,
     )
-    model: str = value("stable-diffusion-v1-5/stable-diffusion-v1-5", "engines diffusers and flax: folder or hub id")
+    model: str = value(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "engines diffusers and flax: folder, hub id, or 'miniature' (the model inside gen)",
+    )
     revision: str = value("", "revision of a hub model; empty: its main branch")
     preset: str = value(
         "paper",

@@ -15,6 +15,7 @@ import numpy as np
 
 from gen.engines import batch_size as batch_sizes
 from gen.engines.interface import Outcomes, Request
+from gen.engines.models import image_model_location
 from gen.engines.samplers import Sampler, sampler_of
 from gen.engines.text_to_image import ImageModelError, TextToImageEngine, judged
 from synthclip_jax.config.generation import Images
@@ -94,7 +95,7 @@ class FlaxEngine(TextToImageEngine):
     def load(cls, settings: Images) -> "FlaxEngine":
         """See `Engine`."""
         return cls(
-            settings.model,
+            image_model_location(settings.model),
             sampler_of(settings),
             stored=settings.size,
             **cls._shared_arguments(settings),
