@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 CONFIG := configs/quickstart.py
 WORKDIR ?= runs/quickstart
+STUDIES ?= runs/studies
+MINIATURE = $(BIN)/python -m synthclip_jax.study --study=configs/studies/miniature.py --workdir=$(STUDIES)/miniature
+CORES ?= $(shell nproc)
 # Extra flags for every step of the quickstart, such as QUICKSTART_FLAGS=--config.seed=1
 QUICKSTART_FLAGS ?=
 # What may come out otherwise with another JAX, Flax or orbax; what else there is, is Python and NumPy.
@@ -23,7 +26,7 @@ GPU_PYTHON ?=
 GPU_FLAGS ?=
 GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card lint format clean
+.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -42,6 +45,21 @@ test-benchmarks: $(VENV)/installed-test
 # Several processes that train together: stopped, killed at every moment, on a SLURM cluster. One test at a time.
 test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(patsubst %,tests/integration/test_%.py,two_processes chaos slurm)
+
+# The whole way of a study in small: scenes, images, runs, page. Needs the photographs (Debian: dataset-fashion-mnist).
+study-smoke: $(VENV)/installed-quickstart
+	$(BIN)/python -m synthclip_jax.study --study=configs/studies/smoke.py --workdir=$(STUDIES)/smoke
+
+# The paper in miniature, hours: stop it at any moment, the same command goes on. A process for each core, since small
+# models use one core better than several. The last process does what is left, if one of them was killed.
+study-miniature: $(VENV)/installed-quickstart
+	for part in $$(seq 0 $$(($(CORES) - 1))); do \
+	  $(if $(shell command -v taskset),taskset --cpu-list $$part) $(MINIATURE) --cell=$$part/$(CORES) & \
+	done; wait
+	$(MINIATURE)
+	mkdir -p docs/miniature
+	cp $(STUDIES)/miniature/study.json docs/miniature/study.json
+	$(MINIATURE) --figure=docs/miniature/figure.png
 
 # All that takes minutes, also what no CI can wait for.
 test-slow: $(VENV)/installed-test

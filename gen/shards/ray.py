@@ -26,6 +26,7 @@ from gen.shards.local import Executor, Job, MakeWorker, Worker, made_worker
 from gen.shards.progress import Committed
 from gen.shards.store import StageStore
 from synthclip_jax.config.generation import Gen, Workers
+from synthclip_jax.devices import ray_cluster
 from synthclip_jax.errors import is_unreachable
 from synthclip_jax.files.locations import Location
 from synthclip_jax.files.state_files import to_json
@@ -33,7 +34,6 @@ from synthclip_jax.files.storage import StoreError, list_files, write_atomic
 
 QUEUED = 2  # shards given to an actor at once, so that the next one is there when the last one ends
 MAX_DEATHS = 20  # of the process around one shard without a word (preemptions, kills), after which it counts as failed
-OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster on this machine: only plans and records go through it
 
 
 class WorkersFailed(StoreError):
@@ -60,7 +60,7 @@ class RayExecutor(Executor):
           Exception: what a worker raises that says what to change.
         """
         store, records, label = job.store, job.records, job.label
-        _connect()
+        ray_cluster.connect()
         settings = getattr(self.gen.ray, label, self.gen.ray.balance)  # what has no section needs a CPU, as that does
         resources = self._resources(label, settings, job.gpus)
         progress = Committed(sum(shard["items"] for shard in job.shards), job.unit, label)
@@ -115,32 +115,6 @@ class RayExecutor(Executor):
             print(f"{label}: no machine of the Ray cluster has a GPU, {note}", file=sys.stderr, flush=True)
             return wanted if joined else 0
         return wanted
-
-
-def _connect() -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts one on this machine, unless this process has one.
-
-    Raises:
-      StoreError: Ray is not installed, or there is no cluster at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise StoreError(f"--executor=ray needs Ray: pip install 'synthclip_jax[ray]' ({error})") from error
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {"logging_level": "warning"}
-        if not address:
-            options |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        try:
-            ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"RAY_ADDRESS={address or ''}: no Ray cluster can be used ({error}). Give the address of one (auto: the"
-                " one that runs on this machine), or unset it to start one here"
-            ) from error
 
 
 def _rows(

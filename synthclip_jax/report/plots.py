@@ -51,11 +51,22 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a plot. `style` is a class of the style sheet: `a`, `b` or `c`, with ` faint` or ` dots` added."""
+    """One line of a plot. `style` is a class of the style sheet: `a` to `e`, with ` faint`, ` dots`, ` dots
+    loose` (without a line) or ` whisker` added."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    style: str = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """What lies between two lines over the same `x`: an interval. `style` as a line's."""
+
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
     style: str = "a"
 
 
@@ -134,16 +145,22 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return [(sums[high] - sums[low]) / (high - low) for low, high in ends]
 
 
-def line_plot(title: str, x: Axis, y: Axis, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Html:
+def line_plot(
+    title: str, x: Axis, y: Axis, lines: Sequence[Line], marks: Sequence[Mark] = (), bands: Sequence[Band] = ()
+) -> Html:
     """Lines on a grid, with a key above if there is more than one name."""
     body = [_frame(x, y)]
+    for band in bands:
+        edge = [*zip(band.x, band.low, strict=True), *reversed([*zip(band.x, band.high, strict=True)])]
+        path = "M" + "L".join(f"{_n(_px(x, a))} {_n(_py(y, b))}" for a, b in edge) + "Z"
+        body.append(tag("path", d=path, class_=f"band {band.style}"))
     for mark in marks:
         body.append(_mark(mark, x, y))
     for line in lines:
         points = [(_px(x, a), _py(y, b)) for a, b in zip(line.x, line.y, strict=True)]
         if "dots" in line.style:
             body += [tag("circle", cx=_n(a), cy=_n(b), r=3, class_=f"dot {line.style}") for a, b in points]
-        if len(points) > 1:
+        if len(points) > 1 and "loose" not in line.style:
             path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b in points)
             body.append(tag("path", d=path, class_=f"line {line.style}"))
         elif points and "dots" not in line.style:

@@ -4,6 +4,18 @@ A study file `configs/studies/NAME.py` has `get_study()`, which returns a `Study
 synthclip_jax.study` runs it.
 """
 
-from synthclip_jax.study.definition import Cell, Claim, Curve, Rate, Step, Study, StudyError, Trial, Work
+from synthclip_jax.study.definition import (
+    Beside,
+    Cell,
+    Claim,
+    Curve,
+    Rate,
+    Scatter,
+    Step,
+    Study,
+    StudyError,
+    Trial,
+    Work,
+)
 
-__all__ = ["Cell", "Claim", "Curve", "Rate", "Step", "Study", "StudyError", "Trial", "Work"]
+__all__ = ["Beside", "Cell", "Claim", "Curve", "Rate", "Scatter", "Step", "Study", "StudyError", "Trial", "Work"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from synthclip_jax.study.definition import Cell, Claim, Study, matches
+from synthclip_jax.study.definition import Cell, Claim, Study, Where, matches
 
 SHOWN, NOT_SHOWN, REFUTED = "shown", "not shown", "refuted"
 SEED = "seed"
@@ -49,7 +49,7 @@ def judge(claim: Claim, study: Study, metrics: Mapping[str, Mapping[str, float]]
       metrics: of the cells that are done.
     """
     sides = [_side(study, where, claim, metrics) for where in (claim.better, claim.worse)]
-    pairs = sorted(sides[0].keys() & sides[1].keys(), key=str)
+    pairs = sorted(sides[0].keys() & sides[1].keys(), key=_sorting)
     missing = [which for which, side in zip(("better", "worse"), sides, strict=True) if not side]
     if not pairs:
         what = (
@@ -90,14 +90,15 @@ def interval(effects: Sequence[float], images: Sequence[float] = ()) -> tuple[fl
 
 
 def _side(
-    study: Study, where: Mapping[str, Any], claim: Claim, metrics: Mapping[str, Mapping[str, float]]
+    study: Study, where: Where, claim: Claim, metrics: Mapping[str, Mapping[str, float]]
 ) -> dict[tuple, tuple[float, float]]:
     """Metric and half-width of its interval, by the factors of the pair and the seed; means where several cells are."""
     found: dict[tuple, list[tuple[float, float]]] = {}
     for cell in study.cells:
         values = metrics.get(cell.name, {})
         if matches(cell, where) and claim.metric in values:
-            found.setdefault(_key(cell, claim.pair), []).append((values[claim.metric], _half(values, claim.metric)))
+            half = half_width(values, claim.metric) or 0.0
+            found.setdefault(_key(cell, claim.pair), []).append((values[claim.metric], half))
     means = {key: np.mean(values, axis=0) for key, values in found.items()}
     return {key: (float(value), float(half)) for key, (value, half) in means.items()}
 
@@ -106,9 +107,15 @@ def _key(cell: Cell, pair: Sequence[str]) -> tuple:
     return (*(cell.factors.get(name) for name in pair), cell.factors.get(SEED, 0))
 
 
-def _half(values: Mapping[str, float], metric: str) -> float:
+def _sorting(key: tuple) -> list[tuple]:
+    """Numbers by their size, before words."""
+    return [(isinstance(value, str), 0 if isinstance(value, str) else value, str(value)) for value in key]
+
+
+def half_width(values: Mapping[str, float], metric: str) -> float | None:
+    """Half of the 95% interval that the test images give a metric; None where it has none."""
     low, high = values.get(f"{metric}_low"), values.get(f"{metric}_high")
-    return 0.0 if low is None or high is None else (high - low) / 2
+    return None if low is None or high is None else (high - low) / 2
 
 
 def _verdict(claim: Claim, seeds: int, low: float, high: float) -> tuple[str, str]:

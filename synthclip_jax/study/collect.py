@@ -2,17 +2,21 @@
 
 - every metric of the newest checkpoint that is evaluated: `SUITE/DATASET/METRIC`, and `mean/TASK` of the paper's tasks
   whose datasets are all there; `delta_mtl/clip_cc12m` where all tasks are;
+- the accuracy on groups of classes that the cell names: `zeroshot/DATASET/acc1_of_GROUP`;
 - what was measured of generated data: `data/NAME`.
 """
 
 import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from synthclip_jax.compare import CompareError, delta_mtl, of_paper, of_run
 from synthclip_jax.errors import UserError
-from synthclip_jax.evals import results
+from synthclip_jax.evals import intervals, results
 from synthclip_jax.files import state_files
 from synthclip_jax.workdir import generated
 
@@ -23,11 +27,17 @@ class CellFailed(UserError, RuntimeError):
     """A cell that has no numbers; the text says why."""
 
 
-def collect(workdir: str | os.PathLike) -> dict[str, float]:
+Groups = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+def collect(workdir: str | os.PathLike, groups: Groups | None = None) -> dict[str, float]:
     """The numbers of a cell; empty where its commands measure nothing.
 
+    Args:
+      groups: of classes, by test set; see `synthclip_jax.study.definition.Cell`.
+
     Raises:
-      CellFailed: training has stopped before its end.
+      CellFailed: training has stopped before its end, or a group has a class that its test set lacks.
       ResultError, StateError: a file is damaged.
     """
     folder = pathlib.Path(workdir)
@@ -37,7 +47,10 @@ def collect(workdir: str | os.PathLike) -> dict[str, float]:
     newest = max((int(path.name.partition("-")[0]) for path in paths), default=0)
     for path in paths:
         if int(path.name.partition("-")[0]) == newest:
-            found |= results.read_result(path)["metrics"]
+            result = results.read_result(path)
+            found |= result["metrics"]
+            if result["suite"] == "zeroshot":
+                found |= _of_groups(folder, result, groups or {})
     if found:
         found |= _of_tasks(of_run(folder, newest).averages)
     measured = folder / generated.MEASURED
@@ -52,6 +65,28 @@ def _of_tasks(averages: Mapping[str, float]) -> dict[str, float]:
     found = {f"mean/{task}": value / 100 for task, value in averages.items()}
     with contextlib.suppress(CompareError):  # a task is missing
         found[f"delta_mtl/{BASELINE}"] = delta_mtl(averages, of_paper(BASELINE).averages) / 100
+    return found
+
+
+def _of_groups(folder: pathlib.Path, result: Mapping[str, Any], groups: Groups) -> dict[str, float]:
+    """Accuracy on the images of each group of classes, with its interval; of a test set that was not evaluated none.
+
+    Raises:
+      CellFailed: a group has a class that the test set lacks, or no image.
+    """
+    found: dict[str, float] = {}
+    for name, members in groups.items():
+        if (said := results.read_detail(folder, result, name)) is None:
+            continue
+        names, right = said["class_names"].tolist(), said["top"][:, 0] == said["labels"]
+        for group, classes in members.items():
+            if lacking := sorted(set(classes) - set(names)):
+                raise CellFailed(f"group {group}: {name} has no class {lacking[0]!r}")
+            inside = np.isin(said["labels"], [names.index(each) for each in classes])
+            if not inside.any():
+                raise CellFailed(f"group {group}: {name} has no image of its classes")
+            hits = int(right[inside].sum())
+            found |= intervals.share(f"zeroshot/{name}/acc1_of_{group}", hits, int(inside.sum()))
     return found
 
 

@@ -1,5 +1,6 @@
 """Runs the commands of a cell, each as a process of its own whose output goes to a file in the cell's workdir."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -16,6 +17,7 @@ from synthclip_jax.study.definition import CELL, CELLS, ROOT, Step
 
 LOGS = "logs"
 TAIL = 65_536  # bytes of a log that are looked at for what went wrong
+LOOK = 1.0  # seconds between two looks at the file that asks to stop
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -33,9 +35,14 @@ def arguments(step: Step, root: pathlib.Path, cell: pathlib.Path) -> list[str]:
 
 
 class Commands:
-    """Runs commands; hands SIGTERM and SIGINT on to the one that runs, and starts none after that."""
+    """Runs commands; hands SIGTERM and SIGINT on to the one that runs, and starts none after that.
 
-    def __init__(self) -> None:
+    Args:
+      stop_file: as good as SIGTERM once it is there: what asks from another machine.
+    """
+
+    def __init__(self, stop_file: pathlib.Path | None = None) -> None:
+        self._stop_file = stop_file
         self._process: subprocess.Popen | None = None
         self._stopped = 0
         self._before: dict[int, Any] = {}
@@ -53,12 +60,22 @@ class Commands:
         if self._process and self._process.poll() is None:
             self._process.send_signal(number)
 
+    def _ended(self, process: subprocess.Popen) -> int:
+        """The status of a process once it has ended."""
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=LOOK if self._stop_file else None)
+            with contextlib.suppress(Stopped):
+                self.check()
+
     def check(self) -> None:
         """Goes on unless the study was asked to stop.
 
         Raises:
           Stopped: it was.
         """
+        if not self._stopped and self._stop_file and self._stop_file.exists():
+            self._stop(signal.SIGTERM, None)
         if self._stopped:
             raise Stopped(signal.Signals(self._stopped).name)
 
@@ -84,7 +101,7 @@ class Commands:
             )
             if self._stopped:  # the signal came before there was a process to hand it on to
                 self._process.send_signal(self._stopped)
-            status = self._process.wait()
+            status = self._ended(self._process)
         seconds = time.monotonic() - start
         self.check()
         if status:

@@ -17,6 +17,7 @@ from synthclip_jax.errors import UserError
 CELL, CELLS, ROOT = "{cell}", "{cells}", "{root}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 Factor = str | int | float
+Where = Mapping[str, Factor | tuple[Factor, ...]]
 
 
 class StudyError(UserError, ValueError):
@@ -102,12 +103,15 @@ class Cell:
       factors: what tells it from the others: `source`, `size`, `seed`. Each is a column of the table.
       steps: its commands, in their order.
       needs: cells that must be done before it.
+      groups: by test set, groups of its classes, of which each is a number `zeroshot/NAME/acc1_of_GROUP`: the accuracy
+        on their images, chosen among all classes.
     """
 
     name: str
     factors: Mapping[str, Factor]
     steps: tuple[Step, ...]
     needs: tuple[str, ...] = ()
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +120,23 @@ class Curve:
 
     Attributes:
       name: what it is called.
-      where: factors that its cells have.
+      where: factors that its cells have; of a tuple of values, one of them.
       size: the factor on the axis.
       metric: a share that is better when it is larger; the error is 1 - metric.
       compare: the curve whose sizes are said as multiples of this one's; empty: none.
+      title: in the figure's key; empty: the name.
+      plot: title of the plot that it is drawn in, with others of the same metric; empty: the metric's.
+      fitted: whether there is a law to expect; if not, its points alone are drawn.
     """
 
     name: str
-    where: Mapping[str, Factor]
+    where: Where
     metric: str
     size: str = "size"
     compare: str = ""
+    title: str = ""
+    plot: str = ""
+    fitted: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +156,40 @@ class Claim:
     name: str
     statement: str
     metric: str
-    better: Mapping[str, Factor]
-    worse: Mapping[str, Factor]
+    better: Where
+    worse: Where
     pair: tuple[str, ...] = ()
     threshold: float = 0.0
     least_seeds: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A figure of others, drawn beside the study's own.
+
+    Attributes:
+      series: by name, (size, share) points; in the order of the study's curves they have the same colours.
+      source: where the numbers are from.
+    """
+
+    title: str
+    metric: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """One metric over another, a point for each kind of cell.
+
+    Attributes:
+      by: the factor whose values have each a colour; empty: all have one.
+    """
+
+    title: str
+    x: str
+    y: str
+    by: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +198,7 @@ class Study:
 
     Attributes:
       about: one sentence: the question.
+      shown: what the page calls each metric of its table, in this order.
       rates: by machine, such as `H100`, and kind of work, what `--dry-run` reckons with.
       notes: what `--dry-run` has to say beside its numbers.
     """
@@ -168,6 +208,9 @@ class Study:
     cells: tuple[Cell, ...]
     curves: tuple[Curve, ...] = ()
     claims: tuple[Claim, ...] = ()
+    shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: Beside | None = None
+    scatters: tuple[Scatter, ...] = ()
     rates: Mapping[str, Mapping[str, Rate]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -175,9 +218,10 @@ class Study:
         return next(cell for cell in self.cells if cell.name == name)
 
 
-def matches(cell: Cell, where: Mapping[str, Factor]) -> bool:
-    """Whether a cell has these factors."""
-    return all(cell.factors.get(key) == value for key, value in where.items())
+def matches(cell: Cell, where: Where) -> bool:
+    """Whether a cell has these factors; of a tuple of values, one of them."""
+    wanted = {key: values if isinstance(values, tuple) else (values,) for key, values in where.items()}
+    return all(cell.factors.get(key) in values for key, values in wanted.items())
 
 
 def check(study: Study) -> None:
@@ -223,7 +267,7 @@ def _check_names(what: str, names: Sequence[str]) -> None:
             raise StudyError(f"{what} {name!r} is there twice. Each needs a name of its own")
 
 
-def _check_found(study: Study, what: str, where: Mapping[str, Factor]) -> None:
+def _check_found(study: Study, what: str, where: Where) -> None:
     if not any(matches(cell, where) for cell in study.cells):
         factors = ", ".join(f"{key}={value}" for key, value in where.items())
         raise StudyError(f"{what}: no cell has {factors}")
@@ -246,7 +290,13 @@ def described(cell: Cell, known: dict[tuple, dict[str, Any]]) -> dict[str, Any]:
         "steps": [
             {"module": step.module, "flags": list(step.flags), "config": _values(step, known)} for step in cell.steps
         ],
+        **({"groups": plain_groups(cell)} if cell.groups else {}),
     }
+
+
+def plain_groups(cell: Cell) -> dict[str, dict[str, list[str]]]:
+    """The groups of classes of a cell as plain values."""
+    return {name: {group: list(classes) for group, classes in groups.items()} for name, groups in cell.groups.items()}
 
 
 def _values(step: Step, known: dict[tuple, dict[str, Any]]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Driver:
       part: number of this process and of all that share the workdir.
       log: takes lines of text.
       check: raises `Stopped` where the study was asked to stop; called while there is nothing to do but wait.
+      known: see `definitions`; None: they are looked up and checked.
     """
 
     def __init__(
@@ -69,24 +70,28 @@ class Driver:
         part: tuple[int, int] = (0, 1),
         log: Callable[[str], Any] = print,
         check: Callable[[], None] = lambda: None,
+        known: Mapping[str, dict[str, Any]] | None = None,
     ):
         self._study, self._store, self._run_step, self._log, self._check = study, store, run_step, log, check
-        self._definitions = definitions(study, store)
+        self._definitions = definitions(study, store) if known is None else known
         self._order = _in_turn(study.cells, *part)
         self._records: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
         self._old_failures: dict[str, Any] = {}  # of earlier starts: they are tried again
 
-    def run(self) -> Outcome:
+    def run(self, only: str = "") -> Outcome:
         """Runs what is left.
+
+        Args:
+          only: one cell, whose needs are done; empty: all.
 
         Raises:
           Stopped: it was asked to stop.
           StoreError: the workdir cannot be written.
         """
         self._old_failures = {cell.name: self._store.failure(cell.name) for cell in self._order}
-        left = [cell for cell in self._order if not self._is_done(cell)]
-        if left:
+        left = [cell for cell in self._order if not self._is_done(cell) and only in ("", cell.name)]
+        if left and not only:
             self._log(f"{self._study.name}: {len(self._records)} of {len(self._order)} cells are done")
         wait = LONGEST_WAIT / 32
         while left:
@@ -161,7 +166,7 @@ class Driver:
         return {
             "cell": cell.name,
             "definition": self._definitions[cell.name],
-            "metrics": collect(folder),
+            "metrics": collect(folder, cell.groups),
             "steps": steps,
             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             "host": socket.gethostname(),

@@ -3,6 +3,7 @@
 `W/study.json` holds it. The same records give the same file.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -14,13 +15,14 @@ import numpy as np
 
 from synthclip_jax import packages
 from synthclip_jax.files import state_files
-from synthclip_jax.study import claims, power_law
+from synthclip_jax.study import claims, kinds, power_law
 from synthclip_jax.study.claims import Finding
 from synthclip_jax.study.definition import Cell, Curve, Study, matches
 from synthclip_jax.study.driver import Outcome
 from synthclip_jax.study.power_law import Interval, PowerLaw
 
 FILE = "study.json"
+LINE_POINTS = 33
 PACKAGES = ("synthclip_jax", "numpy", "scipy", "jax")
 
 
@@ -28,7 +30,9 @@ def find(study: Study, outcome: Outcome) -> dict[str, Any]:
     """Everything that `study.json` holds, as plain values; what is infinite is null there."""
     metrics = {name: record["metrics"] for name, record in outcome.records.items()}
     points = {curve.name: _points(study, curve, metrics) for curve in study.curves}
-    laws: dict[str, PowerLaw | str] = {name: _fit(*found) for name, found in points.items()}
+    laws: dict[str, PowerLaw | str] = {
+        curve.name: _fit(*points[curve.name]) if curve.fitted else "no law is fitted" for curve in study.curves
+    }
     return {
         "format": 1,
         "study": study.name,
@@ -36,9 +40,13 @@ def find(study: Study, outcome: Outcome) -> dict[str, Any]:
         "commit": commit(),
         "versions": packages.versions(PACKAGES),
         "cells": {"all": len(study.cells), "done": len(metrics), "failed": outcome.failed},
-        "curves": {curve.name: _curve(curve, *points[curve.name], laws[curve.name]) for curve in study.curves},
+        "curves": {curve.name: _curve(study, curve, metrics, laws[curve.name]) for curve in study.curves},
         "equal_sizes": [row for curve in study.curves for row in _equal(curve, points, laws)],
         "claims": {claim.name: _claim(claims.judge(claim, study, metrics)) for claim in study.claims},
+        "shown": dict(study.shown),
+        "kinds": kinds.kinds(study, metrics),
+        "scatters": [dataclasses.asdict(scatter) for scatter in study.scatters],
+        "beside": dataclasses.asdict(study.beside) if study.beside else None,
     }
 
 
@@ -116,12 +124,22 @@ def _fit(sizes: Sequence[float], errors: Sequence[float]) -> PowerLaw | str:
         return str(error)
 
 
-def _curve(curve: Curve, sizes: list[float], errors: list[float], law: PowerLaw | str) -> dict[str, Any]:
+def _curve(
+    study: Study, curve: Curve, metrics: Mapping[str, Mapping[str, float]], law: PowerLaw | str
+) -> dict[str, Any]:
+    sizes, errors = _points(study, curve, metrics)
     by_size = {
         f"{size:.15g}": [error for s, error in zip(sizes, errors, strict=True) if s == size]
         for size in sorted(set(sizes))
     }
-    found: dict[str, Any] = {"metric": curve.metric, "runs": len(sizes), "sizes": by_size}
+    found: dict[str, Any] = {
+        "metric": curve.metric,
+        "title": curve.title or curve.name,
+        "plot": curve.plot or study.shown.get(curve.metric, curve.metric),
+        "runs": len(sizes),
+        "sizes": by_size,
+        "points": [_point(float(size), runs) for size, runs in by_size.items()],
+    }
     if isinstance(law, str):
         return {**found, "reason": law}
     parameters = ("floor", "scale", "exponent")
@@ -131,7 +149,23 @@ def _curve(curve: Curve, sizes: list[float], errors: list[float], law: PowerLaw 
         "has_floor": law.has_floor,
         "spread": law.spread,
         "held_out": _held_out(sizes, errors),
+        "line": _line(law),
     }
+
+
+def _point(size: float, errors: Sequence[float]) -> dict[str, Any]:
+    """The metric at a size: mean over runs with the interval of the seeds."""
+    value, low, high = claims.interval([1 - error for error in errors])
+    return {"size": _whole(size), "value": value, "low": _finite(low), "high": _finite(high), "runs": len(errors)}
+
+
+def _line(law: PowerLaw) -> list[list[float]]:
+    """(size, metric, low, high) along the law, for a figure."""
+    found = []
+    for size in np.geomspace(*law.sizes, LINE_POINTS):
+        error = law.error(float(size))
+        found.append([float(size), 1 - error.value, 1 - error.high, 1 - error.low])
+    return found
 
 
 def _held_out(sizes: list[float], errors: list[float]) -> dict[str, Any] | None:

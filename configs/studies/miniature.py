@@ -1,0 +1,262 @@
+"""The paper in miniature, on real photographs: what are synthetic pairs worth, and do a few real ones on top help?
+
+    python -m synthclip_jax.study --study=configs/studies/miniature.py --workdir=W --dry-run
+    python -m synthclip_jax.study --study=configs/studies/miniature.py --workdir=W            or: make study-miniature
+    python -m synthclip_jax.study --study=configs/studies/miniature.py:split=validation --workdir=V
+
+Real pairs are scenes of photographs, synthetic ones are drawn by a text-to-image model that was trained on scenes of
+other photographs; captions of both are of one grammar. All runs see as many pairs, so that small datasets are seen more
+often; beside them each pair 16 times, as the paper has it (40 times). 16,000 are 256,000 pairs seen either way.
+Finetuning goes on from the model on 64,000 synthetic pairs with 1%, 5% and 20% of the 16,000 real ones for a tenth of
+the pairs. A part of the data is drawn by the run's seed, as are weights and order; real scenes and synthetic images are
+made once. `split=validation` is what settings are chosen on; what is reported is of the official test photographs.
+"""
+
+from synthclip_jax.evals.paper_tables import load
+from synthclip_jax.study import Beside, Cell, Claim, Curve, Step, Study, Trial, Work
+
+CONFIG = "configs/miniature.py"
+SEEN, EPOCHS, TUNED = 256_000, 16, 25_600  # pairs seen; passes with constant epochs; pairs seen in finetuning
+REAL = (160, 400, 800, 1600, 3200, 16_000)
+SYNTHETIC = (800, 3200, 16_000, 64_000)
+LITTLE = {160: "1%", 800: "5%", 3200: "20%"}  # of all real pairs
+MIXED = (800, 16_000)
+CONCEPTS = 90
+TRAIN, DRAW, SCENES = "train miniature", "draw miniature", "scenes"
+IMAGE_BYTES, RUN_BYTES = 1300, 10_000_000  # of a record of the dataset; of a run with its checkpoint
+ITEM, COLOUR, RETRIEVAL = "zeroshot/item/acc1", "zeroshot/colour_item/acc1", "retrieval/retrieval/image_r@5"
+SHOWN = {
+    ITEM: "item, 10 classes",
+    COLOUR: "colour and item, 80 classes",
+    RETRIEVAL: "image retrieval, recall@5",
+}
+SAMPLES, EQUAL, BOTH = "samples", "epochs", "both"  # what is constant; of 16,000 pairs it is the same run
+
+
+# ---- Cells, which other studies of this world share ------------------------------------------------------------------
+
+
+def world(real: int = 16_000, test: int = 10_000, validation: int = 4000, retrieval: int = 1000) -> Cell:
+    """Real scenes and test sets."""
+    sizes = {"real": real, "test": test, "validation": validation, "retrieval": retrieval}
+    flags = ("--out={cell}", *(f"--{name}={size}" for name, size in sizes.items()))
+    scenes = real + 2 * (test + validation + retrieval)
+    return Cell("world", {}, (Step("gen.miniature", flags, Work(SCENES, scenes, "scenes", scenes * IMAGE_BYTES)),))
+
+
+def drawn(name: str, pairs: int, captions: str = "all", flags: tuple[str, ...] = (), pool: int = 0) -> Cell:
+    """Synthetic pairs, at least so many, in a dataset of their own.
+
+    Args:
+      flags: more of them.
+      pool: captions that are written, if others than are drawn.
+    """
+    asked = -(-(pool or pairs) // CONCEPTS)
+    common = (
+        f"--config={CONFIG}:captions={captions}",
+        "--workdir={cell}",
+        "--config.gen.concepts.lists=('{cells}/world/concepts.txt',)",
+        f"--config.gen.captions.per_concept={asked}",
+        *flags,
+    )
+    short = (
+        Trial((f"--config.gen.captions.per_concept={count}", "--config.gen.balance.t=1e9"), count * CONCEPTS)
+        for count in (4, 12)
+    )
+    work = Work(DRAW, pairs, "images", pairs * IMAGE_BYTES)
+    return Cell(name, {}, (Step("gen", common, work, () if pool else tuple(short)),), ("world",))
+
+
+def real() -> str:
+    """Where the real pairs are."""
+    return "wds:{cells}/world/real"
+
+
+def synthetic(cell: str = "synthetic") -> str:
+    """Where the synthetic pairs of a cell are."""
+    return f"tfrecord:{{cells}}/{cell}/dataset/miniature/1.0.0"
+
+
+def trained(
+    sources: str,
+    size: int,
+    seed: int,
+    seen: int = SEEN,
+    flags: tuple[str, ...] = (),
+    split: str = "test",
+    suites: str = "",
+) -> tuple[Step, ...]:
+    """Training on so many pairs until so many are seen, and evaluation.
+
+    Args:
+      sources: value of `data.sources`.
+      flags: more of them.
+      suites: others than the config's, for the evaluation afterwards.
+    """
+    sets = ",".join(f"'{name}=wds:{{cells}}/world/{split}/{name}'" for name in ("item", "colour_item", "retrieval"))
+    common = (
+        f"--config={CONFIG}:{size},seen={seen}",
+        "--workdir={cell}",
+        f"--config.seed={seed}",
+        f"--config.data.sources={sources}",
+        f"--config.eval.datasets=({sets})",
+        *flags,
+    )
+    # The time that a run takes to start, compile and evaluate is in both.
+    trials = tuple(Trial((f"--config={CONFIG}:{size},seen={pairs}",), pairs) for pairs in (6400, 25_600))
+    more = (f"--suite={suites}",) if suites else ()
+    return (
+        Step("synthclip_jax.train", common, Work(TRAIN, seen, "pairs", RUN_BYTES), trials),
+        Step("synthclip_jax.evaluate", (*common, *more)),
+    )
+
+
+def run(source: str, size: int, seed: int, constant: str, split: str) -> Cell:
+    """A run on real or on synthetic pairs alone."""
+    seen = EPOCHS * size if constant == EQUAL else SEEN
+    steps = trained(real() if source == "real" else synthetic(), size, seed, seen, split=split)
+    name = f"{source}-{size}-{seed}" if constant != EQUAL else f"{source}-{size}-{EPOCHS}ep-{seed}"
+    factors = {"source": source, "size": size, "constant": BOTH if size * EPOCHS == SEEN else constant, "seed": seed}
+    return Cell(name, factors, steps, ("world",) if source == "real" else ("world", "synthetic"))
+
+
+# ---- The study -------------------------------------------------------------------------------------------------------
+
+
+def get_study(seeds: str = "3", split: str = "test"):
+    if split not in ("test", "validation"):
+        raise ValueError(f"split: given {split!r}, allowed: test, validation")
+    cells = [world(), drawn("synthetic", max(SYNTHETIC))]
+    for seed in range(int(seeds)):
+        for source, sizes in (("real", REAL), ("synthetic", SYNTHETIC)):
+            for constant in (SAMPLES, EQUAL):
+                of = [size for size in sizes if constant == SAMPLES or size * EPOCHS != SEEN]
+                cells += [run(source, size, seed, constant, split) for size in of]
+        cells += [finetuned(size, seed, split) for size in LITTLE]
+        cells += [mixed(size, seed, split) for size in MIXED]
+    return Study(
+        "miniature",
+        "what are synthetic pairs worth beside real photographs, and do a few real ones on top lift them?",
+        tuple(cells),
+        curves(),
+        claims(),
+        SHOWN,
+        paper(),
+        notes=("The generator is not trained here: it is part of the package, and its model card says how it was.",),
+    )
+
+
+def finetuned(size: int, seed: int, split: str) -> Cell:
+    """The model on all synthetic pairs goes on with a few real ones."""
+    start = f"synthetic-{max(SYNTHETIC)}-{seed}"
+    flags = (
+        f"--config.train.init_from={{cells}}/{start}",
+        "--config.train.learning_rate=5e-4",
+        "--config.train.lr_end=5e-6",
+    )
+    steps = trained(real(), size, seed, TUNED, flags, split)
+    factors = {"source": "finetuned", "size": size, "constant": SAMPLES, "seed": seed}
+    return Cell(f"finetuned-{size}-{seed}", factors, steps, ("world", start))
+
+
+def mixed(size: int, seed: int, split: str) -> Cell:
+    """All synthetic pairs and some real ones as one dataset, from scratch."""
+    pairs = max(SYNTHETIC)
+    sources = f"(('{real()}',None,None,None,{size}),('{synthetic()}',None,None,None,{pairs}))"
+    steps = trained(sources, size + pairs, seed, flags=("--config.data.part=1.0",), split=split)
+    factors = {"source": "mixed", "size": size, "constant": SAMPLES, "seed": seed}
+    return Cell(f"mixed-{size}-{seed}", factors, steps, ("world", "synthetic"))
+
+
+def curves() -> tuple[Curve, ...]:
+    """Item accuracy over the number of pairs; of finetuned and mixed runs over the real ones among them."""
+    seen = {"constant": (SAMPLES, BOTH)}
+    plot, other = f"item accuracy, {SEEN:,} pairs seen", f"item accuracy, each pair seen {EPOCHS} times"
+    on_top = f"{max(SYNTHETIC):,} synthetic"
+    return (
+        Curve("real", {"source": "real", **seen}, ITEM, plot=plot),
+        Curve("synthetic", {"source": "synthetic", **seen}, ITEM, compare="real", plot=plot),
+        Curve("finetuned", {"source": "finetuned"}, ITEM, title=f"{on_top}, then real", plot=plot, fitted=False),
+        Curve("mixed", {"source": "mixed"}, ITEM, title=f"{on_top} and real", plot=plot, fitted=False),
+        Curve("real_epochs", {"source": "real", "constant": (EQUAL, BOTH)}, ITEM, title="real", plot=other),
+        Curve(
+            "synthetic_epochs",
+            {"source": "synthetic", "constant": (EQUAL, BOTH)},
+            ITEM,
+            compare="real_epochs",
+            title="synthetic",
+            plot=other,
+        ),
+    )
+
+
+def claims() -> tuple[Claim, ...]:
+    """The paper's three, and what stands beside them."""
+    most = max(SYNTHETIC)
+    all_synthetic = {"source": "synthetic", "size": most, "constant": SAMPLES}
+    found = []
+    for name, constant, words in (
+        ("worth_less", SAMPLES, "at as many pairs seen"),
+        ("worth_less_epochs", EQUAL, f"each seen {EPOCHS} times"),
+    ):
+        sides = ({"source": source, "constant": (constant, BOTH)} for source in ("real", "synthetic"))
+        statement = f"At equal size synthetic pairs are worth less than real ones, {words}."
+        found.append(Claim(name, statement, ITEM, *sides, pair=("size",)))
+    for size in (400, 800, 1600, 3200, 16_000):
+        statement = f"{most:,} synthetic pairs are worth more than {size:,} real ones."
+        other = {"source": "real", "size": size, "constant": BOTH if size * EPOCHS == SEEN else SAMPLES}
+        found.append(Claim(f"catches_up_{size}", statement, ITEM, all_synthetic, other))
+    for size, share in LITTLE.items():
+        tuned = {"source": "finetuned", "size": size}
+        found.append(
+            Claim(
+                f"little_real_lifts_{size}",
+                f"{size:,} real pairs ({share}) on top lift the model on {most:,} synthetic ones.",
+                ITEM,
+                tuned,
+                all_synthetic,
+            )
+        )
+        found.append(
+            Claim(
+                f"above_little_real_{size}",
+                f"{size:,} real pairs ({share}) on top of {most:,} synthetic ones are worth more than these alone.",
+                ITEM,
+                tuned,
+                {"source": "real", "size": size, "constant": SAMPLES},
+            )
+        )
+    found.append(
+        Claim(
+            "above_all_real",
+            "Synthetic pairs with 20% of the real ones on top are worth more than all real ones.",
+            ITEM,
+            {"source": "finetuned", "size": 3200},
+            {"source": "real", "size": 16_000},
+        )
+    )
+    for size in MIXED:
+        statement = f"{most:,} synthetic pairs beside {size:,} real ones are worth more than these real ones alone."
+        alone = {"source": "real", "size": size, "constant": BOTH if size * EPOCHS == SEEN else SAMPLES}
+        found.append(Claim(f"mixed_{size}", statement, ITEM, {"source": "mixed", "size": size}, alone))
+    return tuple(found)
+
+
+def paper() -> Beside:
+    """The paper's zero-shot accuracy over the number of pairs."""
+    table, tuned = load("table1")["models"], load("real_data")["models"]
+
+    def share(model: dict) -> float:
+        return model["averages"]["zeroshot"] / 100
+
+    millions = {"3m": 3.0, "8_8m": 8.8, "10m": 10.0, "20m": 20.0, "30m": 30.0}
+    series = {
+        "real": [(3e6, share(table["clip_cc3m"])), (8.8e6, share(table["clip_cc12m"]))],
+        "synthetic": [(1e6 * size, share(table[f"synthci_{name}"])) for name, size in millions.items()],
+        "30M synthetic, then real": [
+            (1e6 * size, share(tuned[f"finetuned_5ep_{name}"]))
+            for name, size in (("0_5m", 0.5), ("2m", 2.0), ("8_8m", 8.8))
+        ],
+    }
+    source = "SynthCLIP (arXiv 2402.01832), tables 1 and 2; one run each"
+    return Beside("The paper: ImageNet zero-shot", "Top-1 accuracy, each pair seen 40 times", series, source)

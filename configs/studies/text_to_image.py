@@ -1,0 +1,108 @@
+"""Which images make the best training data? One thing of the text-to-image model is varied at a time.
+
+    python -m synthclip_jax.study --study=configs/studies/text_to_image.py --workdir=W [--dry-run]
+
+Guidance of 1, 2, 4 and 7.5; 3 and 12 steps; the model early and late in its training; captions short, medium, long and
+of all lengths. Zero-shot accuracy of CLIP on each stands beside density and coverage of its images (Naeem et al., 2020)
+next to real scenes of photographs that CLIP has not seen, by the embeddings of a CLIP model trained on real pairs.
+`early=FOLDER`: pipeline of the model early in its training; without it that arm is left out. With real models this
+question is `configs/studies/paper.py:text_to_image`.
+"""
+
+import pathlib
+import runpy
+
+from synthclip_jax.study import Cell, Claim, Scatter, Step, Study
+
+_miniature = runpy.run_path(str(pathlib.Path(__file__).with_name("miniature.py")))
+ITEM = _miniature["ITEM"]
+PAIRS = 8000
+GUIDANCE, FEW, CAPTIONS = (1.0, 4.0, 7.5), 3, ("short", "medium", "long")
+USUAL = {"model": "late", "guidance": 2.0, "steps": 12, "captions": "all"}
+DENSITY, COVERAGE, DIVERSITY = "data/density", "data/coverage", "data/diversity"
+
+
+def get_study(seeds: str = "3", early: str = ""):
+    kinds = [
+        USUAL,
+        *(USUAL | {"guidance": guidance} for guidance in GUIDANCE),
+        USUAL | {"steps": FEW},
+        *(USUAL | {"captions": captions} for captions in CAPTIONS),
+        *([USUAL | {"model": "early"}] if early else []),
+    ]
+    real = _miniature["trained"](_miniature["real"](), 16_000, 0)
+    cells = [_miniature["world"](), Cell("real", {"source": "real"}, real, ("world",))]
+    for kind in kinds:
+        cells += _arm(kind, int(seeds), early)
+    return Study(
+        "text_to_image",
+        "which images make the best training data, and do density and coverage foretell it?",
+        tuple(cells),
+        claims=tuple(_claims(bool(early))),
+        shown={
+            ITEM: "item, 10 classes",
+            _miniature["COLOUR"]: "colour and item, 80 classes",
+            COVERAGE: "coverage",
+            DENSITY: "density",
+            DIVERSITY: "diversity",
+        },
+        scatters=(
+            Scatter("Accuracy over coverage", COVERAGE, ITEM),
+            Scatter("Accuracy over density", DENSITY, ITEM),
+        ),
+    )
+
+
+def _name(kind: dict) -> str:
+    return f"{kind['model']}-g{kind['guidance']:g}-s{kind['steps']}-{kind['captions']}"
+
+
+def _arm(kind: dict, seeds: int, early: str) -> list[Cell]:
+    """Images of one kind, what they cover, and a model on them for each seed."""
+    name = _name(kind)
+    flags = (
+        f"--config.gen.images.guidance={kind['guidance']:g}",
+        f"--config.gen.images.steps={kind['steps']}",
+        *((f"--config.gen.images.model={early}",) if kind["model"] == "early" else ()),
+    )
+    drawn = _miniature["drawn"](f"data-{name}", PAIRS, kind["captions"], flags)
+    beside = ("--reference={cells}/world/reference/validation", "--checkpoint={cells}/real")
+    audit = Step("gen.audit", ("--workdir={cell}", *beside))
+    cells = [Cell(drawn.name, kind, (*drawn.steps, audit), ("world", "real"))]
+    for seed in range(seeds):
+        steps = _miniature["trained"](_miniature["synthetic"](drawn.name), PAIRS, seed)
+        cells.append(Cell(f"{name}-{seed}", {**kind, "seed": seed}, steps, ("world", drawn.name)))
+    return cells
+
+
+def _claims(early: bool):
+    for guidance in GUIDANCE:
+        yield Claim(
+            f"guidance_2_above_{guidance:g}",
+            f"Guidance 2 draws better training data than {guidance:g}.",
+            ITEM,
+            USUAL,
+            USUAL | {"guidance": guidance},
+        )
+    yield Claim(
+        "more_steps",
+        f"12 steps draw better training data than {FEW}.",
+        ITEM,
+        USUAL,
+        USUAL | {"steps": FEW},
+    )
+    yield Claim(
+        "long_captions",
+        "Long captions make better training data than short ones.",
+        ITEM,
+        USUAL | {"captions": "long"},
+        USUAL | {"captions": "short"},
+    )
+    if early:
+        yield Claim(
+            "trained_longer",
+            "The model late in its training draws better training data than early.",
+            ITEM,
+            USUAL,
+            USUAL | {"model": "early"},
+        )
