@@ -10,8 +10,11 @@ takes memory as it needs it and not three quarters of it at once.
 The share of the U-Net in our time is the slope over the number of steps; text encoder and decoder are timed alone; JPEG
 is what the stage encodes on the host meanwhile, per batch and core.
 
-The last line's last number is the median ratio of a turn of ours to diffusers' turns before and after it, images per
-second.
+`--unet` times guided passes of the U-Net alone (Stable Diffusion 1 and 2), on a CPU in seconds of its cores, so that
+what else the machine does hardly counts; `taskset -c 0` before the command holds both engines to one core.
+
+The last line's last number is the median ratio of a turn of ours to diffusers' turns before and after it, images (or
+passes) per second.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import turns
@@ -35,6 +38,7 @@ from gen.engines.samplers import sampler_of
 from synthclip_jax import config as config_lib
 from synthclip_jax.config import load_config
 from synthclip_jax.config.schema import Config
+from synthclip_jax.devices.cores import core_count
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthci_3m.py"
 CAPTION = "A {} dog sits beside an old wooden boat on a quiet beach at sunset."
@@ -55,12 +59,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours, each between two of diffusers")
     parser.add_argument("--dtype", default="bfloat16", help="on a CPU float32 is quicker in torch")
     parser.add_argument("--compile", default="auto", help="torch.compile's mode, none, or auto")
+    parser.add_argument("--unet", action="store_true", help="passes of the U-Net alone")
     parser.add_argument("--only", default="", help="flax or diffusers alone: no ratio")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a config value")
     parser.add_argument("--contender", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        contend(arguments.contender, arguments.batches)
+        contend(arguments.contender, arguments.batches, arguments.unet)
         return
     with tempfile.TemporaryDirectory() as folder:
         measure(arguments, pathlib.Path(folder))
@@ -83,30 +88,34 @@ def measure(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
         ],
     )  # fmt: skip
     names = [arguments.only] if arguments.only else list(ENGINES)
-    contenders = {name: Contender(name, config, arguments.batches) for name in names}
+    contenders = {name: Contender(name, config, arguments.batches, arguments.unet) for name in names}
+    unit = "passes" if arguments.unet else "images"
     platforms = {name: one.about["device"] for name, one in contenders.items()}
     if len({device.startswith("cpu") for device in platforms.values()}) > 1:
         raise SystemExit(f"not on the same device: {platforms}")
     speeds: dict[str, list[float]] = {name: [] for name in names}
     for name in [*names[:-1], *[name for _ in range(arguments.rounds) for name in reversed(names)]]:
         speeds[name].append(contenders[name].turn())
-        print(f"{name:>9}: {speeds[name][-1]:,.3f} images/s", flush=True)
+        print(f"{name:>9}: {speeds[name][-1]:,.3f} {unit}/s", flush=True)
     sampler = sampler_of(config.gen.images)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     result: dict[str, Any] = {
         "device": platforms[names[-1]],
         "model": arguments.model if arguments.model not in ("full", "tiny") else f"{arguments.model}, random weights",
-        "sampler": f"{sampler.scheduler}, {sampler.steps} steps, {sampler.guided} of them guided",
+        "sampler": "guided passes of the U-Net alone"
+        if arguments.unet
+        else f"{sampler.scheduler}, {sampler.steps} steps, {sampler.guided} of them guided",
         "size": size,
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,
-        "images_per_second": {name: round(value, 4) for name, value in medians.items()},
+        f"{unit}_per_second": {name: round(value, 4) for name, value in medians.items()},
         "contenders": {name: one.about for name, one in contenders.items()},
     }
     if arguments.model == "full" and size in UNET_TFLOP:
         work = sampler.passes * UNET_TFLOP[size] + DECODER_TFLOP_PER_PIXEL * size**2
+        work = 2 * arguments.batch_size * UNET_TFLOP[size] if arguments.unet else work
         result["tflop_per_second"] = {name: round(value * work, 2) for name, value in medians.items()}
-    if "flax" in contenders:
+    if "flax" in contenders and not arguments.unet:
         result["parts"] = contenders["flax"].parts()
         print(
             "our time by part: " + ", ".join(f"{name} {share:.1%}" for name, share in result["parts"]["share"].items())
@@ -116,10 +125,10 @@ def measure(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
     if len(names) == 2:
         result["ratios"] = [round(ratio, 4) for ratio in turns.ratios(speeds["flax"], speeds["diffusers"])]
         result["ratio"] = round(statistics.median(result["ratios"]), 4)
-    turns.write(arguments.out, "draw", result)
+    turns.write(arguments.out, "draw_unet" if arguments.unet else "draw", result)
     print(json.dumps(result))
     if len(names) == 2:
-        print(f"flax / diffusers, images per second: {result['ratio']}")
+        print(f"flax / diffusers, {unit} per second: {result['ratio']}")
 
 
 def written(size: str, folder: pathlib.Path, dtype: str) -> str:
@@ -136,8 +145,9 @@ def written(size: str, folder: pathlib.Path, dtype: str) -> str:
 class Contender:
     """An engine in a process of its own, warm."""
 
-    def __init__(self, name: str, config: Config, batches: int):
+    def __init__(self, name: str, config: Config, batches: int, unet: bool):
         command = [sys.executable, "-m", "benchmarks.draw", f"--contender={name}", f"--batches={batches}"]
+        command += ["--unet"] if unet else []
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -174,30 +184,75 @@ class Contender:
         self._process.wait()
 
 
-def contend(name: str, batches: int) -> None:
+def contend(name: str, batches: int, unet: bool) -> None:
     """The side of a contender: reads the config, then commands, a line each; answers with a line of JSON each."""
     config = config_lib.from_plain(json.loads(sys.stdin.readline()))
     start = time.perf_counter()
     engine = make_image_engine(config.gen.images)
     loaded = time.perf_counter()
+    about: dict[str, Any] = {"load_seconds": round(loaded - start, 1)}
     requests = [
         Request(CAPTION.format(COLOURS[number % len(COLOURS)]), "dog", number) for number in range(engine.batch_size)
     ]
-    outcomes = engine.generate(requests)
-    first = time.perf_counter()
-    # Two batches on their way at once, as in a turn: on two cards the first such pair of JAX's took 12 s longer.
-    turn(engine, requests, 2)
-    about = {
-        "load_seconds": round(loaded - start, 1),
-        "first_batch_seconds": round(first - loaded, 1),
-        "next_two_batches_seconds": round(time.perf_counter() - first, 1),
-        "batch_size": engine.batch_size,
-        "rejected": sum(isinstance(outcome, Rejected) for outcome in outcomes),
-    }
-    print(json.dumps(about | (_jax_device() if name == "flax" else _torch_device())), flush=True)
+    if unet:
+        one_pass = (jax_pass if name == "flax" else torch_pass)(engine, requests, config.gen.images.generate_size)
+        one_pass()
+        about["first_pass_seconds"] = round(time.perf_counter() - loaded, 1)
+    else:
+        outcomes = engine.generate(requests)
+        first = time.perf_counter()
+        # Two batches on their way at once, as in a turn: on two cards the first such pair of JAX's took 12 s longer.
+        turn(engine, requests, 2)
+        about["first_batch_seconds"] = round(first - loaded, 1)
+        about["next_two_batches_seconds"] = round(time.perf_counter() - first, 1)
+        about["rejected"] = sum(isinstance(outcome, Rejected) for outcome in outcomes)
+    about |= {"batch_size": engine.batch_size} | (_jax_device() if name == "flax" else _torch_device())
+    print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        answer = parts(engine, requests, config) if line.strip() == "parts" else turn(engine, requests, batches)
+        if unet:
+            answer: Any = batches / used(one_pass, batches, on_cpu=about["device"].startswith("cpu"))
+        else:
+            answer = parts(engine, requests, config) if line.strip() == "parts" else turn(engine, requests, batches)
         print(json.dumps(answer), flush=True)
+
+
+def jax_pass(engine: Any, requests: Sequence[Request], size: int) -> Callable[[], Any]:
+    """A guided pass of our U-Net, which ends when it is done; what it is given does not change its time."""
+    import jax
+    import jax.numpy as jnp
+
+    pipeline, params = engine.program.pipeline, engine.program.params
+    side = size // pipeline.latent_scale
+    tokens = pipeline.tokens([request.caption for request in requests] * 2)[0]
+    known = jax.tree.map(lambda one: jnp.ones(one.shape, one.dtype), jax.eval_shape(pipeline.encode, params, tokens))
+    latents = jnp.ones((2 * len(requests), side, side, pipeline.latent_channels), jnp.float32)
+    run = jax.jit(pipeline.denoise)
+    return lambda: jax.block_until_ready(run(params, latents, jnp.float32(500), known))
+
+
+def torch_pass(engine: Any, requests: Sequence[Request], size: int) -> Callable[[], Any]:
+    """The same of diffusers' U-Net."""
+    import torch
+
+    unet, side = engine.pipeline.unet, size // engine.pipeline.vae_scale_factor
+    kind = {"device": engine.device, "dtype": unet.dtype}
+    latents = torch.ones(2 * len(requests), unet.config.in_channels, side, side, **kind)
+    known = torch.ones(2 * len(requests), 77, unet.config.cross_attention_dim, **kind)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return unet(latents, 500, known).sample.float().cpu()
+
+    return run
+
+
+def used(run: Callable[[], Any], times: int, on_cpu: bool) -> float:
+    """Seconds of that many runs: on a CPU those that its cores worked for them, else those that passed."""
+    clock = time.process_time if on_cpu else time.perf_counter
+    start = clock()
+    for _ in range(times):
+        run()
+    return clock() - start
 
 
 def _jax_device() -> dict[str, Any]:
@@ -205,7 +260,7 @@ def _jax_device() -> dict[str, Any]:
 
     device = jax.local_devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    kind = device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores"
+    kind = device.device_kind if device.platform != "cpu" else f"cpu, {core_count()} cores"
     return {"device": kind, "peak_bytes": memory, "versions": {"jax": jax.__version__}}
 
 
@@ -214,7 +269,7 @@ def _torch_device() -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
-    kind = torch.cuda.get_device_name() if cuda else f"cpu, {os.cpu_count()} cores"
+    kind = torch.cuda.get_device_name() if cuda else f"cpu, {core_count()} cores"
     memory = torch.cuda.max_memory_allocated() if cuda else None
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     return {"device": kind, "peak_bytes": memory, "versions": versions}

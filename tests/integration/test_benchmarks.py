@@ -155,3 +155,14 @@ def test_draw_takes_turns_with_diffusers_and_shares_our_time_out(tmp_path):
     assert set(result["parts"]["share"]) == {"text", "unet", "vae", "rest"}
     assert sum(result["parts"]["share"].values()) == pytest.approx(1, abs=1e-3)
     assert float(printed.split()[-1]) == result["ratio"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
+def test_draw_times_the_unet_alone(tmp_path):
+    flags = ["--unet", "--model=tiny", "--batch-size=2", "--batches=2", "--rounds=1", "--dtype=float32"]
+    printed, result = run("draw", tmp_path, *flags)
+    assert "passes/s" in printed
+    assert all(speed > 0 for speed in result["passes_per_second"].values())
+    assert all("first_pass_seconds" in one for one in result["contenders"].values())
+    assert "parts" not in result
+    assert float(printed.split()[-1]) == result["ratio"]
