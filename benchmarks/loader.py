@@ -45,6 +45,7 @@ SHARDS = 8
 SHUFFLE_BUFFER = 1024
 PACKAGES = {
     "ours": ("grain", "simplejpeg", "opencv-python-headless", "numpy", "tokenizers"),
+    "parquet": ("pyarrow",),
     "tf.data": ("tensorflow-cpu", "tensorflow"),
 }
 WORDS = ("a", "the", "red", "small", "old", "dog", "castle", "river", "table", "beside", "under", "with", "painted")
@@ -104,7 +105,7 @@ def summarise(
     # Of speeds, where the turns are seconds.
     seconds, processor = 1 / np.transpose(turns.ratios(ours, others))
     return {
-        "versions": {name: installed(packages) for name, packages in PACKAGES.items()},
+        "versions": {name: installed(packages) for name, packages in PACKAGES.items() if name in what.split(" / ")},
         "cores": len(os.sched_getaffinity(0)),
         "batch": arguments.batch,
         "pictures_per_turn": arguments.batch * arguments.batches,

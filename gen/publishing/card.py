@@ -13,6 +13,7 @@ SHEET = "contact_sheet.jpg"
 # Licences of the models that our configurations name, as the hub calls them.
 LICENCES = {
     "smollm2": "apache-2.0",
+    "miniature": "apache-2.0",  # it is part of this package
     "mistralai/Mistral-7B-Instruct-v0.2": "apache-2.0",
     "Qwen/Qwen3-4B": "apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
