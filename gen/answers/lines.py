@@ -122,20 +122,25 @@ _NOTE_TAIL = re.compile(
     rf"{_ENDED}(?:\s+|(?<=[。！？]))[-–—*•]*\s*(?:(?:{_NOTE_WORDS})\s*(?:\([^()]*\)\s*)?[:：]|(?:{_REMARK_WORDS})(?!\w)).*$",
     re.IGNORECASE,
 )
+# What programs that draw images take behind a prompt: `--ar 16:9 --v 6`.
+_PARAMETER_TAIL = re.compile(
+    r"(?:\s+--(?:ar|aspect|v|version|q|quality|s|stylize|style|no|seed|niji|chaos|c|iw|hd|tile|w|h)(?:\s+[\w:.]{1,12})?)+$",
+    re.IGNORECASE,
+)
 _HASHTAG_TAIL = re.compile(r"(?<=\S)(?:\s+#[^\W\d]\w*,?)+$")
 
 
-_MAY_HAVE_TAIL = re.compile(r"[(\[（【#–—|*•]|[.!?…。！？\"”]\s*\S|['’]\s|\s-\s")
+_MAY_HAVE_TAIL = re.compile(r"[(\[（【#–—|*•]|[.!?…。！？\"”]\s*\S|['’]\s|\s--?[\sa-zA-Z]")
 
 
 def without_tail(text: str) -> str:
-    """A line without the word count, note, remark or hashtags behind the caption on it."""
+    """A line without the word count, note, remark, hashtags or parameters behind the caption on it."""
     if not _MAY_HAVE_TAIL.search(text):
         return text
     if tail := _COUNT_TAIL.search(text):
         end = tail[1] if text[: tail.start()].rstrip()[-1:] not in tuple('.!?…。！？"”') else ""
         text = text[: tail.start()].rstrip() + end
-    for pattern in (_COUNT_HEAD, _BARE_COUNT_TAIL, _ASIDE_TAIL, _NOTE_TAIL, _HASHTAG_TAIL):
+    for pattern in (_COUNT_HEAD, _BARE_COUNT_TAIL, _ASIDE_TAIL, _NOTE_TAIL, _HASHTAG_TAIL, _PARAMETER_TAIL):
         shorter = pattern.sub("", text)
         if any(character.isalnum() for character in shorter):
             text = shorter

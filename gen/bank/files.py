@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gen.bank.tables import HEADERS, ID, BankError, Row, TableReader, parse_json
+from gen.bank.tables import HEADERS, ID, BankError, Row, TableReader, columns_by_blanks, parse_json
 from synthclip_jax.files import text_files
 from synthclip_jax.left_out import LeftOut, printable
 from synthclip_jax.text.presence import normalise
@@ -37,13 +37,16 @@ _ASSIGNMENT = re.compile(r"^\s*\w+\s*=\s*(?=[\[({])")
 # What stands before or behind all entries of a list; those with a number only where the numbers count up.
 _AFFIXES = (
     ("ids of WordNet", re.compile(r"(?P<id>[nvars]\d{8})\b[\s,:;=-]*(?P<rest>.*)"), False),
+    ("WordNet's parts of speech", re.compile(r"(?P<rest>\S+?)\.(?P<id>[nvars]\.\d\d)"), False),
     ("ids", re.compile(r"(?P<id>/[mgt]/\w+)[\s,:;=]+(?P<rest>.*)"), False),
     ("numbering", re.compile(r"[(\[]?(?P<id>\d{1,6})\s*[.):\]]+\s*(?P<rest>[^\d\s].*)"), False),
     ("numbering", re.compile(r"(?P<id>\d{1,6})\s*[-=,]\s*(?P<rest>[^\d\s].*)"), True),
     ("numbering", re.compile(r"(?P<id>\d{1,6})\s+(?P<rest>\S.*)"), True),
     ("numbers", re.compile(r"(?P<rest>\S.*?)[\s,:=]+(?P<id>\d{1,6})"), True),
 )
-_BULLET = re.compile(r"[-*+\u2022\u00b7\u2023\u25aa\u25e6\u25cf]\s+(?=\S)")
+_BULLET = re.compile(r"[-*+\u2022\u00b7\u2023\u25aa\u25e6\u25cf]\s+(?:\[[ xX]?\]\s+)?(?=\S)")
+_NUMBER_BEHIND = re.compile(r"\S.*\s(?P<number>\d{1,9})")
+_YEARS = range(1800, 2100)
 _INITIAL = re.compile(r"/[a-z]/(.+)")
 _SYNONYM = re.compile(r",(?!\d)")
 _EXPLAINED = re.compile(r"(?<=\S)\s*\([^()]*\)$")
@@ -181,7 +184,7 @@ class _Reader(TableReader):
                 raise self._error(
                     where, f"{row[:60]!r} has {row.count(chr(9)) + 1} columns, other lines {usual + 1}. Fix this line"
                 )
-        if fields := _columns_by_blanks(rows):
+        if fields := columns_by_blanks(rows):
             return self._of_table(fields)
         if self._is_comma_table(rows):
             return self._of_table([(where, [field.strip() for field in row.split(",", 1)]) for where, row in rows])
@@ -249,7 +252,7 @@ class _Reader(TableReader):
                 if len(some) < len(rows):
                     where, row = next(row for row, match in zip(rows, found, strict=True) if not match)
                     raise self._error(
-                        where, f"{row[:60]!r} has no {what} before it, and other lines have. Take it out of all lines"
+                        where, f"{row[:60]!r} has no {what}, and other lines have. Take it out of all lines"
                     )
                 if not any(match["rest"] for match in some):
                     raise self._error(rows[0][0], f"{rows[0][1][:40]!r}: {what} without names. Write the names")
@@ -258,6 +261,13 @@ class _Reader(TableReader):
                 break
             else:
                 break
+        behind = [_NUMBER_BEHIND.fullmatch(row) for _, row in rows]
+        if len(rows) > 1 and all(behind) and any(int(match["number"]) not in _YEARS for match in behind if match):
+            raise self._error(
+                rows[0][0],
+                f"{rows[0][1][:60]!r} ends in a number, as all lines do. If the numbers are counts or ids, take them"
+                " out or put a tab before them; if they are part of the names, save the list as JSON",
+            )
         if rows and all(_INITIAL.fullmatch(row) for _, row in rows):  # SUN397, Places365
             rows = [(where, " ".join(reversed(row[3:].split("/")))) for where, row in rows]
             self._notes.append("initials and slashes (/a/ ... /outdoor) taken off the entries")
@@ -314,26 +324,6 @@ class _Reader(TableReader):
         if re.match(r"https?://", name):
             return "an address"
         return "the name of an image file" if _IMAGE.search(name) else ""
-
-
-def _columns_by_blanks(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """The two columns of lines such as `dog     12` and `dog -1`, of which one holds numbers; else none."""
-    wide = [(where, re.split(r"\s{2,}", row)) for where, row in rows]
-    if (
-        len(rows) > 1
-        and all(len(fields) == 2 for _, fields in wide)
-        and any(all(ID.fullmatch(fields[column]) for _, fields in wide) for column in (0, 1))
-    ):
-        return wide
-    last = [(where, row.rsplit(maxsplit=1)) for where, row in rows]
-    if (
-        len(rows) > 1
-        and all(len(f) == 2 for _, f in last)
-        and {f[1] for _, f in last} <= {"1", "0", "-1"}
-        and "-1" in {f[1] for _, f in last}
-    ):
-        return last
-    return []
 
 
 def _entries_text(count: int) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from synthclip_jax.errors import UserError
@@ -17,7 +18,6 @@ NAMES = (
 )
 HOLDERS = ("names", "classes", "class_names", "classnames", "labels", "categories", "concepts", "entries", "words")
 HEADERS = {*NAMES, *HOLDERS, "id", "index", "idx", "classid", "class_id", "wnid", "mid", "count", "supercategory"}
-ID = re.compile(r"[nvars]\d{8}")
 ID = re.compile(r"[nvars]\d{8}|/[mgt]/\w+|Q\d+|#[0-9a-fA-F]{6}|[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|")
 
 Row = tuple[str, str]  # where it stands (`line 3`), and its text
@@ -148,3 +148,23 @@ class TableReader:
             'holds one dict, allowed: a list of strings, such as ["cat", "dog"], ids with names ({"0": "cat"}), names'
             f' with numbers from 0 ({{"cat": 0}}), or one of {", ".join(HOLDERS)} with such a list',
         )
+
+
+def columns_by_blanks(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """The two columns of lines such as `dog     12` and `dog -1`, of which one holds numbers; else none."""
+    wide = [(where, re.split(r"\s{2,}", row)) for where, row in rows]
+    if (
+        len(rows) > 1
+        and all(len(fields) == 2 for _, fields in wide)
+        and any(all(ID.fullmatch(fields[column]) for _, fields in wide) for column in (0, 1))
+    ):
+        return wide
+    last = [(where, row.rsplit(maxsplit=1)) for where, row in rows]
+    if (
+        len(rows) > 1
+        and all(len(f) == 2 for _, f in last)
+        and {f[1] for _, f in last} <= {"1", "0", "-1"}
+        and "-1" in {f[1] for _, f in last}
+    ):
+        return last
+    return []

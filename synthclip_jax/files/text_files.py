@@ -12,7 +12,10 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files.locations import Location, is_url, location
 
 LIMIT = 2**30  # bytes: more is no list of names, captions or prompts
-_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_MARKS = {  # those of UTF-32 first: one of them begins with one of UTF-16
+    **dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),
+    **dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
+}
 _ZIP = b"PK\x03\x04"
 
 
@@ -56,8 +59,9 @@ def decode(data: bytes, name: object, first_line: int = 1) -> str:
     Raises:
       TextFileError: they are not UTF-8, or hold a NUL.
     """
-    if data[:2] in _MARKS:
-        raise TextFileError(f"{name}: {_MARKS[data[:2]]}, not UTF-8. Save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if mark := next((mark for mark in _MARKS if data.startswith(mark)), None):
+        form = _MARKS[mark]
+        raise TextFileError(f"{name}: {form}, not UTF-8. Save it as UTF-8 (iconv -f {form} -t UTF-8)")
     if data.startswith(_ZIP):
         raise TextFileError(f"{name}: a ZIP file, such as a spreadsheet (.xlsx), and no text. Save it as text in UTF-8")
     try:

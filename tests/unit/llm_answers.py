@@ -233,6 +233,7 @@ TAILS = _dog(
     "A dog runs along the beach.\n\nWould you like another one?",
     "A dog runs along the beach. #dog #beach #sea",
     "A dog runs along the beach.\n\n#dog #beach",
+    "A dog runs along the beach. --ar 16:9 --v 6",
     "A dog runs along the beach. 🐶",
     "🐕 A dog runs along the beach. 🌊🏖️",
     "A dog runs along the beach.\n🐶🌊",

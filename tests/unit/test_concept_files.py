@@ -104,6 +104,10 @@ READ = {  # name: (file's name, content, entries, a part of what is said; empty:
         "1 line left out: header (line 1: class_name)",
     ),
     "rules between lines": ("a.txt", "dog\n=====\nowl\n", DOG_OWL, "1 line left out: no letter or digit"),
+    "synsets of NLTK": ("a.txt", "dog.n.01\nowl.n.01\n", DOG_OWL, "WordNet's parts of speech taken off 2 entries"),
+    "cars by year": ("a.txt", "BMW X5 SUV 2007\nAudi A5 Coupe 2012\n", ["BMW X5 SUV 2007", "Audi A5 Coupe 2012"], ""),
+    "numbers in some names": ("a.txt", "owl\nBoeing 747\n", ["owl", "Boeing 747"], ""),
+    "check boxes": ("a.txt", "- [ ] dog\n- [x] owl\n", DOG_OWL, "bullets taken off 2 entries"),
     "emoji": (
         "a.txt",
         "🐶\nowl\n👨\u200d👩\u200d👧 family\n",
@@ -181,6 +185,9 @@ READ = {  # name: (file's name, content, entries, a part of what is said; empty:
 REFUSED = {
     "Latin-1": ("a.txt", b"caf\xe9\n", r"line 1: not UTF-8"),
     "UTF-16": ("a.txt", "dog\n".encode("utf-16"), "UTF-16, not UTF-8"),
+    "UTF-32": ("a.txt", "dog\n".encode("utf-32"), "UTF-32, not UTF-8"),
+    "counts behind names": ("a.txt", "dog 120\nhot dog 7\n", "line 1: 'dog 120' ends in a number, as all lines do"),
+    "some synsets": ("a.txt", "dog.n.01\ncat\n", "line 2: 'cat' has no WordNet's parts of speech"),
     "a NUL": ("a.txt", b"dog\0\nowl\n", "line 1: a NUL"),
     "old Macs": ("a.txt", "dog\rowl\rcar", "line 1: has line ends of old Macs"),
     "numbering in some lines": ("a.txt", "1. dog\nowl\n3. car\n", r"line 2: 'owl' has no numbering"),
