@@ -12,7 +12,7 @@ from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset
 from synthclip_jax.left_out import LeftOut
 
 if TYPE_CHECKING:
-    from synthclip_jax.model.encoder import Embedded, Encoder  # they need JAX
+    from synthclip_jax.model.encoder import Alter, Embedded, Encoder  # they need JAX
 
 SECONDS = 10  # between two lines
 
@@ -39,12 +39,14 @@ def encode(
     log: Callable[[str], Any],
     left_out: LeftOut | None = None,
     keep: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda vectors: (vectors,),
+    alter: "Alter | None" = None,
 ) -> Encoded:
     """Passes the images of a test set through a model.
 
     Args:
       left_out: takes what does not decode, by cause. Without it that is logged at the end.
       keep: what is kept of the vectors of each batch, one row for each image.
+      alter: what is done to each image first, given (key, answer) and the image.
 
     Raises:
       DatasetError: the test set turns out damaged.
@@ -53,7 +55,7 @@ def encode(
     answer = "label" if dataset.task == CLASSIFICATION else "captions"
     examples = (((example.key, getattr(example, answer)), example.image) for example in dataset)
     decoded, skipped, kept = [], [], []
-    for batch in _told(encoder.images(examples), dataset.name, log, left_out):
+    for batch in _told(encoder.images(examples, alter), dataset.name, log, left_out):
         decoded += batch.keys
         skipped += [key for key, _ in batch.skipped]
         kept.append(keep(batch.embeddings))
