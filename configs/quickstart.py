@@ -57,8 +57,12 @@ def get_config():
         "noto_color=wds:testsets/noto_color",
         "noto_outline=wds:testsets/noto_outline",
         "scenes=wds:testsets/scenes",
+        "choices=wds:testsets/choices",
     )
     config.eval.suites = ("zeroshot", "retrieval", "linear_probe", "fewshot", "embedding")
+    config.eval.suites += ("compositional", "corruptions")
+    # All 15 kinds at the middle severity, one image of every second class: seconds.
+    config.eval.corruptions.update(severities=(3,), images=57)
     # So few images are fitted well before the paper's 1,000 iterations.
     config.eval.linear_probe.max_iter = 200
     return config

@@ -6,7 +6,8 @@ makes in W/testsets
 - `composites`: the same art in captions that were not used for training, with seeds of their own,
 - `noto_color`: the same things by another artist (Noto Color Emoji), if the font is on the system,
 - `noto_outline`: the same things as black lines on white (Noto Emoji, from the package manimgx-fonts),
-- `scenes`: images as in `composites`, other ones, each with the caption it was drawn from, for retrieval.
+- `scenes`: images as in `composites`, other ones, each with the caption it was drawn from, for retrieval,
+- `choices`: the same, each with a wrong caption beside its own, which differs in one thing.
 
 The classes are the concepts of the bank that came from the sprites' vocabulary. What is there already is left alone.
 The sets do not depend on the run's seed (but for the captions they have to avoid), so runs can be compared on them. A
@@ -21,10 +22,11 @@ from typing import Any
 
 from gen.checks.testsets import note_testsets
 from gen.concepts import load_bank
-from gen.held_out.captions import caption_key, held_out_captions, kept_captions
+from gen.held_out.captions import caption_key, held_out_captions, kept_captions, two_captions
 from gen.held_out.drawings import (
     PER_CLASS,
     Example,
+    choices,
     composites,
     find_color_font,
     find_outline_font,
@@ -39,6 +41,7 @@ from gen.sprites.nouns import by_name
 from synthclip_jax.config import add_config_argument, parse_args
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
+from synthclip_jax.evals.datasets import CHOICE
 from synthclip_jax.files.locations import Location, location, place
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.wording import make_parser
@@ -59,7 +62,10 @@ LICENCES = {
     "noto_color": f"Images show glyphs of Noto Color Emoji, copyright Google Inc., licensed under the {OFL}.",
     "noto_outline": f"Images show glyphs of Noto Emoji, copyright Google Inc., licensed under the {OFL}.",
     "scenes": ATTRIBUTION,
+    "choices": ATTRIBUTION,
 }
+# What the sets of captioned images are for, and what CLIP_benchmark calls it.
+CAPTIONED = {"scenes": ("retrieval", "retrieval"), "choices": ("the choice between two captions", CHOICE)}
 
 Maker = Callable[[], Iterable[Example]]
 
@@ -79,8 +85,8 @@ def webdataset(name: str, nouns: Sequence[Noun], examples: Iterable[Example]) ->
         "test/nshards.txt": b"1\n",
         "README.md": _readme(name, len(nouns), count).encode(),
     }
-    if name == "scenes":
-        files["dataset_type.txt"] = b"retrieval\n"
+    if name in CAPTIONED:
+        files["dataset_type.txt"] = f"{CAPTIONED[name][1]}\n".encode()
     else:
         files["classnames.txt"] = _lines(noun.name for noun in nouns)
         files["zeroshot_classification_templates.txt"] = _lines(ZEROSHOT_TEMPLATES)
@@ -92,7 +98,7 @@ def _lines(lines: Iterable[str]) -> bytes:
 
 
 def _readme(name: str, classes: int, count: int) -> str:
-    purpose = "retrieval" if name == "scenes" else "zero-shot classification"
+    purpose = CAPTIONED[name][0] if name in CAPTIONED else "zero-shot classification"
     return (
         f"# {name}\n\n{count} images of {classes} classes, for {purpose},"
         f" in CLIP_benchmark's webdataset layout.\n\n{LICENCES[name]}\n"
@@ -133,6 +139,7 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         "noto_color": functools.partial(noto_color, nouns, color, size) if color else None,
         "noto_outline": functools.partial(noto_outline, nouns, outline, size) if outline else None,
         "scenes": functools.partial(scenes, nouns, used, size),
+        "choices": functools.partial(choices, nouns, used, size),
     }
     missing = {
         "noto_color": "left out: no Noto Color Emoji font here (Debian: apt-get install fonts-noto-color-emoji)",
@@ -151,8 +158,8 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
             "size": size,
             "emoji": sha256(repr([noun.emoji for noun in nouns]).encode())[:16],
         }
-        if name in ("composites", "scenes"):
-            captions = sorted({text for noun in nouns for text in held_out_captions(noun, used, PER_CLASS[name])})
+        if name in ("composites", "scenes", "choices"):
+            captions = sorted({text for label in range(len(nouns)) for text in _captions(name, nouns, label, used)})
             remake = functools.partial(_remade, name, nouns, make)
             plan["captions"] = kept_captions(store, captions, lambda text: caption_key(text) in used, remake)
             if not plan["captions"]:
@@ -164,6 +171,12 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
         summary[name] = records[0]["count"]
     note_testsets(workdir)
     return summary
+
+
+def _captions(name: str, nouns: Sequence[Noun], label: int, used: frozenset[str]) -> list[str]:
+    if name == "choices":
+        return [text for two in two_captions(nouns, label, used, PER_CLASS[name]) for text in two]
+    return held_out_captions(nouns[label], used, PER_CLASS[name])
 
 
 def _remade(name: str, nouns: Sequence[Noun], make: Maker) -> tuple[dict[str, bytes], int]:

@@ -193,7 +193,8 @@ def main() -> None:
         "--dataset",
         action="append",
         metavar="[NAME=]KIND:PLACE[@SPLIT]",
-        help="wds:FOLDER, folder:FOLDER, tfds:NAME or karpathy:FILE.json[:IMAGES] instead of config.eval.datasets;"
+        help="wds:FOLDER, folder:FOLDER, tfds:NAME, karpathy:FILE.json[:IMAGES] or choice:FILE.json[:IMAGES] instead of"
+        " config.eval.datasets;"
         " may be given several times",
     )
     parser.add_argument("--data", type=pathlib.Path, help=f"folder with the datasets of --suite={PAPER}")

@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gen.shards import draws
 from gen.shards.store import StageStore
@@ -43,20 +43,61 @@ CAPTIONS = (
     "Three {p} on a pink background.",
 )
 
+# For a choice between two captions: alike but for a place, a companion, a number or a colour, and never both true.
+TWO_CAPTIONS = (
+    ("{a} in the snow.", "{a} in the desert."),
+    ("{a} deep in the forest.", "{a} on a city street."),
+    ("{a} under the night sky.", "{a} at sunset."),
+    ("{a} beside a tree.", "{a} beside a house."),
+    ("Two {p} in a park.", "Three {p} in a park."),
+    ("{a} on a yellow background.", "{a} on a blue background."),
+)
+
+
+def _filled(template: str, noun: Noun) -> str:
+    indefinite = noun.name if noun.plural == noun.name else f"{'an' if noun.name[0] in 'aeiou' else 'a'} {noun.name}"
+    caption = template.format(a=indefinite, n=noun.name, p=noun.plural)
+    return caption[0].upper() + caption[1:]
+
+
+def two_captions(nouns: Sequence[Noun], label: int, used: frozenset[str], count: int) -> list[tuple[str, str]]:
+    """A right and a wrong caption for images of a class, neither of which was a training caption.
+
+    By turns the wrong one names another class, and says another thing of the same one; see `TWO_CAPTIONS`.
+
+    Raises:
+      StoreError: too few are left.
+    """
+    noun, found = nouns[label], list[tuple[str, str]]()
+    pairs = [pair for each in TWO_CAPTIONS for pair in (each, each[::-1])]
+    pairs.sort(key=lambda pair: draws.bits63(SEED, f"{noun.name} {pair[0]}", "test choice"))
+    for template, other in pairs:
+        if len(found) == count:
+            break
+        right = _filled(template, noun)
+        if len(found) % 2 or len(nouns) == 1:
+            wrong = _filled(other, noun)
+        else:
+            step = 1 + draws.bits63(SEED, right, "another class") % max(1, len(nouns) - 1)
+            wrong = _filled(template, nouns[(label + step) % len(nouns)])
+        if right != wrong and _draws(right, noun) and not {caption_key(right), caption_key(wrong)} & used:
+            found.append((right, wrong))
+    if not found:
+        raise StoreError(f"every test caption of {noun.name!r} was used for training: none is left to test it with")
+    return found
+
+
+def _draws(caption: str, noun: Noun) -> bool:
+    try:
+        return read_caption(caption, noun.name).main.noun is noun
+    except NotDrawable:
+        return False
+
 
 def held_out_captions(noun: Noun, used: frozenset[str], count: int) -> list[str]:
     """Captions for a class: none whose words were a training caption, all with the class as their main object."""
-    indefinite = noun.name if noun.plural == noun.name else f"{'an' if noun.name[0] in 'aeiou' else 'a'} {noun.name}"
-    captions = []
-    for template in CAPTIONS:
-        caption = template.format(a=indefinite, n=noun.name, p=noun.plural)
-        caption = caption[0].upper() + caption[1:]
-        try:
-            plan = read_caption(caption, noun.name)
-        except NotDrawable:
-            continue
-        if plan.main.noun is noun and caption_key(caption) not in used:
-            captions.append(caption)
+    captions = [_filled(template, noun) for template in CAPTIONS]
+    captions = [caption for caption in captions if _draws(caption, noun) and caption_key(caption) not in used]
     if not captions:
         raise StoreError(f"every test caption of {noun.name!r} was used for training: none is left to test it with")
     captions.sort(key=lambda caption: draws.bits63(SEED, f"{noun.name} {caption}", "test caption"))

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gen.held_out.captions import SEED, held_out_captions
+from gen.held_out.captions import SEED, held_out_captions, two_captions
 from gen.shards import draws
 from gen.sprites import Noun, draw
 
-PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4}
+PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4, "choices": 4}
 COLOR_FONT_SIZE = 109  # the one size of the bitmaps in Noto Color Emoji
 COLOR_FONT_PATHS = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -44,6 +44,14 @@ def scenes(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[E
         for index, caption in enumerate(dict.fromkeys(held_out_captions(noun, used, PER_CLASS["scenes"]))):
             seed = draws.bits63(SEED, f"{noun.name} {index}", "test scene")
             yield _png(draw(caption, noun.name, seed, size)), caption
+
+
+def choices(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[Example]:
+    """Held-out images, each with the caption it was drawn from and, on a second line, a wrong one."""
+    for label, noun in enumerate(nouns):
+        for index, (right, wrong) in enumerate(two_captions(nouns, label, used, PER_CLASS["choices"])):
+            seed = draws.bits63(SEED, f"{noun.name} {index}", "test choice")
+            yield _png(draw(right, noun.name, seed, size)), f"{right}\n{wrong}"
 
 
 def noto_color(nouns: Sequence[Noun], font: pathlib.Path, size: int) -> Iterable[Example]:

@@ -33,6 +33,26 @@ SUITES = {
     "linear_probe": "synthclip_jax.evals.linear_probe:LinearProbe",
     "fewshot": "synthclip_jax.evals.fewshot:FewShot",
     "embedding": "synthclip_jax.evals.embedding:Embedding",
+    "compositional": "synthclip_jax.evals.compositional:Compositional",
+    "corruptions": "synthclip_jax.evals.corruptions:Corruptions",
+}
+# config.eval.corruptions.kinds; see `synthclip_jax.evals.image_corruptions`. A kind's group is its module
+CORRUPTIONS = {
+    "gaussian_noise": "synthclip_jax.evals.image_corruptions.noise:gaussian_noise",
+    "shot_noise": "synthclip_jax.evals.image_corruptions.noise:shot_noise",
+    "impulse_noise": "synthclip_jax.evals.image_corruptions.noise:impulse_noise",
+    "defocus_blur": "synthclip_jax.evals.image_corruptions.blur:defocus_blur",
+    "glass_blur": "synthclip_jax.evals.image_corruptions.blur:glass_blur",
+    "motion_blur": "synthclip_jax.evals.image_corruptions.blur:motion_blur",
+    "zoom_blur": "synthclip_jax.evals.image_corruptions.blur:zoom_blur",
+    "snow": "synthclip_jax.evals.image_corruptions.weather:snow",
+    "frost": "synthclip_jax.evals.image_corruptions.weather:frost",
+    "fog": "synthclip_jax.evals.image_corruptions.weather:fog",
+    "brightness": "synthclip_jax.evals.image_corruptions.weather:brightness",
+    "contrast": "synthclip_jax.evals.image_corruptions.digital:contrast",
+    "elastic_transform": "synthclip_jax.evals.image_corruptions.digital:elastic_transform",
+    "pixelate": "synthclip_jax.evals.image_corruptions.digital:pixelate",
+    "jpeg_compression": "synthclip_jax.evals.image_corruptions.digital:jpeg_compression",
 }
 # KIND of config.eval.datasets; see `synthclip_jax.evals.datasets.spec.Dataset`
 TEST_SETS = {
@@ -40,6 +60,7 @@ TEST_SETS = {
     "folder": "synthclip_jax.evals.datasets.folder:ImageFolder",
     "tfds": "synthclip_jax.evals.datasets.tfds:Prepared",
     "karpathy": "synthclip_jax.evals.datasets.karpathy:Karpathy",
+    "choice": "synthclip_jax.evals.datasets.choice:Choice",
 }
 # KIND of config.data.sources; see `synthclip_jax.data.readers.reader.Reader`
 SOURCES = {

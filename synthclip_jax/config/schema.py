@@ -255,6 +255,16 @@ class Fewshot(Section):
     queries: int = value(6, "test images per class", low=1)
 
 
+class Corruptions(Section):
+    """The suite corruptions."""
+
+    kinds: tuple[str, ...] = value(
+        tuple(registry.CORRUPTIONS), "what is done to images, one after the other", choices=registry.CORRUPTIONS
+    )
+    severities: tuple[int, ...] = value((1, 2, 3, 4, 5), "how much of it", low=1, high=5)
+    images: int = value(0, "images of each test set that are taken, evenly spread over it; 0: all", low=0)
+
+
 class Eval(Section):
     """What is evaluated, and on which test sets."""
 
@@ -265,8 +275,8 @@ class Eval(Section):
     )
     datasets: tuple[str, ...] = value(
         (),
-        "test sets: 'wds:FOLDER' (CLIP_benchmark's layout), 'folder:FOLDER' (one folder a class), 'tfds:NAME' or"
-        " 'karpathy:FILE.json', with 'NAME=' before it to rename; relative to the workdir",
+        "test sets: 'wds:FOLDER' (CLIP_benchmark's layout), 'folder:FOLDER' (one folder a class), 'tfds:NAME',"
+        " 'karpathy:FILE.json' or 'choice:FILE.json', with 'NAME=' before it to rename; relative to the workdir",
     )
     allow_outside: bool = value(False, "read images outside a test set's folder, where links or paths in it lead there")
     batch_size: int = value(256, "images encoded at once", low=1)
@@ -276,6 +286,7 @@ class Eval(Section):
     features: Features
     linear_probe: LinearProbe
     fewshot: Fewshot
+    corruptions: Corruptions
 
 
 class Config(Section):

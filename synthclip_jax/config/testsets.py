@@ -47,8 +47,8 @@ class DatasetSpec:
             near = difflib.get_close_matches(match[2], TEST_SETS, n=1, cutoff=0.3) if match else []
             hint = f" Did you mean {near[0]}:{match[3]}?" if match and near else ""
             raise DatasetError(
-                f"dataset {text!r}: expected 'wds:FOLDER' or 'folder:FOLDER', 'tfds:NAME' or 'karpathy:FILE.json',"
-                f" with 'NAME=' before it if you like.{hint}"
+                f"dataset {text!r}: expected 'wds:FOLDER' or 'folder:FOLDER', 'tfds:NAME', 'karpathy:FILE.json' or"
+                f" 'choice:FILE.json', with 'NAME=' before it if you like.{hint}"
             )
         name = match[1] or _usual_name(match[2], match[3])
         if not name:
@@ -64,7 +64,7 @@ def _usual_name(kind: str, place: str) -> str:
             versioned = re.fullmatch(r"\d+\.\d+\.\d+", path.name)
             return path.parent.name if versioned else path.name
         return re.sub(r":[\d.*]+$", "", place).replace("/", "_")
-    if kind == "karpathy":
+    if kind in ("karpathy", "choice"):
         return pathlib.Path(place.partition(".json")[0]).name
     path = pathlib.Path(place).resolve()
     if kind == "folder" and splits.kind_of(path.name) and path.parent.name:

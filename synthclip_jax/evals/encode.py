@@ -12,7 +12,7 @@ from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset
 from synthclip_jax.left_out import LeftOut
 
 if TYPE_CHECKING:
-    from synthclip_jax.model.encoder import Embedded, Encoder  # they need JAX
+    from synthclip_jax.model.encoder import Alter, Embedded, Encoder  # they need JAX
 
 SECONDS = 10  # between two lines
 SOME = 16  # images of a test set that are kept to be looked at
@@ -41,6 +41,7 @@ def encode(
     left_out: LeftOut | None = None,
     keep: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda vectors: (vectors,),
     some: dict[str, bytes] | None = None,
+    alter: "Alter | None" = None,
 ) -> Encoded:
     """Passes the images of a test set through a model.
 
@@ -48,6 +49,7 @@ def encode(
       left_out: takes what does not decode, by cause. Without it that is logged at the end.
       keep: what is kept of the vectors of each batch, one row for each image.
       some: takes a few of the images as they are read, at even distances, by key.
+      alter: what is done to each image first, given (key, answer) and the image.
 
     Raises:
       DatasetError: the test set turns out damaged.
@@ -57,7 +59,7 @@ def encode(
     read = iter(dataset) if some is None else _noting(dataset, some)
     examples = (((example.key, getattr(example, answer)), example.image) for example in read)
     decoded, skipped, kept = [], [], []
-    for batch in _told(encoder.images(examples), dataset.name, log, left_out):
+    for batch in _told(encoder.images(examples, alter), dataset.name, log, left_out):
         decoded += batch.keys
         skipped += [key for key, _ in batch.skipped]
         kept.append(keep(batch.embeddings))

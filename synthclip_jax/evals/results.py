@@ -43,6 +43,7 @@ _ARRAYS: Mapping[str, array_files.Form] = {
     "scores": ("f", 2),
     "skipped": ("U", 1),
 }
+_NEWER: Mapping[str, array_files.Form] = {"confidence": ("f", 1)}  # those that older files lack
 
 
 class ResultError(UserError, ValueError):
@@ -123,15 +124,15 @@ def read_detail(workdir: str | os.PathLike, result: Mapping[str, Any], name: str
     try:
         if (expected := described.get("detail_sha256")) and _sha256(path) != expected:
             raise ResultError(f"{path}: not as it was written with this result. {REMEDY}")
-        arrays = array_files.read(path, _ARRAYS, REMEDY, ResultError)
+        arrays = array_files.read(path, _ARRAYS, REMEDY, ResultError, _NEWER)
     except FileNotFoundError:
         return None
     classes, count = len(arrays["class_names"]), len(arrays["keys"])
-    sizes = [len(arrays[part]) for part in ("labels", "top", "scores")]
+    sizes = [len(arrays[part]) for part in ("labels", "top", "scores", *_NEWER) if part in arrays]
     labels, top = arrays["labels"], arrays["top"]
     places = [place for place in (labels, top) if place.size]
     if (
-        sizes != [count] * 3
+        set(sizes) != {count}
         or not top.shape[1]
         or top.shape != arrays["scores"].shape
         or any(place.min() < 0 or place.max() >= classes for place in places)

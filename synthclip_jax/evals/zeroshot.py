@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import EvaluationError
-from synthclip_jax.evals import intervals, prompts
+from synthclip_jax.evals import calibration, intervals, prompts
 from synthclip_jax.evals.datasets import CLASSIFICATION, Dataset, account
 from synthclip_jax.evals.results import Column
 from synthclip_jax.evals.suite import Measured, Suite
@@ -36,6 +36,7 @@ class Predictions:
       labels: their classes.
       top: the classes predicted, best first.
       scores: cosine similarity of the image with each of them.
+      confidence: the probability of the first of them; see `synthclip_jax.evals.calibration`.
       skipped: keys of images that do not decode; they count in no metric.
     """
 
@@ -46,10 +47,12 @@ class Predictions:
     top: Int[np.ndarray, "n k"]
     scores: Float[np.ndarray, "n k"]
     skipped: tuple[str, ...] = ()
+    confidence: Float[np.ndarray, " n"] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it as arrays, for the `.npz` beside the result file."""
-        return {
+        sure = {} if self.confidence is None else {"confidence": self.confidence}
+        return sure | {
             "class_names": np.array(self.class_names, str),
             "keys": np.array(self.keys, str),
             "labels": self.labels,
@@ -61,7 +64,8 @@ class Predictions:
 
 def metrics(predictions: Predictions) -> dict[str, float]:
     """acc1, acc5 (with at least 5 classes, as CLIP_benchmark) and mean_per_class_recall, each with `_low` and `_high`
-    (95%: Wilson's interval; see `intervals.mean_per_class` for the last), then n, classes, chance and skipped."""
+    (95%: Wilson's interval; see `intervals.mean_per_class` for the last), then n, classes, chance and skipped; where
+    there are confidences, their mean and ece, the calibration error."""
     labels, classes, n = predictions.labels, len(predictions.class_names), len(predictions.labels)
     right = predictions.top == labels[:, None]
     values: dict[str, float] = {}
@@ -73,6 +77,9 @@ def metrics(predictions: Predictions) -> dict[str, float]:
     values |= {"n": n, "classes": classes, "chance": 1 / classes, "skipped": len(predictions.skipped)}
     if classes >= 5:
         values["chance5"] = 5 / classes
+    if predictions.confidence is not None:
+        values["ece"] = calibration.reliability(predictions.confidence, right[:, 0]).error
+        values["confidence"] = float(predictions.confidence.mean())
     return values
 
 
@@ -80,7 +87,11 @@ def best_classes(
     embeddings: Float[np.ndarray, "n embed"], classifier: Float[np.ndarray, "classes embed"], k: int = TOP
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
     """The k best classes of each image, best first (of equal ones the first), and their products."""
-    scores = embeddings @ classifier.T
+    return best_of(embeddings @ classifier.T, k)
+
+
+def best_of(scores: Float[np.ndarray, "n classes"], k: int) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """The k largest of each row, largest first (of equal ones the first): where they are, and what."""
     top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return top.astype(np.int32), np.take_along_axis(scores, top, 1).astype(np.float32)
 
@@ -119,13 +130,14 @@ class ZeroShot(Suite):
     """
 
     name, task, main = "zeroshot", CLASSIFICATION, "acc1"
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column("classes", "classes", percent=False),
         Column("images", "n", percent=False),
         Column("acc1 % [95%]", "acc1", interval=True),
         Column("acc5 % [95%]", "acc5", interval=True),
         Column("mean per class % [95%]", "mean_per_class_recall", interval=True),
         Column("chance %", "chance", also="chance5", digits=2),
+        Column("ECE %", "ece"),
     )
     papers: ClassVar[Mapping[str, str]] = {"zeroshot": "acc1"}
 
@@ -159,14 +171,19 @@ class ZeroShot(Suite):
         classifier = text_classifier(encoder.texts, names, templates)
         for line in encoder.account_of_cut(dataset.name, "prompts", len(names) * len(templates)):
             self.log(line)
-        found = self.encode(encoder, dataset, keep=lambda vectors: best_classes(vectors, classifier))
+
+        def keep(vectors: Float[np.ndarray, "n embed"]) -> tuple[np.ndarray, ...]:
+            scores = vectors @ classifier.T
+            return *best_of(scores, TOP), calibration.confidence(scores, encoder.logit_scale)
+
+        found = self.encode(encoder, dataset, keep=keep)
         labels = np.array(found.answers, np.int32)
         if dataset.class_counts is None:  # else it was said on opening
             counts = np.bincount(labels, minlength=len(names))
             for line in account.classes_without_images(dataset.name, names, counts.tolist()):
                 self.log(line)
-        top, scores = found.arrays
-        predictions = Predictions(dataset.name, names, found.keys, labels, top, scores, found.skipped)
+        top, scores, sure = found.arrays
+        predictions = Predictions(dataset.name, names, found.keys, labels, top, scores, found.skipped, sure)
         return metrics(predictions), predictions.arrays()
 
     def sheet(self, name: str) -> np.ndarray | None:

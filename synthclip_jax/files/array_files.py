@@ -58,7 +58,11 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], compressed:
 
 
 def read(
-    path: str | os.PathLike, wanted: Mapping[str, Form], remedy: str, error: type[UserError] = ArrayError
+    path: str | os.PathLike,
+    wanted: Mapping[str, Form],
+    remedy: str,
+    error: type[UserError] = ArrayError,
+    optional: Mapping[str, Form] = {},
 ) -> dict[str, np.ndarray]:
     """Reads arrays of a file.
 
@@ -66,6 +70,7 @@ def read(
       wanted: their names, and what each has to be; others are not read.
       remedy: a sentence that says what to do where the file is damaged.
       error: the class to raise.
+      optional: further ones, which may be missing.
 
     Raises:
       ArrayError (or `error`): it is damaged, no such file, or an array is missing or of another form.
@@ -77,6 +82,8 @@ def read(
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
+                there = {entry.filename for entry in archive.infolist()} if optional else set()
+                wanted = {**wanted, **{name: form for name, form in optional.items() if f"{name}.npy" in there}}
                 members = _members(archive, wanted, found.st_size)
                 return {name: _array(archive, members[f"{name}.npy"], *wanted[name]) for name in wanted}
         # What zipfile raises for damage of one kind or another: RuntimeError for what claims to be encrypted.

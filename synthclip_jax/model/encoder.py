@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from PIL import Image
 
 from synthclip_jax.config.schema import Config
 from synthclip_jax.devices.cores import thread_count
@@ -36,6 +37,8 @@ from synthclip_jax.text.tokenizer import Tokenizer, encode
 
 TEXT_STEP = 16  # tokens: rows of text are cut to the multiple of this that holds a batch's longest one
 WINDOW = 32  # batches of text that are tokenised at once, and sorted by their length
+
+Alter = Callable[[Any, Image.Image], Image.Image]  # of an image by its key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,17 +138,23 @@ class Encoder:
             )
             self.cut = []
 
-    def images(self, items: Iterable[tuple[Any, bytes]]) -> Iterator[Embedded]:
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before a softmax: learned, and no logarithm any more."""
+        return math.exp(float(self.params["logit_scale"]))
+
+    def images(self, items: Iterable[tuple[Any, bytes]], alter: Alter | None = None) -> Iterator[Embedded]:
         """Unit vectors of encoded images, batch by batch, in their order.
 
         Args:
           items: (key, file content); a key can be anything. Where several processes share the mesh, all give the same.
+          alter: what is done to an image before it is prepared, given its key.
 
         Raises:
           EvaluationError: the embeddings are not finite.
         """
         waiting: collections.deque = collections.deque()
-        for keys, images, valid, causes in self._decoded(items):
+        for keys, images, valid, causes in self._decoded(items, alter):
             result = self._programs.images(self.params, self.placement.put(images), self.placement.put(valid))
             waiting.append((keys, causes, result))
             if len(waiting) > 1:  # fetch one batch late: the device works while the next is decoded
@@ -154,7 +163,7 @@ class Encoder:
             yield _embedded(*waiting.popleft())
 
     def _decoded(
-        self, items: Iterable[tuple[Any, bytes]]
+        self, items: Iterable[tuple[Any, bytes]], alter: Alter | None
     ) -> Iterator[tuple[list, UInt8[np.ndarray, "batch h w 3"], Bool[np.ndarray, " batch"], list[str]]]:
         """Decoded batches, all of one size (the last is padded). Each process decodes the rows its devices hold."""
         items, side = iter(items), self.preprocess.image_size
@@ -164,7 +173,8 @@ class Encoder:
 
         def submit(batch: list[tuple[Any, bytes]]) -> list[tuple[Any, Future | None]]:
             return [
-                (key, pool.submit(self._decode, data) if row in rows else None) for row, (key, data) in enumerate(batch)
+                (key, pool.submit(self._decode, data, key, alter) if row in rows else None)
+                for row, (key, data) in enumerate(batch)
             ]
 
         def gather(batch: list[tuple[Any, Future | None]]):
@@ -193,11 +203,12 @@ class Encoder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, data: bytes) -> UInt8[np.ndarray, "size size 3"] | str:
+    def _decode(self, data: bytes, key: Any, alter: Alter | None) -> UInt8[np.ndarray, "size size 3"] | str:
         """The pixels, or why there are none."""
         try:
             # RGB first: that is how webdataset hands images to CLIP_benchmark.
-            return self.preprocess(open_image(data, self.max_pixels).convert("RGB"))
+            image = open_image(data, self.max_pixels).convert("RGB")
+            return self.preprocess(alter(key, image) if alter else image)
         except ImageError as error:
             return error.cause
 

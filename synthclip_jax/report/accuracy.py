@@ -10,6 +10,7 @@ from jaxtyping import Int
 from synthclip_jax.evals import intervals
 from synthclip_jax.evals.results import group
 from synthclip_jax.report.bars import track
+from synthclip_jax.report.calibration import calibration
 from synthclip_jax.report.frequency import frequency
 from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text, thumbnail, with_interval
 from synthclip_jax.report.missing import UNREADABLE, Missing
@@ -48,7 +49,7 @@ def zeroshot(run: Run) -> Html:
                 class_="forest-row",
             )
         )
-    columns = ("test set", "classes", "pictures", "top-1", "top-5", "mean per class", "chance")
+    columns = ("test set", "classes", "pictures", "top-1", "top-5", "mean per class", "chance", "calibration error")
     return Html(
         text([tag("p", note, class_="absent") for note in run.result_notes("zeroshot")])
         + tag(
@@ -59,6 +60,7 @@ def zeroshot(run: Run) -> Html:
         )
         + tag("div", rows, class_="forest")
         + table(columns, (_table_row(name, values) for name, values in grouped.items()))
+        + calibration(run, result)
         + tasks(run, result["step"])
     )
 
@@ -69,8 +71,9 @@ def _table_row(name: str, values: Mapping[str, float]) -> Html:
             return "–"
         return with_interval(values[metric], values[f"{metric}_low"], values[f"{metric}_high"])
 
+    error = percent(values["ece"]) if "ece" in values else "–"
     shares = map(cell, ("acc1", "acc5", "mean_per_class_recall"))
-    return row(name, f"{values['classes']:,.0f}", f"{values['n']:,.0f}", *shares, percent(values["chance"], 2))
+    return row(name, f"{values['classes']:,.0f}", f"{values['n']:,.0f}", *shares, percent(values["chance"], 2), error)
 
 
 def classes(run: Run) -> Html:

@@ -60,6 +60,8 @@ def _about(values: Mapping[str, float]) -> str:
         parts.append(f"{plural(int(values['train']), 'picture')} to learn from, {values['n']:,.0f} to test on")
     elif "captions" in values:
         parts += [plural(int(values["n"]), "picture"), plural(int(values["captions"]), "caption")]
+    elif "clean" in values:
+        parts.append(plural(int(values["n"]), "picture"))
     elif "episodes" in values:
         parts.append(f"{values['episodes']:,.0f} episodes, {values['n']:,.0f} pictures to test on")
     return ", ".join(parts)

@@ -147,7 +147,7 @@ def test_decoding_overlaps_the_device(model, monkeypatch):
     """The device ends a batch once the first image of the next is being decoded."""
     batches, begun, started = 8, [], threading.Condition()
 
-    def decode(self, data):
+    def decode(self, data, key, alter):
         with started:
             begun.append(data)
             started.notify_all()

@@ -145,7 +145,7 @@ def test_missing_parts_of_a_webdataset_folder_are_named(tmp_path):
     with pytest.raises(DatasetError, match=r"no classnames.txt"):
         open_dataset(f"wds:{folder}")
     (folder / "dataset_type.txt").write_text("captioning\n")
-    with pytest.raises(DatasetError, match="'captioning'; allowed: classification or retrieval"):
+    with pytest.raises(DatasetError, match="'captioning'; allowed: classification, retrieval or image_caption"):
         open_dataset(f"wds:{folder}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen import testsets
-from gen.held_out.captions import caption_key, held_out_captions
+from gen.held_out.captions import caption_key, held_out_captions, two_captions
 from gen.held_out.drawings import PER_CLASS
 from gen.shards.store import ShardOutput, sha256
 from gen.sprites.nouns import by_name
@@ -96,6 +96,35 @@ def test_scenes_are_read_by_the_evaluator_each_with_a_caption_of_its_own_that_wa
     assert not set(map(caption_key, captions)) & set(map(caption_key, TRAINING))
     tested = {example.image for example in open_dataset("wds:testsets/composites", workdir)}
     assert not tested & {example.image for example in examples}
+
+
+def test_choices_have_a_right_and_a_wrong_caption_neither_of_which_was_trained_on(made):
+    from gen.sprites import read_caption
+    from synthclip_jax.evals.datasets import CHOICE, open_dataset
+
+    workdir, summary = made
+    dataset = open_dataset("wds:testsets/choices", workdir)
+    examples = list(dataset)
+    assert dataset.task == CHOICE
+    assert len(examples) == summary["choices"] == len(CLASSES) * PER_CLASS["choices"]
+    captions = [caption for example in examples for caption in example.captions]
+    assert not set(map(caption_key, captions)) & set(map(caption_key, TRAINING))
+    of_another_class = 0
+    for number, example in enumerate(examples):
+        name = CLASSES[number // PER_CLASS["choices"]]
+        right, wrong = (read_caption(caption) for caption in example.captions)
+        assert right.main.noun.name == name
+        assert right != wrong  # the sprites draw them differently
+        of_another_class += wrong.main.noun.name != name
+    assert of_another_class == len(examples) / 2
+    tested = {each.image for part in ("composites", "scenes") for each in open_dataset(f"wds:testsets/{part}", workdir)}
+    assert not tested & {example.image for example in examples}
+
+
+def test_choices_of_one_class_differ_in_what_is_said_of_it():
+    two = two_captions([by_name()["dog"]], 0, frozenset(), 4)
+    assert len({right for right, _ in two}) == 4
+    assert all("dog" in right and "dog" in wrong and right != wrong for right, wrong in two)
 
 
 def test_outlines_are_black_on_white(made):

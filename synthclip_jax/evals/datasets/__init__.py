@@ -1,9 +1,10 @@
 """Test sets, by a spec `[NAME=]KIND:PLACE[@SPLIT]`. Needs no JAX.
 
-    wds:FOLDER                webdataset folder in CLIP_benchmark's layout, for classification or retrieval
+    wds:FOLDER                webdataset folder in CLIP_benchmark's layout, for any task
     folder:FOLDER             one folder of images per class; with splits: FOLDER/test/CLASS/...
     tfds:NAME[:VERSION]       prepared by TensorFlow Datasets on this machine, or the folder of such a dataset
     karpathy:FILE.json[:IMAGES]   COCO's or Flickr's captions in Karpathy's splits, and where their images lie
+    choice:FILE.json[:IMAGES]     a right and a wrong caption for each image: SugarCrepe's files, ARO's, Winoground's
 
 NAME, by which its results are called, defaults to the folder's or the dataset's; SPLIT to the test split.
 Class names and templates that a dataset does not bring come from `synthclip_jax.evals.prompts` if its name is known
@@ -19,9 +20,18 @@ from collections.abc import Sequence
 
 from synthclip_jax.config.registry import TEST_SETS
 from synthclip_jax.config.testsets import DatasetError, DatasetSpec
-from synthclip_jax.evals.datasets.spec import CLASSIFICATION, RETRIEVAL, Captioned, Dataset, Example, MissingDataset
+from synthclip_jax.evals.datasets.spec import (
+    CHOICE,
+    CLASSIFICATION,
+    RETRIEVAL,
+    Captioned,
+    Dataset,
+    Example,
+    MissingDataset,
+)
 
 __all__ = [
+    "CHOICE",
     "CLASSIFICATION",
     "RETRIEVAL",
     "Captioned",

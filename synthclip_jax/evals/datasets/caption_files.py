@@ -49,7 +49,7 @@ def read(path: pathlib.Path, left_out: LeftOut) -> list[Item]:
     """
     text = text_files.read_text(path, LIMIT)
     try:
-        content = _parse(text)
+        content = parse(text)
     except (ValueError, RecursionError) as error:  # the latter: lists that nest without end
         raise DatasetError(f"{path}: not JSON ({error}). {FORMS}") from None
     try:
@@ -70,7 +70,12 @@ def _joined(items: Iterable[Item]) -> Iterable[Item]:
     return images.values()
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """JSON, or a list of what stands in its lines.
+
+    Raises:
+      ValueError: it is neither.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -128,7 +133,7 @@ def _coco(images: list[Any], annotations: list[Any], path: pathlib.Path, left_ou
             left_out.add(NOT_LISTED, f"image_id {each['image_id']}", unit="captions")
     for entry in images:
         name = _text(entry["file_name"])
-        yield Item(name, _below(name), tuple(texts[entry["id"]]))
+        yield Item(name, below(name), tuple(texts[entry["id"]]))
 
 
 def _listed(entries: list[Any], path: pathlib.Path) -> Iterator[Item]:
@@ -148,15 +153,15 @@ def _listed(entries: list[Any], path: pathlib.Path) -> Iterator[Item]:
             _text(each["raw"] if isinstance(each, dict) else each)
             for each in (found if isinstance(found, list) else [found])
         )
-    return (Item(name, _below(name), tuple(found)) for name, found in texts.items())
+    return (Item(name, below(name), tuple(found)) for name, found in texts.items())
 
 
 def _by_name(content: dict[str, Any]) -> Iterator[Item]:
     for name, found in content.items():
-        yield Item(name, _below(name), tuple(map(_text, found if isinstance(found, list) else [found])))
+        yield Item(name, below(name), tuple(map(_text, found if isinstance(found, list) else [found])))
 
 
-def _below(name: str) -> tuple[str, ...]:
+def below(name: str) -> tuple[str, ...]:
     """Where an image may lie: as its name says, or without the folders in it."""
     return (name, name.rpartition("/")[2]) if "/" in name else (name,)
 

@@ -10,21 +10,16 @@ ALBEF's and BLIP's lists and others (see `caption_files`) have no splits: all th
 of an image.
 """
 
-import os
 import pathlib
 import re
-import stat
 from collections.abc import Iterator
 
 from synthclip_jax.config import splits
 from synthclip_jax.config.testsets import DatasetError, DatasetSpec
-from synthclip_jax.evals.datasets import caption_files
+from synthclip_jax.evals.datasets import caption_files, listed_images
 from synthclip_jax.evals.datasets.identity import identify
-from synthclip_jax.evals.datasets.spec import RETRIEVAL, Captioned, MissingDataset, locate, missing_folder
-from synthclip_jax.files.folders import is_inside
+from synthclip_jax.evals.datasets.spec import RETRIEVAL, Captioned, MissingDataset
 from synthclip_jax.left_out import LeftOut
-
-MAX_BYTES = 2**30  # of one image's file
 
 
 class Karpathy:
@@ -37,15 +32,11 @@ class Karpathy:
     templates = None
 
     def __init__(self, spec: DatasetSpec, workdir: str | pathlib.Path = ".", allow_outside: bool = False):
-        match = re.fullmatch(r"(.+?\.jsonl?):(.+)", spec.place)
-        place, images = match.groups() if match else (spec.place, "")
-        path = locate(place, workdir)
-        if not path.is_file():
-            raise missing_folder(spec, path, workdir)
+        path, images, place = listed_images.split_place(spec, workdir)
         self.name, self.spec, self.path, self._parsed = spec.name, str(spec), path, spec
         self._workdir, self._allow_outside = workdir, allow_outside
         self.left_out, self.notes = LeftOut("images"), list[str]()
-        self.folders = [locate(images, workdir)] if images else _usual_folders(path)
+        self.folders = [images] if images else _usual_folders(path)
         items = caption_files.read(path, self.left_out)
         self.split_name = self._split(spec.split, items)
         self._items = [item for item in items if item.split == self.split_name]
@@ -85,40 +76,13 @@ class Karpathy:
         return Karpathy(self._parsed.of(name), self._workdir, self._allow_outside)
 
     def _find(self, item: caption_files.Item) -> str | None:
-        """The image's file.
-
-        Raises:
-          DatasetError: its path leads out of the folder of images, or to something that is no file of a usual size.
-        """
-        for folder in self.folders:
-            for place in item.places:
-                path = os.path.join(folder, place)
-                try:
-                    found = os.stat(path)
-                except OSError:
-                    continue
-                if not self._allow_outside and not is_inside(path, folder):
-                    raise DatasetError(
-                        f"{self.path}: {place} leads out of {folder}. Name the folder that all images lie in:"
-                        f" karpathy:{self.path}:IMAGES, or allow it: --config.eval.allow_outside=true"
-                    )
-                if not stat.S_ISREG(found.st_mode):
-                    raise DatasetError(f"{self.path}: {place} is no regular file in {folder}. Remove the entry")
-                if found.st_size > MAX_BYTES:
-                    raise DatasetError(
-                        f"{self.path}: {place} has {found.st_size:,} bytes, at most {MAX_BYTES:,} are read"
-                    )
-                return path
-        return None
+        return listed_images.find(self._parsed, self.path, item.places, self.folders, self._allow_outside)
 
     def __iter__(self) -> Iterator[Captioned]:
         """Images in the file's order."""
         for item, file in zip(self._items, self._files, strict=True):
             assert file is not None
-            try:
-                data = pathlib.Path(file).read_bytes()
-            except FileNotFoundError:
-                raise DatasetError(f"{self.name}: {item.name} was there a moment ago and is gone") from None
+            data = listed_images.read(self.name, item.name, file)
             yield Captioned(item.name, data, item.captions)
 
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from synthclip_jax.config.testsets import DatasetError, DatasetSpec
 from synthclip_jax.left_out import LeftOut
 
-CLASSIFICATION, RETRIEVAL = "classification", "retrieval"  # tasks
+# Tasks. The third is CLIP_benchmark's word for one right caption among wrong ones.
+CLASSIFICATION, RETRIEVAL, CHOICE = "classification", "retrieval", "image_caption_selection"
 
 
 class MissingDataset(DatasetError):
@@ -26,7 +27,8 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """One encoded image of a retrieval set with all its captions, at least one."""
+    """One encoded image with its captions: of a retrieval set all that are right, of one to choose from the right one
+    first."""
 
     key: str
     image: bytes
@@ -39,7 +41,7 @@ class Dataset(Protocol):
     Attributes:
       name: what it is called in results.
       spec: where it lies, as text.
-      task: `classification` (iterating gives `Example`) or `retrieval` (`Captioned`).
+      task: `classification` (iterating gives `Example`), `retrieval` or `image_caption_selection` (`Captioned`).
       class_names: in label order; empty for retrieval.
       class_ids: in label order, what tells a class from all others in every split of the set; empty for retrieval.
       class_counts: in label order, how many images; None if that is not known before they are read.
@@ -98,4 +100,6 @@ def locate(place: str, workdir: str | pathlib.Path) -> pathlib.Path:
 def missing_folder(spec: DatasetSpec, path: pathlib.Path, workdir: str | pathlib.Path) -> MissingDataset:
     """The error for a place that does not exist."""
     tried = "" if path.is_absolute() else f" (nor {pathlib.Path(workdir) / path})"
-    return MissingDataset(f"{spec.name}: there is no {'folder' if spec.kind != 'karpathy' else 'file'} {path}{tried}")
+    return MissingDataset(
+        f"{spec.name}: there is no {'file' if spec.kind in ('karpathy', 'choice') else 'folder'} {path}{tried}"
+    )

@@ -5,7 +5,8 @@ test/nshards.txt, test/0.tar, ...     members KEY.jpg|png|webp, and KEY.cls (the
 classnames.txt                        one class a line, in label order
 wnids.txt                             instead: WordNet ids of ImageNet's classes, where a set has a part of them
 zeroshot_classification_templates.txt prompt templates, `{c}` in each; optional
-dataset_type.txt                      `retrieval` where the members have captions and no labels
+dataset_type.txt                      `retrieval` where the members have captions and no labels;
+                                      `image_caption_selection` where the first is right and the others are wrong
 """
 
 import itertools
@@ -27,6 +28,7 @@ from synthclip_jax.evals import prompts
 from synthclip_jax.evals.datasets.class_names import CLASSNAMES_FILE, notes_on, own_class_names
 from synthclip_jax.evals.datasets.identity import identify
 from synthclip_jax.evals.datasets.spec import (
+    CHOICE,
     CLASSIFICATION,
     RETRIEVAL,
     Captioned,
@@ -60,14 +62,14 @@ class WebDataset:
         self.left_out, self.notes = LeftOut("files"), list[str]()
         kind_file = folder / "dataset_type.txt"
         self.task = text_files.read_text(kind_file).strip().lower() if kind_file.exists() else CLASSIFICATION
-        if self.task not in (CLASSIFICATION, RETRIEVAL):
-            raise DatasetError(f"{kind_file}: {self.task[:40]!r}; allowed: {CLASSIFICATION} or {RETRIEVAL}")
+        if self.task not in (CLASSIFICATION, RETRIEVAL, CHOICE):
+            raise DatasetError(f"{kind_file}: {self.task[:40]!r}; allowed: {CLASSIFICATION}, {RETRIEVAL} or {CHOICE}")
         self.class_names = self._class_names() if self.task == CLASSIFICATION else ()
         self.class_ids = tuple(map(str, range(len(self.class_names))))
         self.templates = own_templates(folder)
         self.split_name = self._split(spec.split)
         self.shards = self._find_shards(folder / self.split_name)
-        self._beside = "txt" if self.task == RETRIEVAL else "cls"  # what lies beside an image
+        self._beside = "cls" if self.task == CLASSIFICATION else "txt"  # what lies beside an image
         self._found = [self._index(shard) for shard in self.shards]
         if not len(self):
             raise DatasetError(f"{self.shards[0].parent}: no images in {len(self.shards)} shards")
@@ -155,12 +157,12 @@ class WebDataset:
             wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS[:4])
             return f"member {key}: no image ({wanted}, ...) beside .{has[:80].replace(', ', ', .')}{hint}"
         if cause == NO_CAPTION:
-            what = "captions" if self.task == RETRIEVAL else "label"
+            what = "label" if self.task == CLASSIFICATION else "captions"
             return f"member {key}: no {what} ({key}.{self._beside}) beside the image{hint}"
         if cause == captions.EMPTY:
-            what = (
-                "an empty caption; it has one a line" if self.task == RETRIEVAL else "nothing, expected a whole number"
-            )
+            what = "nothing, expected a whole number"
+            if self.task != CLASSIFICATION:
+                what = "an empty caption; it has one a line"
             return f"member {key}: {key}.{self._beside} holds {what}"
         return f"member {key if match else name}: {cause}"
 
@@ -201,12 +203,11 @@ class WebDataset:
                     image = _read(file, offset, length)
                     if len(image) < length:
                         raise DatasetError(f"{shard}: member {key}: the shard became shorter while it was read")
-                    if self.task == RETRIEVAL:
-                        yield Captioned(
-                            key, image, self._captions(f"{shard}: member {key}", key, file, text, text_length)
-                        )
-                    else:
+                    if self.task == CLASSIFICATION:
                         yield Example(key, image, int(self._labels_of[number][row]))
+                        continue
+                    own = self._captions(f"{shard}: member {key}", key, file, text, text_length)
+                    yield Captioned(key, image, own)
 
     def _captions(self, where: str, key: str, file: BinaryIO, offset: int, length: int) -> tuple[str, ...]:
         if length > captions.MAX_BYTES:
@@ -217,6 +218,10 @@ class WebDataset:
             raise DatasetError(f"{where}: its captions are no UTF-8: {error}") from None
         for cause in filter(None, map(captions.problem, found)) if found else (captions.EMPTY,):
             raise DatasetError(f"{where}: {key}.txt holds an {cause}; it has one a line. Write the shard again")
+        if self.task == CHOICE and len(found) < 2:
+            raise DatasetError(
+                f"{where}: {key}.txt holds one caption; the right one and a wrong one are needed, one a line"
+            )
         return found
 
 
