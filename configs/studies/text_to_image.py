@@ -31,7 +31,8 @@ def get_study(seeds: str = "3", early: str = ""):
         *([USUAL | {"model": "early"}] if early else []),
     ]
     real = _miniature["trained"](_miniature["real"](), 16_000, 0)
-    cells = [_miniature["world"](), Cell("real", {"source": "real"}, real, ("world",))]
+    # So many scenes that have one to three items, as the drawn ones have.
+    cells = [_miniature["world"](retrieval=4000), Cell("real", {"source": "real"}, real, ("world",))]
     for kind in kinds:
         cells += _arm(kind, int(seeds), early)
     return Study(
@@ -66,7 +67,7 @@ def _arm(kind: dict, seeds: int, early: str) -> list[Cell]:
         *((f"--config.gen.images.model={early}",) if kind["model"] == "early" else ()),
     )
     drawn = _miniature["drawn"](f"data-{name}", PAIRS, kind["captions"], flags)
-    beside = ("--reference={cells}/world/reference/validation", "--checkpoint={cells}/real")
+    beside = ("--reference=wds:{cells}/world/validation/retrieval", "--checkpoint={cells}/real")
     audit = Step("gen.audit", ("--workdir={cell}", *beside))
     cells = [Cell(drawn.name, kind, (*drawn.steps, audit), ("world", "real"))]
     for seed in range(seeds):
