@@ -14,7 +14,7 @@ from synthclip_jax.study.load import load_study
 from synthclip_jax.study.store import Store
 
 ROOT = pathlib.Path(__file__).parents[2]
-STUDIES = ("miniature", "smoke", "balance", "text_to_image", "outside_the_bank", "failures")
+STUDIES = ("miniature", "miniature_settings", "smoke", "balance", "text_to_image", "outside_the_bank", "failures")
 CONFIG = runpy.run_path(str(ROOT / "configs/miniature.py"))
 
 
@@ -153,3 +153,10 @@ def test_one_thing_of_the_images_is_varied_at_a_time():
     assert differences == [0] + [1] * 8
     early = next(cell for cell in study.cells if cell.name.startswith("data-early"))
     assert "--config.gen.images.model=somewhere" in early.steps[0].flags
+
+
+def test_settings_differ_in_one_thing_and_are_tried_on_real_validation_photographs_alone(studies):
+    flags = [flag for cell in studies["miniature_settings"].cells for step in cell.steps for flag in step.flags]
+    assert not any("world/test/" in flag or "synthetic" in flag for flag in flags)
+    names = [cell.factors["setting"] for cell in studies["miniature_settings"].cells if cell.factors]
+    assert len(names) == len(set(names)) > 8
