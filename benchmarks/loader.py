@@ -14,6 +14,9 @@ as it draws, and its log says what share of a step it waits for data.
 
 The last line's last number is the median ratio of a turn of ours to the turns of tf.data before and after it, in
 images per second; the line before has the same of processor time, which other programs on the machine disturb less.
+
+With --source=parquet the same pairs as `gen.publish` writes them, read by our loader, take turns with our loader on the
+TFRecords, and the ratio is that of these two.
 """
 
 import argparse
@@ -56,42 +59,50 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, default=240, help="steps of the quickstart's training; the first third is not counted"
     )
+    parser.add_argument(
+        "--source", default="tfrecord", choices=("tfrecord", "parquet"), help="what is read; parquet: beside TFRecords"
+    )
     parser.add_argument("--serve", choices=PIPELINES, help=argparse.SUPPRESS)
     parser.add_argument("--dataset", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.serve:
         serve(PIPELINES[arguments.serve](arguments.dataset, arguments.batch), arguments.batches * arguments.batch)
         return
-    wait = data_wait(arguments.steps) if arguments.steps else None
+    one, other = ("ours", "tf.data") if arguments.source == "tfrecord" else ("parquet", "ours")
+    wait = data_wait(arguments.steps) if arguments.steps and arguments.source == "tfrecord" else None
     with tempfile.TemporaryDirectory() as folder:
         size = write_dataset(pathlib.Path(folder), arguments.images)
+        if arguments.source == "parquet":
+            write_parquet(pathlib.Path(folder))
         print(f"{arguments.images} JPEGs of {SIZE} px, {size / arguments.images / 1024:.1f} KB each", flush=True)
         with contextlib.ExitStack() as stack:
             command = [sys.executable, "-m", "benchmarks.loader", f"--dataset={folder}"]
             command += [f"--batch={arguments.batch}", f"--batches={arguments.batches}"]
-            contenders = {name: stack.enter_context(Contender([*command, f"--serve={name}"])) for name in PIPELINES}
-            taken: dict[str, list[np.ndarray]] = {"ours": [], "tf.data": [contenders["tf.data"].turn()]}
+            contenders = {name: stack.enter_context(Contender([*command, f"--serve={name}"])) for name in (one, other)}
+            taken: dict[str, list[np.ndarray]] = {one: [], other: [contenders[other].turn()]}
             for _ in range(arguments.rounds):
-                taken["ours"].append(contenders["ours"].turn())
-                taken["tf.data"].append(contenders["tf.data"].turn())
+                taken[one].append(contenders[one].turn())
+                taken[other].append(contenders[other].turn())
     summary = {
-        **summarise(taken, arguments),
+        **summarise(taken[one], taken[other], f"{one} / {other}", arguments),
         "kilobytes": round(size / arguments.images / 1024, 1),
         "data_wait_in_the_quickstart": wait,
     }
-    turns.write(arguments.out, "loader", summary)
+    turns.write(arguments.out, "loader" if one == "ours" else f"loader_{one}", summary)
     if wait is not None:
         print(f"the quickstart's training waits for data: {wait:.2%} of a step, its first third not counted")
     low, high = summary["middle_half"]
     print(f"{arguments.rounds} turns of {arguments.batches * arguments.batch} images; middle half {low} to {high}")
-    print(f"ours over tf.data, images per second of processor time: {summary['ratio_of_processor_time']}")
-    print(f"ours over tf.data, images per second: {summary['ratio']}")
+    print(f"{one} over {other}, images per second of processor time: {summary['ratio_of_processor_time']}")
+    print(f"{one} over {other}, images per second: {summary['ratio']}")
 
 
-def summarise(taken: dict[str, list[np.ndarray]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The medians of what each turn of ours is to the two of tf.data around it."""
+def summarise(
+    ours: list[np.ndarray], others: list[np.ndarray], what: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The medians of what each turn of ours is to the two of the other one around it."""
     # Of speeds, where the turns are seconds.
-    seconds, processor = 1 / np.transpose(turns.ratios(taken["ours"], taken["tf.data"]))
+    seconds, processor = 1 / np.transpose(turns.ratios(ours, others))
     return {
         "versions": {name: installed(packages) for name, packages in PACKAGES.items()},
         "cores": len(os.sched_getaffinity(0)),
@@ -100,7 +111,7 @@ def summarise(taken: dict[str, list[np.ndarray]], arguments: argparse.Namespace)
         "ratios": seconds.round(3).tolist(),
         "middle_half": np.quantile(seconds, (0.25, 0.75)).round(3).tolist(),
         "ratio_of_processor_time": round(float(np.median(processor)), 3),
-        "ratio_of": "ours / tf.data, images per second, median over turns",
+        "ratio_of": f"{what}, images per second, median over turns",
         "ratio": round(float(np.median(seconds)), 3),
     }
 
@@ -173,14 +184,19 @@ def take(batches: Batches, count: int) -> None:
         count -= len(images)
 
 
-def ours(folder: pathlib.Path, batch: int) -> Batches:
+def parquet(folder: pathlib.Path, batch: int) -> Batches:
+    """The training loader on the same pairs as Parquet."""
+    return ours(folder, batch, (f"parquet:{folder / 'parquet'}",))
+
+
+def ours(folder: pathlib.Path, batch: int, sources: tuple[str, ...] = ()) -> Batches:
     """The training loader with its default settings."""
     from synthclip_jax.config import default_config
     from synthclip_jax.data.stream import make_loader, open_dataset
     from synthclip_jax.text.tokenizer import Tokenizer
 
     data = default_config().data
-    data.update(image_size=CROP, crop_scale=SCALE, crop_ratio=RATIO, interpolation="bilinear")
+    data.update(image_size=CROP, crop_scale=SCALE, crop_ratio=RATIO, interpolation="bilinear", sources=sources)
     loader = make_loader(data, open_dataset(data, folder), Tokenizer(), batch, seed=0)
     return ((made.images, made.tokens) for made in loader)
 
@@ -225,7 +241,7 @@ def tf_data(folder: pathlib.Path, batch: int) -> Batches:
         yield images, tokenize([caption.decode() for caption in captions])
 
 
-PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_data, "ours": ours}
+PIPELINES: dict[str, Callable[[pathlib.Path, int], Batches]] = {"tf.data": tf_data, "ours": ours, "parquet": parquet}
 
 
 def write_dataset(folder: pathlib.Path, count: int, side: int = SIZE) -> int:
@@ -248,6 +264,25 @@ def write_dataset(folder: pathlib.Path, count: int, side: int = SIZE) -> int:
         path.write_bytes(content)
         path.with_name(path.name + INDEX_SUFFIX).write_bytes(index)
     return total
+
+
+def write_parquet(folder: pathlib.Path) -> None:
+    """Writes the same pairs in the same order as `gen.publish` does."""
+    from gen.publishing import parquet_shards
+    from gen.publishing.source import Example
+    from synthclip_jax.data.example_proto import parse_example
+    from synthclip_jax.data.records import IndexedShard, list_shards
+
+    (folder / "parquet").mkdir()
+    for number, path in enumerate(list_shards(folder, "train")[0]):
+        pairs = (parse_example(payload) for payload in IndexedShard(path))
+        rows = (
+            Example(f"{row}", pair["image"][0], (pair["caption"][0].decode(),), "", 0, (), 0, 0)
+            for row, pair in enumerate(pairs)
+        )
+        (folder / "parquet" / parquet_shards.file_name("", number, SHARDS)).write_bytes(
+            parquet_shards.write(rows, False)
+        )
 
 
 def photograph(rng: np.random.Generator, size: int) -> bytes:

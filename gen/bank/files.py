@@ -91,7 +91,8 @@ def read_file(name: str, key: str, synonyms: bool = False) -> ConceptFile:
     path = pathlib.Path(name).expanduser()
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise BankError(f"{key}: {name}: the suffix is {suffix or 'missing'}, allowed: {', '.join(SUFFIXES)}")
+        allowed = f"the suffix is {suffix or 'missing'}, allowed: {', '.join(SUFFIXES)}"
+        raise BankError(f"{key}: {name}: {'a folder. Name the files in it' if path.is_dir() else allowed}")
     return _Reader(path, name, key, synonyms).read(suffix)
 
 

@@ -40,6 +40,8 @@ class DatasetSpec:
         Raises:
           DatasetError: it has another form.
         """
+        if "\0" in text:
+            raise DatasetError(f"dataset {text!r}: a NUL in the name of a place. Name another one")
         match = re.fullmatch(r"(?:([\w.+-]+)=)?([A-Za-z]+):(.+?)(?:@([\w.+-]+))?", text)
         if not match or match[2] not in TEST_SETS:
             near = difflib.get_close_matches(match[2], TEST_SETS, n=1, cutoff=0.3) if match else []

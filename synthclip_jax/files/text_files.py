@@ -13,6 +13,7 @@ from synthclip_jax.files.locations import Location, is_url, location
 
 LIMIT = 2**30  # bytes: more is no list of names, captions or prompts
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_ZIP = b"PK\x03\x04"
 
 
 class TextFileError(UserError, ValueError):
@@ -57,6 +58,8 @@ def decode(data: bytes, name: object, first_line: int = 1) -> str:
     """
     if data[:2] in _MARKS:
         raise TextFileError(f"{name}: {_MARKS[data[:2]]}, not UTF-8. Save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if data.startswith(_ZIP):
+        raise TextFileError(f"{name}: a ZIP file, such as a spreadsheet (.xlsx), and no text. Save it as text in UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,9 +2,10 @@
 
 import argparse
 import collections
+import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,15 +125,28 @@ def _safetensors() -> Any:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    module = _safetensors()
-    import ml_dtypes  # comes with jax; numpy then knows bfloat16
+    import ml_dtypes
 
-    try:
-        state = module.load_file(str(path))
-    except Exception as error:  # the package raises its own kinds for damaged files
-        raise FormatError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+    state = {name: read() for name, read in one_by_one(path)}
     narrow = (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
     return {name: array.astype(np.float32) if array.dtype in narrow else array for name, array in state.items()}
+
+
+def one_by_one(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Names of the tensors of a safetensors file, and what reads each: the file can be larger than the memory.
+
+    Raises:
+      FormatError: it is none, or a damaged one, or the package safetensors is not installed.
+    """
+    safe_open = _safetensors().safe_open
+    import ml_dtypes  # noqa: F401  comes with jax; numpy then knows bfloat16
+
+    try:
+        with safe_open(str(path), framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+                yield name, functools.partial(tensors.get_tensor, name)
+    except Exception as error:  # the package raises its own kinds for damaged files
+        raise FormatError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
 
 
 # Where a training checkpoint keeps its state dict, the one that is taken first.

@@ -70,6 +70,14 @@ def test_train_step_says_what_is_missing_and_runs_the_rest(capsys, monkeypatch):
     assert "ours: not run, missing here: no_such_package" in capsys.readouterr().out
 
 
+def test_loader_takes_turns_with_itself_on_published_parquet(tmp_path):
+    flags = ["--source=parquet", "--images=96", "--batch=8", "--batches=3", "--rounds=2"]
+    printed, result = run("loader", tmp_path, *flags)
+    assert len(result["ratios"]) == 2
+    assert result["ratio_of"].startswith("parquet / ours")
+    assert float(printed.split()[-1]) == result["ratio"] > 0
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 def test_loader_takes_turns_with_tf_data(tmp_path):
     flags = ["--images=64", "--batch=8", "--batches=2", "--rounds=2", "--steps=0"]

@@ -32,6 +32,11 @@ def listed(image="image", caption="caption"):
 FORMS = {
     "karpathy": karpathy(),
     "karpathy with a folder": karpathy(filepath="val2014"),
+    "karpathy, an image twice": {
+        "images": [
+            entry for name, texts in CAPTIONS.items() for text in texts for entry in karpathy({name: [text]})["images"]
+        ]
+    },
     "coco": coco(),
     "blip": listed(),
     "blip with folders": [{"image": f"val2014/{name}", "caption": list(texts)} for name, texts in CAPTIONS.items()],
@@ -86,8 +91,10 @@ def test_what_is_no_caption_is_left_out_and_counted(tmp_path):
         "caption that is not UTF-8": 1,
         "image without a caption": 1,
     }
+    assert "2 captions left out: empty caption (0.jpg, gone.jpg)" in dataset.left_out.lines()
     spec = write(tmp_path / "coco", coco(extra=[(99, "of nothing")]))
-    assert open_dataset(spec).left_out.count == 1
+    [line] = open_dataset(spec).left_out.lines()
+    assert line == "1 caption left out: caption of an image that the file does not list (image_id 99)"
 
 
 WRONG = {

@@ -259,6 +259,9 @@ def test_folders_missing_files_and_pipes_are_named(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(BankError, match="not a regular file"):
         read_file(str(tmp_path / "folder.txt"), "gen.concepts.lists")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BankError, match=r"gen\.concepts\.lists: .*folder: a folder\. Name the files in it"):
+        read_file(str(tmp_path / "folder"), "gen.concepts.lists")
     (tmp_path / "device.txt").symlink_to("/dev/zero")
     with pytest.raises(BankError, match="not a regular file"):
         read_file(str(tmp_path / "device.txt"), "gen.concepts.lists")

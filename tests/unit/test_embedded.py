@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import shutil
+import sys
 
 import pytest
 from toy_dataset import caption, jpeg, pixels
@@ -288,6 +289,13 @@ def test_without_room_for_the_copies_nothing_is_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(copies.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(RecordError, match=r"Set SYNTHCLIP_CACHE to a folder on a larger disk"):
         read("parquet", tmp_path)
+
+
+def test_without_pyarrow_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for kind in ("parquet", "arrow"):
+        with pytest.raises(RecordError, match="needs pyarrow: pip install pyarrow"):
+            read(kind, tmp_path)
 
 
 def test_datasets_own_files_are_read(tmp_path):

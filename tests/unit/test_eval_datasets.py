@@ -404,6 +404,12 @@ def test_a_spec_says_name_place_and_split(text, name, place, split):
     assert DatasetSpec.parse(str(spec)) == spec
 
 
+def test_a_nul_in_a_spec_is_refused_before_a_file_is_looked_for():
+    for text in ("wds:a\0b", "x=karpathy:a\0.json"):
+        with pytest.raises(DatasetError, match="a NUL in the name of a place"):
+            DatasetSpec.parse(text)
+
+
 # --- what a number was made from
 
 

@@ -427,6 +427,9 @@ LAYOUTS = {
         links={"zoo/cat/7.jpg": "../../elsewhere/7.jpg"},
         left_out={"link that leads out of the folder": 1},
     ),
+    "spaces and underscores around names": Layout(
+        ("zoo/ cat", "zoo/_big__dog_", "zoo/eel"), classes("cat", "big dog", "eel")
+    ),
     "a class that leads out": Layout((*under("zoo"), "elsewhere"), PETS_ALL, links={"zoo/fox": "../elsewhere"}),
     "links alone": Layout(
         under("elsewhere"),

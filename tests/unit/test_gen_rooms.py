@@ -13,6 +13,7 @@ FLOORS = [
     {"shards"},
     {"bank", "filters", "matching"},
     {"checks", "costs", "held_out", "miniature"},
+    {"publishing"},
 ]
 
 

@@ -157,6 +157,30 @@ def test_captions_of_several_lines_are_no_swallowed_rows(folder):
     assert captions(read(folder, "a.csv", text)) == [("two dogs,\nand a cat, sleeping",)]
 
 
+def test_a_list_of_captions_in_a_field_is_several_captions_and_what_only_looks_like_one_is_text(folder):
+    fields = (
+        '["a dog", "one \\"big\\" dog"]',
+        "['a cat', 'one\\'s cat']",
+        "['a bird',]",
+        "[sic] a fish",
+        "['a', 2]",
+        "['",
+    )
+    rows = "".join('0.jpg,"' + field.replace('"', '""') + '"\n' for field in fields)
+    assert captions(read(folder, "a.csv", HEADER + rows)) == [
+        *[("a dog", 'one "big" dog'), ("a cat", "one's cat"), ("a bird",), ("[sic] a fish",), ("['a', 2]",), ("['",)]
+    ]
+    nested = "['" + "[" * 50_000 + "']"
+    assert captions(read(folder, "a.csv", f'{HEADER}0.jpg,"{nested}"\n')) == [(nested[2:-2],)]
+
+
+def test_a_spreadsheet_is_named_as_one(folder):
+    with pytest.raises(RecordError, match=r"a\.csv: a ZIP file, such as a spreadsheet"):
+        read(folder, "a.csv", b"PK\x03\x04\x14\x00\x06\x00\xbb\xff")
+    with pytest.raises(RecordError, match=r"a\.csv: no .* in it; it has nothing"):
+        read(folder, "a.csv", b"")
+
+
 def test_quotes_of_a_tsv_that_quote_no_field_are_part_of_the_text(folder):
     content = 'filepath\ttitle\n0.jpg\t"big" dog\n1.jpg\t"an open quote\n2.jpg\ta cat"\n3.jpg\t"quoted ""as"" in CSV"\n'
     assert captions(read(folder, "a.tsv", content)) == [

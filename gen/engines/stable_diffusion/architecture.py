@@ -6,7 +6,7 @@ from typing import Any
 
 from gen.engines.interface import EngineError
 from synthclip_jax.formats import FormatError, Options, read_config
-from synthclip_jax.formats.transformers import HARMLESS
+from synthclip_jax.formats.transformers import HARMLESS, TEXT_DEFAULTS, VISION_DEFAULTS
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 # The parts with weights, and the class of each.
@@ -32,17 +32,10 @@ UNET = {
 }  # fmt: skip
 VAE = {
     "latent_channels": 4, "out_channels": 3, "block_out_channels": [64], "layers_per_block": 1, "norm_num_groups": 32,
-    "scaling_factor": 0.18215, "use_post_quant_conv": True, "mid_block_add_attention": True, "force_upcast": True,
+    "scaling_factor": 0.18215, "use_post_quant_conv": True, "mid_block_add_attention": True,
 }  # fmt: skip
-TEXT = {
-    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "projection_dim": 512, "num_hidden_layers": 12,
-    "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
-}  # fmt: skip
-VISION = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_channels": 3, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
+TEXT = TEXT_DEFAULTS | {"projection_dim": 512}
+VISION = VISION_DEFAULTS | {"num_channels": 3}
 # ... those that must have one value, since our networks compute no other ...
 UNET_FIXED = {
     "act_fn": "silu", "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1.0,
@@ -58,9 +51,9 @@ VAE_FIXED = {
     "act_fn": "silu", "up_block_types": "UpDecoderBlock2D", "shift_factor": None, "latents_mean": None,
     "latents_std": None,
 }  # fmt: skip
-# ... and those that change nothing of what we compute: our softmax is in float32 in any case.
+# ... and those that change nothing of what we compute: our softmax is in float32 in any case, and no part in float16.
 UNET_HARMLESS = ("dropout", "upcast_attention", "addition_embed_type_num_heads")
-VAE_HARMLESS = ("in_channels", "down_block_types", "sample_size", "use_quant_conv")
+VAE_HARMLESS = ("in_channels", "down_block_types", "sample_size", "use_quant_conv", "force_upcast")
 
 BLOCKS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),

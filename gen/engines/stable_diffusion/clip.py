@@ -58,11 +58,9 @@ class MLP(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
-class Encoder(nnx.Module):
+def encoder(config: dict[str, Any], dtype: str) -> nnx.Dict:
     """All layers of a tower."""
-
-    def __init__(self, config: dict[str, Any], dtype: str):
-        self.layers = nnx.List([Layer(config, dtype) for _ in range(config["num_hidden_layers"])])
+    return nnx.Dict({"layers": nnx.List([Layer(config, dtype) for _ in range(config["num_hidden_layers"])])})
 
 
 class TextEncoder(nnx.Module):
@@ -76,7 +74,7 @@ class TextEncoder(nnx.Module):
                 "position_embedding": Embedding(config["max_position_embeddings"], width, dtype),
             }
         )
-        self.encoder = Encoder(config, dtype)
+        self.encoder = encoder(config, dtype)
         self.final_layer_norm = LayerNorm(width, dtype, config["layer_norm_eps"])
         self.text_projection = Linear(width, config["projection_dim"], dtype, bias=False) if projection else None
         self.end = config["eos_token_id"]
@@ -85,7 +83,7 @@ class TextEncoder(nnx.Module):
         """What the last layer gives, normalised; what the last but one gives; the projected end token, or None."""
         table, places = (self.embeddings[name].embedding[...] for name in ("token_embedding", "position_embedding"))
         x = before = table[tokens] + places[None, : tokens.shape[1]]
-        for layer in self.encoder.layers:
+        for layer in self.encoder["layers"]:
             before, x = x, layer(x, causal=True)
         last = self.final_layer_norm(x)
         if self.text_projection is None:
@@ -109,7 +107,7 @@ class ImageTower(nnx.Module):
             }
         )
         self.pre_layrnorm = LayerNorm(width, dtype, config["layer_norm_eps"])
-        self.encoder = Encoder(config, dtype)
+        self.encoder = encoder(config, dtype)
         self.post_layernorm = LayerNorm(width, dtype, config["layer_norm_eps"])
 
     def __call__(self, images: Float[Array, "batch side side 3"]) -> Float[Array, "batch width"]:
@@ -118,7 +116,7 @@ class ImageTower(nnx.Module):
         first = jnp.broadcast_to(self.embeddings["class_embedding"][...], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.embeddings["position_embedding"].embedding[...][None]
         x = self.pre_layrnorm(x)
-        for layer in self.encoder.layers:
+        for layer in self.encoder["layers"]:
             x = layer(x, causal=False)
         return self.post_layernorm(x[:, :1])[:, 0]
 

@@ -1,8 +1,11 @@
 """The `flax` engine: Stable Diffusion in JAX, on TPUs, GPUs and CPUs, without torch.
 
 An image's noise is drawn on the device from a key of its own, so that it depends on its seed alone. It is other noise
-than the `diffusers` engine draws: the two make different images of one seed. One process uses all devices of its host,
-and hosts share nothing but the store of shards.
+than the `diffusers` engine draws: the two make different images of one seed. On a CPU the same batch size, devices and
+versions give the same bytes, whatever else is in the batch; on a GPU XLA may choose other kernels at the next start.
+With another batch size or number of devices XLA rounds products otherwise: in float32 on a CPU that is one grey level
+at most, in at most one value of a thousand. One process uses all devices of its host, and hosts share nothing but the
+store of shards.
 """
 
 import dataclasses

@@ -60,8 +60,6 @@ class Pipeline:
         self.size_step = self.latent_scale * 2 ** (len(unet["block_out_channels"]) - 1)
         self.zeros_without_text = xl and bool(index.get("force_zeros_for_empty_prompt", True))
         self.dtype = jnp.dtype(dtype)
-        # XL's autoencoder overflows in float16, as its configuration says.
-        self._vae_dtype = "float32" if xl and dtype == "float16" and vae["force_upcast"] else dtype
         self._scaling = vae["scaling_factor"]
         self._tokenizers = [
             CaptionTokenizer(folder / part.replace("text_encoder", "tokenizer"), text["max_position_embeddings"])
@@ -79,7 +77,7 @@ class Pipeline:
                 for part, text in zip(text_parts, texts, strict=True)
             ],
             "unet": read("unet", lambda: UNet(unet, dtype)),
-            "vae": read("vae", lambda: Autoencoder(vae, self._vae_dtype), ("encoder.", "quant_conv.")),
+            "vae": read("vae", lambda: Autoencoder(vae, dtype), ("encoder.", "quant_conv.")),
         }
         if self.has_safety:
             checker = architecture.read_part(folder, "safety_checker")
@@ -131,7 +129,7 @@ class Pipeline:
     ) -> Float[Array, "batch side side 3"]:
         """Images of latents, float32 from 0 to 1."""
         vae = nnx.merge(self._graphs["vae"], params["vae"])
-        images = vae((latents.astype(jnp.float32) / self._scaling).astype(self._vae_dtype))
+        images = vae((latents.astype(jnp.float32) / self._scaling).astype(self.dtype))
         return jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
     def unsafe(self, params: Parameters, images: Float[Array, "batch side side 3"]) -> Bool[Array, " batch"]:
@@ -161,7 +159,7 @@ def read_pipeline(
     Args:
       place: folder of a diffusers pipeline with safetensors weights, or hub id.
       revision: of a hub model; empty: its main branch.
-      dtype: of weights and activations: `bfloat16`, `float16` or `float32`.
+      dtype: of weights and activations: `bfloat16` or `float32`.
       safety: read the safety checker, where there is one.
       weights: read the weights; else `params` holds their shapes, and none need be there.
 

@@ -1,5 +1,6 @@
 """`UNet2DConditionModel`: latents, a time and a text to the noise in the latents (or their velocity)."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,7 @@ class UNet(nnx.Module):
         self.down_blocks = nnx.List(
             [DownBlock(above[number], level, number < len(down) - 1) for number, level in enumerate(down)]
         )
-        self.mid_block = MiddleBlock(bottom)
+        self.mid_block = MiddleBlock(bottom, bottom.transformers(1))
         # Each residual block on the way up also takes what one on the way down gave, the last ones first.
         skips = [top.width]
         for number, level in enumerate(down):
@@ -145,19 +146,21 @@ class DownBlock(nnx.Module):
 
 
 class MiddleBlock(nnx.Module):
-    """`UNetMidBlock2DCrossAttn`."""
+    """`UNetMidBlock2DCrossAttn`, or `UNetMidBlock2D` of an autoencoder."""
 
-    def __init__(self, level: Level):
+    def __init__(self, level: Level, attentions: Iterable[nnx.Module]):
         self.resnets = nnx.List([level.resnet(level.width) for _ in range(2)])
-        self.attentions = level.transformers(1)
+        self.attentions = nnx.List(attentions)
 
-    def __call__(self, x: Array, embedding: Array, context: Array) -> Array:
-        x = self.attentions[0](self.resnets[0](x, embedding), context)
+    def __call__(self, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
+        x = self.resnets[0](x, embedding)
+        for attention in self.attentions:
+            x = attention(x, context)
         return self.resnets[1](x, embedding)
 
 
 class UpBlock(nnx.Module):
-    """`UpBlock2D`, or `CrossAttnUpBlock2D` where the level has transformers."""
+    """`UpBlock2D`, `CrossAttnUpBlock2D` where the level has transformers, an autoencoder's `UpDecoderBlock2D`."""
 
     def __init__(self, inputs: int, taken: list[int], level: Level, upsample: bool):
         before = [inputs] + [level.width] * (len(taken) - 1)
@@ -165,10 +168,16 @@ class UpBlock(nnx.Module):
         self.attentions = level.transformers(len(taken))
         self.upsamplers = nnx.List([Upsample(level.width, level.dtype)] if upsample else [])
 
-    def __call__(self, x: Array, embedding: Array, context: Array, skips: list[Array]) -> Array:
-        """Takes what each of its layers adds off the end of `skips`."""
+    def __call__(
+        self,
+        x: Array,
+        embedding: Array | None = None,
+        context: Array | None = None,
+        skips: list[Array] | None = None,
+    ) -> Array:
+        """Takes what each of its layers adds off the end of `skips`, where there are such."""
         for number, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), embedding)
+            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1) if skips else x, embedding)
             if self.attentions:
                 x = self.attentions[number](x, context)
         for upsample in self.upsamplers:

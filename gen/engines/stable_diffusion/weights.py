@@ -12,7 +12,7 @@ from flax import nnx
 
 from gen.engines.interface import EngineError
 from synthclip_jax.formats import FormatError
-from synthclip_jax.formats.tensors import read_index
+from synthclip_jax.formats.tensors import one_by_one, read_index
 
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call their files
 VARIANTS = ("", ".fp16", ".bf16")  # tried in this order
@@ -106,24 +106,14 @@ def _turned(array: np.ndarray, path: tuple[Any, ...], leaf: Any) -> np.ndarray:
 
 
 def _tensors(files: list[pathlib.Path]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Names of tensors and what reads each, one at a time: a file can be larger than the memory that is free."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise EngineError(
-            f"the flax engine needs safetensors: pip install 'synthclip_jax[export]' ({error})"
-        ) from error
-    import ml_dtypes  # noqa: F401  comes with jax; numpy then knows bfloat16
-
+    """Names of the tensors of all files, and what reads each."""
     for path in files:
         if not path.is_file():
             raise EngineError(f"{path}: no such file, though the index beside it names it. {REMEDY}")
         try:
-            with safe_open(str(path), framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  it is no dictionary
-                    yield name, lambda name=name, tensors=tensors: tensors.get_tensor(name)  # type: ignore[misc]
-        except SafetensorError as error:
-            raise EngineError(f"{path}: not a safetensors file, or a damaged one ({error}). {REMEDY}") from error
+            yield from one_by_one(path)
+        except FormatError as error:
+            raise EngineError(f"{error}. {REMEDY}") from error
 
 
 def _complain(folder: pathlib.Path, missing: list[str], extra: list[str], wrong: list[str]) -> None:

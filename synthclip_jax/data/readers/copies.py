@@ -19,9 +19,10 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from synthclip_jax.data.readers.offsets import ends_digest
+from synthclip_jax.data.readers.offsets import THREADS, ends_digest
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files.locations import Location, cache_folder, is_url, location, size_of
 from synthclip_jax.files.storage import explained, locked, stamp, write_stream
@@ -96,8 +97,11 @@ def check_room(places: Iterable[str | os.PathLike | Location], what: str = "") -
     Raises:
       RecordError: there is not; it names the room that is needed, and how to have it.
     """
-    missing = [place for place in places if not _path(place, what).exists()]
-    needed = sum(size_of(place) for place in missing)
+    places = list(places)
+    with ThreadPoolExecutor(THREADS) as pool:
+        there_already = list(pool.map(lambda place: _path(place, what).exists(), places))
+        missing = [place for place, there in zip(places, there_already, strict=True) if not there]
+        needed = sum(pool.map(size_of, missing))
     folder = copies_folder()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from synthclip_jax.data.readers.reader import missing_key
-from synthclip_jax.data.readers.table_rows import DOWNLOAD, Row, column, is_url
+from synthclip_jax.data.readers.table_rows import DOWNLOAD, Row, captions_of, column, is_url
 from synthclip_jax.data.records import RecordError
 from synthclip_jax.files import text_files
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
@@ -100,7 +100,7 @@ def csv_rows(
                 elif row == form.names:
                     yield f"line {line}", Row("", cause=HEADER_AGAIN)
                 else:
-                    yield f"line {line}", Row(row[form.image], (row[form.caption],))
+                    yield f"line {line}", Row(row[form.image], captions_of(row[form.caption]))
     except UnicodeDecodeError:
         raise RecordError(_undecodable(path, packed)) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -57,6 +57,7 @@ class Rows(Protocol):
 
 def open_parquet(spec: SourceSpec, how: Opening) -> "EmbeddedReader":
     """Parquet files with images inside."""
+    _need_pyarrow(spec)
     left_out = LeftOut()
     paths, missing = find_files(spec.place, PARQUET, left_out)
     copies.check_room(filter(is_url, paths))
@@ -69,9 +70,17 @@ def open_arrow(spec: SourceSpec, how: Opening) -> "EmbeddedReader":
     Raises:
       RecordError: there is none, or no such split, or it is one that only `datasets` can read.
     """
+    _need_pyarrow(spec)
     left_out = LeftOut()
     paths, missing = _arrow_files(spec, how.split, left_out)
     return EmbeddedReader(spec, how, paths, missing, ArrowRows, left_out)
+
+
+def _need_pyarrow(spec: SourceSpec) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise RecordError(f"{spec}: reading it needs pyarrow: pip install pyarrow") from None
 
 
 class EmbeddedReader:

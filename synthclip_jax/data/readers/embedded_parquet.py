@@ -40,9 +40,12 @@ class ParquetRows:
     def captions(self) -> Iterator[Sequence[Any]]:
         """The values of the caption column, row by row."""
         with self._open() as file:
-            for batch in file.iter_batches(CAPTIONS, columns=[".".join(self.columns.caption)]):
-                for texts in text_values(part(batch, self.columns.caption)):
-                    yield texts if isinstance(texts, list | tuple) else (texts,)
+            # Group by group, as images are: where one is damaged, the rows of the next still belong together.
+            for number in range(file.metadata.num_row_groups):
+                names = [".".join(self.columns.caption)]
+                for batch in file.iter_batches(CAPTIONS, row_groups=[number], columns=names):
+                    for texts in text_values(part(batch, self.columns.caption)):
+                        yield texts if isinstance(texts, list | tuple) else (texts,)
 
     def images(self, locate: bool) -> Iterator[Found | int]:
         """The images; with `locate`, where they lie in the file."""

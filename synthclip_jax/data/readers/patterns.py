@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from synthclip_jax.data.records import RecordError
@@ -25,6 +26,7 @@ from synthclip_jax.left_out import LeftOut, printable
 
 MAX_FILES = 1_000_000  # of one pattern
 SEARCHED = 1000  # folders in which tars are looked for, to say where they lie
+ASKING_THREADS = 16  # that ask an object store at once
 SHOWN = 20  # missing files that are named one by one
 STORES = ("file://", "s3://", "gs://", "gcs://", "hf://")
 
@@ -81,8 +83,9 @@ def find_files(place: str, kind: Kind, left_out: LeftOut) -> Found:
     except PatternError as error:
         raise RecordError(f"{kind.source}:{place}: {error}. Name fewer files") from None
     search = _Search(kind, left_out)
-    for name in names:
-        search.look(name)
+    with ThreadPoolExecutor(ASKING_THREADS if any(map(is_url, names)) else 1) as pool:
+        for name, there in zip(names, pool.map(lambda name: _exists(location(name)), names), strict=True):
+            search.look(name, there)
     if not search.paths:
         raise RecordError(f"{kind.source}:{place}: {_why_none(place, names, kind)}")
     return Found(_each_once(search.paths, left_out), search.problems())
@@ -97,10 +100,9 @@ class _Search:
         self._absent: list[Location] = []
         self._missing: list[str] = []
 
-    def look(self, name: str) -> None:
-        """Looks at one name without braces: a file, a folder, or a pattern with stars."""
+    def look(self, name: str, there: bool) -> None:
+        """Looks at one name without braces: a file, a folder, or a pattern with stars; `there`: it exists as it is."""
         path = location(name)
-        there = _exists(path)
         if there:
             matches = [path]
         elif glob.has_magic(name):
@@ -132,7 +134,7 @@ class _Search:
 
     def _is_folder(self, path: Location) -> bool:
         # An object store has names alone: one that ends as a file does is one.
-        return path.is_dir() and not (is_url(path) and self.kind.fits(path.name))
+        return not (is_url(path) and self.kind.fits(path.name)) and path.is_dir()
 
     def _of_folder(self, folder: Location) -> list[Location]:
         paths = [path for path in sorted(folder.iterdir(), key=lambda path: path.name) if self._fits(path)]

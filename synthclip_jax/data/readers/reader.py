@@ -167,7 +167,7 @@ def keys_of(key: str, standard: str, others: Sequence[str]) -> tuple[str, ...]:
 def missing_key(where: str, wanted: Sequence[str], there: Iterable[str], what: str = "caption") -> MissingKey:
     """The error about a record that has none of the wanted keys; `what`: they are of its `image` or its `caption`."""
     error = MissingKey(
-        f"{where}: no {' or '.join(map(repr, wanted))} in it; it has {', '.join(sorted(there))}. Set"
+        f"{where}: no {' or '.join(map(repr, wanted))} in it; it has {', '.join(sorted(there)) or 'nothing'}. Set"
         " config.data.image_key and config.data.caption_key, or the keys of this entry of config.data.sources"
     )
     error.cause = f"no {what}"

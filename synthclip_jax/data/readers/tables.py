@@ -35,8 +35,9 @@ _REMEDIES = {
 class TableReader:
     """One example per row. Relative paths are relative to the table's folder.
 
-    A caption column of lists (Parquet) holds several captions for an image. All paths and captions are kept in memory,
-    packed: some 150 bytes a row. They are looked at when the table is opened; only the images are read later.
+    A caption column of lists holds several captions for an image: lists of Parquet, or in a CSV as JSON or Python
+    writes them. All paths and captions are kept in memory, packed: some 150 bytes a row. They are looked at when the
+    table is opened; only the images are read later.
     """
 
     def __init__(self, spec: SourceSpec, how: Opening):

@@ -21,6 +21,7 @@ LIMIT = 512 * 2**20  # bytes; Karpathy's of COCO has 144 MB
 # What people call the two columns of a list.
 IMAGE_KEYS = ("image", "file_name", "filename", "image_path", "filepath", "path", "img")
 CAPTION_KEYS = ("caption", "captions", "text", "texts", "raw", "sentences")
+NOT_LISTED = "caption of an image that the file does not list"
 FORMS = (
     "Read are Karpathy's (images with split, filename, sentences), COCO's captions_*.json (images and annotations with"
     " captions), a list of objects with image and caption, and an object of lists of captions by file name"
@@ -56,7 +57,17 @@ def read(path: pathlib.Path, left_out: LeftOut) -> list[Item]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DatasetError(f"{path}: an entry is not of the form that the first has ({what}). {FORMS}") from None
-    return [kept for item in items if (kept := _checked(item, left_out))]
+    return [kept for item in _joined(items) if (kept := _checked(item, left_out))]
+
+
+def _joined(items: Iterable[Item]) -> Iterable[Item]:
+    """An image that is listed several times is one, with all its captions: as two, each would count as a mistake."""
+    images: dict[tuple, Item] = {}
+    for item in items:
+        key = item.split, item.places
+        known = images.get(key)
+        images[key] = known._replace(captions=known.captions + item.captions) if known else item
+    return images.values()
 
 
 def _parse(text: str) -> Any:
@@ -114,7 +125,7 @@ def _coco(images: list[Any], annotations: list[Any], path: pathlib.Path, left_ou
         if each["image_id"] in texts:
             texts[each["image_id"]].append(_text(each["caption"]))
         else:
-            left_out.add("caption of an image that the file does not list", f"image_id {each['image_id']}")
+            left_out.add(NOT_LISTED, f"image_id {each['image_id']}", unit="captions")
     for entry in images:
         name = _text(entry["file_name"])
         yield Item(name, _below(name), tuple(texts[entry["id"]]))
@@ -157,7 +168,7 @@ def _checked(item: Item, left_out: LeftOut) -> Item | None:
     kept = []
     for caption in item.captions:
         if cause := captions.problem(caption):
-            left_out.add(cause, item.name)
+            left_out.add(cause, item.name, unit="captions")
         else:
             kept.append(caption)
     if kept:

@@ -118,7 +118,8 @@ class ImageFolder:
                     f" ...) in this class, and in {len(empty) - 1} others. Fill the folder or remove it{hint}"
                 )
             raise DatasetError(
-                f"{self.folder}: {len(filled)} class folders; an image folder has one folder per class{hint}"
+                f"{self.folder}: {len(filled)} class folders; an image folder has one folder per class, and two or more"
+                f" of them{hint}"
             )
 
     def _hint(self) -> str:

@@ -154,7 +154,7 @@ class FolderNames:
             return self._by_wordnet(texts)
         if all(text.isdecimal() for text in texts):
             return self._by_number(texts, packaged)
-        names = [text.replace("_", " ") for text in self._without_number(texts)]
+        names = list(map(_spoken, self._without_number(texts)))
         if packaged is None:
             return tuple(names)
         of = {key_of(name): name for name in packaged}
@@ -228,7 +228,7 @@ class FolderNames:
             others = [text for text, wnids in zip(texts, found, strict=True) if not wnids]
             self.notes.append(f"{some(others)}: not called by a WordNet id, as {len(alone)} other folders are")
         return tuple(
-            names[wnids[0]] if wnids and not rest else (rest if wnids else text).replace("_", " ")
+            names[wnids[0]] if wnids and not rest else _spoken(rest if wnids else text)
             for text, wnids, rest in zip(texts, found, rests, strict=True)
         )
 
@@ -279,6 +279,11 @@ class FolderNames:
         if absent := [wnid for wnid in wnids if wnid not in folders]:
             self.notes.append(f"{WNIDS_FILE} lists {len(absent)} ids that no folder is called by: {some(absent)}")
         return texts
+
+
+def _spoken(text: str) -> str:
+    """A folder's name as a prompt has it: its words with one space between them and none around."""
+    return " ".join(text.replace("_", " ").split())
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,77 @@
+"""Published files sent to a Hugging Face hub."""
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from gen.publishing.source import PublishError
+from synthclip_jax.data.readers.offsets import SUFFIX
+
+PREFIX = "hf://datasets/"
+NOT_SENT = (".*", f"*{SUFFIX}")  # temporary files, and what our readers leave beside files that they have read
+_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+
+
+def repository_of(out: str) -> str:
+    """USER/NAME of hf://datasets/USER/NAME; empty: it is another place.
+
+    Raises:
+      PublishError: it is a place on a hub, and no dataset's.
+    """
+    if not out.startswith("hf://"):
+        return ""
+    name = out.removeprefix(PREFIX).strip("/")
+    if not out.startswith(PREFIX) or not _REPOSITORY.fullmatch(name):
+        raise PublishError(f"--out={out}: expected {PREFIX}USER/NAME")
+    return name
+
+
+def url_of(repository: str) -> str:
+    """Where people find it; empty without huggingface_hub."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return ""
+    return f"{constants.ENDPOINT}/datasets/{repository}"
+
+
+def upload(
+    folder: pathlib.Path, repository: str, really: bool, private: bool = True, log: Callable[[str], Any] = print
+) -> None:
+    """Uploads a folder with `huggingface_hub`, or says what would be uploaded. What is there already is not sent again.
+
+    The account and the address are those of the environment, as `hf auth login` and HF_ENDPOINT set them.
+
+    Raises:
+      PublishError: the package is not installed, or the hub refuses.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not any(map(path.match, NOT_SENT))]
+    for file in files:
+        log(f"  {file.stat().st_size:>15,} bytes  {file.relative_to(folder)}")
+    if not really:
+        log(f"dry run: nothing was sent. These {len(files)} files would go to {PREFIX}{repository}; --yes sends them")
+        return
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise PublishError("huggingface_hub is not installed: pip install 'synthclip_jax[export]'") from error
+    api = HfApi()
+    try:
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        # Before huggingface_hub 2, upload_folder sent all of a folder or nothing.
+        if send := getattr(api, "upload_large_folder", None):
+            send(repo_id=repository, folder_path=folder, repo_type="dataset", ignore_patterns=list(NOT_SENT))
+        else:
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                repo_type="dataset",
+                ignore_patterns=list(NOT_SENT),
+                commit_message="Dataset published by synthclip_jax",
+            )
+    except Exception as error:  # the package raises many kinds: no account, no network, no such organisation
+        raise PublishError(
+            f"{repository}: the hub refuses ({type(error).__name__}: {error}). The same command sends what is missing"
+        ) from error
+    log(f"{len(files)} files sent to {PREFIX}{repository}")
