@@ -87,14 +87,14 @@ def main() -> None:
     """Command line of `python -m gen.miniature`."""
     parser = make_parser("gen.miniature", __doc__)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder that is filled")
-    for flag, default, what in (
+    for name, default, what in (
         ("--real", 16_000, "scenes to train CLIP on"),
         ("--generator", 0, "scenes of the photographs that are for the text-to-image model alone"),
         ("--validation", 4000, "images of each of its sets for classification; each takes a photograph of its own"),
         ("--test", 10_000, "the same of the official test photographs"),
         ("--retrieval", 1000, "images of each set for retrieval"),
     ):
-        parser.add_argument(flag, type=_count, default=default, help=f"{what} (default {default:,})")
+        parser.add_argument(name, type=_count, default=default, help=f"{what} (default {default:,})")
     parser.add_argument("--side", type=int, default=32, help="of the images, pixels: 32 to 64 (default 32)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes; the splits of photographs do not depend on it")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEGs (default 95)")

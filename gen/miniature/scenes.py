@@ -191,13 +191,13 @@ def _placed(
         quarter = (arrangement.astype(int) + 1 + place) % 4
         upright = arrangement >= 2
         second = (arrangement.astype(int) + place) % 2
-        if count == 1:
-            box_top, box_left, height, width = 0, 0, side, side
-        elif count == 2:
+        box_top, box_left, height, width = (np.full(len(rows), pixels) for pixels in (0, 0, side, side))
+        if count == 2:
             box_top, box_left = np.where(upright, half * second, 0), np.where(upright, 0, half * second)
             height, width = np.where(upright, half, side), np.where(upright, side, half)
-        else:
-            box_top, box_left, height, width = half * (quarter // 2), half * (quarter % 2), half, half
+        if count == 3:
+            box_top, box_left = half * (quarter // 2), half * (quarter % 2)
+            height, width = np.full(len(rows), half), np.full(len(rows), half)
         tops[rows] = box_top + (drawn[rows, 1] * (height - sizes[rows] + 1)).astype(int)
         lefts[rows] = box_left + (drawn[rows, 2] * (width - sizes[rows] + 1)).astype(int)
     return sizes, tops, lefts

@@ -8,7 +8,7 @@ nothing but Python.
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # In the order of the labels of the photographs.
 ITEMS = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -138,5 +138,5 @@ def _share(number: int, purpose: str) -> float:
     return int.from_bytes(digest, "little") / 2**48
 
 
-def _pick(number: int, purpose: str, choices: Sequence) -> object:
+def _pick(number: int, purpose: str, choices: Sequence) -> Any:
     return choices[int(_share(number, purpose) * len(choices))]
