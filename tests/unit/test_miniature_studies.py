@@ -146,9 +146,9 @@ def test_skewed_captions_name_few_things_often(studies):
 def test_one_thing_of_the_images_is_varied_at_a_time():
     study = load_study(f"{ROOT}/configs/studies/text_to_image.py:early=somewhere")
     kinds = {tuple((k, v) for k, v in cell.factors.items() if k != "seed") for cell in study.cells} - {()}
-    usual = {("model", "late"), ("guidance", 2.0), ("steps", 12), ("captions", "all")}
+    usual = {("model", "late"), ("guidance", 2.0), ("steps", 12), ("captions", "all"), ("engine", "diffusers")}
     differences = sorted(len(usual - set(kind)) for kind in kinds if dict(kind).get("source") != "real")
-    assert differences == [0] + [1] * 8
+    assert differences == [0] + [1] * 10
     early = next(cell for cell in study.cells if cell.name.startswith("data-early"))
     assert "--config.gen.images.model=somewhere" in early.steps[0].flags
 
