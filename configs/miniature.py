@@ -74,7 +74,7 @@ def get_config(size: str = "16000", epochs: str = "", seen: str = str(SEEN), cap
         gen.captions.filters = ("refusal", "concept", "length", "one_sentence")
     gen.balance.update(t=1e9, deduplicate=False)
     gen.images.update(model="miniature", generate_size=32, size=32, dtype="float32", jpeg_quality=95)
-    gen.images.update(scheduler="dpmsolver++", steps=12, guidance=2.0, shard_size=1000)
+    gen.images.update(scheduler="dpmsolver++", steps=12, guidance=2.0, batch_size=100, shard_size=1000)
     gen.images.update(min_std=0.5, max_saturated=1.0)  # flat grounds of pure colour belong to this world
 
     config.data.update(image_size=32, mean=OPENAI_MEAN, std=OPENAI_STD, interpolation="bicubic", cache=True)
