@@ -10,7 +10,8 @@ pair is seen so many times instead. `configs/studies/miniature.py` is the study 
 says what the world is.
 
 `captions`: `all` that real scenes have, or the `short`, `medium` or `long` ones of them; `skewed`: each names a second
-thing, few of them very often; `held`: without a kind of item and without some colours of others.
+thing, few of them very often; `held`: without a kind of item and without some colours of others; `llm`: written by the
+embedded language model, of which some are turned away.
 """
 
 from gen.miniature.words import CONCEPTS, ITEMS, TINTS, templates
@@ -21,6 +22,15 @@ WORLD = "runs/world"
 TEMPLATES = 600  # of the skewed captions
 OUTSIDE = "sandal"  # an item that no caption of `held` names
 NEAR = {item: tuple(TINTS)[place % len(TINTS)] for place, item in enumerate(ITEMS) if item != OUTSIDE}
+
+
+# So small a language model needs examples; it is not asked for more than an item on a ground.
+EXAMPLES = (
+    ("red bag", "A red bag on a white background."),
+    ("coat", "A warm coat in front of a grey wall."),
+    ("blue ankle boot", "One blue ankle boot beside a yellow dress on a black background."),
+    ("sneaker", "A photo of a sneaker on beige."),
+)
 
 
 def skewed_order() -> tuple[str, ...]:
@@ -44,7 +54,7 @@ def texts(captions: str) -> tuple[str, ...]:
         )
     if captions == "held":
         return tuple(text for text in templates() if not any(name in text for name in held_out()))
-    return templates(captions)
+    return templates("all" if captions == "llm" else captions)
 
 
 def get_config(size: str = "16000", epochs: str = "", seen: str = str(SEEN), captions: str = "all"):
@@ -58,16 +68,20 @@ def get_config(size: str = "16000", epochs: str = "", seen: str = str(SEEN), cap
         gen.concepts.block_list = held_out()
     # The grammar of the real scenes' captions: what is equal there several times is more frequent, and stays so.
     gen.captions.update(engine="templates", templates=texts(captions), per_concept=178, max_words=60, filters=())
+    if captions == "llm":
+        gen.captions.update(engine="transformers", model="smollm2", dtype="bfloat16", templates=(), examples=EXAMPLES)
+        gen.captions.update(prompt="Describe a picture of: {concept}", max_new_tokens=32, batch_size=128, max_words=18)
+        gen.captions.filters = ("refusal", "concept", "length", "one_sentence")
     gen.balance.update(t=1e9, deduplicate=False)
     gen.images.update(model="miniature", generate_size=32, size=32, dtype="float32", jpeg_quality=95)
-    gen.images.update(scheduler="dpmsolver++", steps=12, guidance=2.0, shard_size=1000)
+    gen.images.update(scheduler="dpmsolver++", steps=12, guidance=2.0, batch_size=100, shard_size=1000)
     gen.images.update(min_std=0.5, max_saturated=1.0)  # flat grounds of pure colour belong to this world
 
     config.data.update(image_size=32, mean=OPENAI_MEAN, std=OPENAI_STD, interpolation="bicubic", cache=True)
     config.data.update(crop_scale=(0.8, 1.0), part=int(size))
     config.model.update(tower="openai", embed_dim=96, compute_dtype="float32", scan_layers=False)
     config.model.vision.update(width=96, layers=4, heads=3, patch_size=4)
-    config.model.text.update(width=96, layers=2, heads=3, context_length=32)
+    config.model.text.update(width=96, layers=2, heads=3, context_length=36)
     config.train.update(batch_size=128, epochs=passes, warmup_epochs=0.05 * passes, learning_rate=2e-3)
     config.train.update(weight_decay=0.2, lr_end=2e-5, log_every=100, save_every=500, keep=1)
     config.eval.update(suites=("zeroshot", "retrieval"), batch_size=500)

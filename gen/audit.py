@@ -63,7 +63,7 @@ def measure_images(
     """Compares a sample of the images with those of a folder, and writes the numbers where page and studies find them.
 
     Args:
-      reference: folder of real images.
+      reference: folder of real images, or a test set of them; see `synthclip_jax.evals.coverage.ReferenceImages`.
       checkpoint: workdir or checkpoint whose model embeds them.
       version: as of `write`.
       numbers: another file for them; a workdir with several versions keeps those of the last one measured.
@@ -103,7 +103,12 @@ def main() -> None:
     parser = make_parser("gen.audit", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--version", default="", help="dataset version; empty: the one trained on, else the newest")
-    parser.add_argument("--reference", default="", metavar="FOLDER", help="real images to compare with")
+    parser.add_argument(
+        "--reference",
+        default="",
+        metavar="FOLDER",
+        help="real images to compare with; or a test set, such as wds:FOLDER",
+    )
     parser.add_argument(
         "--checkpoint", default="", help="workdir or checkpoint whose model embeds them; default: that of --workdir"
     )

@@ -23,7 +23,7 @@ LITTLE = {160: "1%", 800: "5%", 3200: "20%"}  # of all real pairs
 MIXED = (800, 16_000)
 CONCEPTS = 90
 TRAIN, DRAW, SCENES = "train miniature", "draw miniature", "scenes"
-IMAGE_BYTES, RUN_BYTES = 1300, 10_000_000  # of a record of the dataset; of a run with its checkpoint
+IMAGE_BYTES, RUN_BYTES = 1300, 25_000_000  # of a record of the dataset; of a run with its checkpoint
 ITEM, COLOUR, RETRIEVAL = "zeroshot/item/acc1", "zeroshot/colour_item/acc1", "retrieval/retrieval/image_r@5"
 SHOWN = {
     ITEM: "item, 10 classes",

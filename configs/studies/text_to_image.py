@@ -3,10 +3,11 @@
     python -m synthclip_jax.study --study=configs/studies/text_to_image.py --workdir=W [--dry-run]
 
 Guidance of 1, 2, 4 and 7.5; 3 and 12 steps; the model early and late in its training; captions short, medium, long and
-of all lengths. Zero-shot accuracy of CLIP on each stands beside density and coverage of its images (Naeem et al., 2020)
-next to real scenes of photographs that CLIP has not seen, by the embeddings of a CLIP model trained on real pairs.
-`early=FOLDER`: pipeline of the model early in its training; without it that arm is left out. With real models this
-question is `configs/studies/paper.py:text_to_image`.
+of all lengths, and by the embedded language model; drawn by diffusers, and by our engine in JAX. Zero-shot accuracy of
+CLIP on each stands beside density and coverage of its images (Naeem et al., 2020) next to real scenes of photographs
+that CLIP has not seen, by the embeddings of a CLIP model trained on real pairs. `early=FOLDER`: pipeline of the model
+early in its training; without it that arm is left out. With real models this question is
+`configs/studies/paper.py:text_to_image`.
 """
 
 import pathlib
@@ -17,8 +18,9 @@ from synthclip_jax.study import Cell, Claim, Scatter, Step, Study
 _miniature = runpy.run_path(str(pathlib.Path(__file__).with_name("miniature.py")))
 ITEM = _miniature["ITEM"]
 PAIRS = 8000
-GUIDANCE, FEW, CAPTIONS = (1.0, 4.0, 7.5), 3, ("short", "medium", "long")
-USUAL = {"model": "late", "guidance": 2.0, "steps": 12, "captions": "all"}
+GUIDANCE, FEW, CAPTIONS = (1.0, 4.0, 7.5), 3, ("short", "medium", "long", "llm")
+WRITTEN = 13_500  # captions by the language model, so that more than PAIRS are kept
+USUAL = {"model": "late", "guidance": 2.0, "steps": 12, "captions": "all", "engine": "diffusers"}
 DENSITY, COVERAGE, DIVERSITY = "data/density", "data/coverage", "data/diversity"
 
 
@@ -28,10 +30,12 @@ def get_study(seeds: str = "3", early: str = ""):
         *(USUAL | {"guidance": guidance} for guidance in GUIDANCE),
         USUAL | {"steps": FEW},
         *(USUAL | {"captions": captions} for captions in CAPTIONS),
+        USUAL | {"engine": "flax"},
         *([USUAL | {"model": "early"}] if early else []),
     ]
     real = _miniature["trained"](_miniature["real"](), 16_000, 0)
-    cells = [_miniature["world"](), Cell("real", {"source": "real"}, real, ("world",))]
+    # So many scenes that have one to three items, as the drawn ones have.
+    cells = [_miniature["world"](retrieval=4000), Cell("real", {"source": "real"}, real, ("world",))]
     for kind in kinds:
         cells += _arm(kind, int(seeds), early)
     return Study(
@@ -54,7 +58,7 @@ def get_study(seeds: str = "3", early: str = ""):
 
 
 def _name(kind: dict) -> str:
-    return f"{kind['model']}-g{kind['guidance']:g}-s{kind['steps']}-{kind['captions']}"
+    return f"{kind['model']}-g{kind['guidance']:g}-s{kind['steps']}-{kind['captions']}-{kind['engine']}"
 
 
 def _arm(kind: dict, seeds: int, early: str) -> list[Cell]:
@@ -63,10 +67,13 @@ def _arm(kind: dict, seeds: int, early: str) -> list[Cell]:
     flags = (
         f"--config.gen.images.guidance={kind['guidance']:g}",
         f"--config.gen.images.steps={kind['steps']}",
+        f"--config.gen.images.engine={kind['engine']}",
         *((f"--config.gen.images.model={early}",) if kind["model"] == "early" else ()),
     )
-    drawn = _miniature["drawn"](f"data-{name}", PAIRS, kind["captions"], flags)
-    beside = ("--reference={cells}/world/reference/validation", "--checkpoint={cells}/real")
+    drawn = _miniature["drawn"](
+        f"data-{name}", WRITTEN if kind["captions"] == "llm" else PAIRS, kind["captions"], flags
+    )
+    beside = ("--reference=wds:{cells}/world/validation/retrieval", "--checkpoint={cells}/real")
     audit = Step("gen.audit", ("--workdir={cell}", *beside))
     cells = [Cell(drawn.name, kind, (*drawn.steps, audit), ("world", "real"))]
     for seed in range(seeds):
@@ -97,6 +104,13 @@ def _claims(early: bool):
         ITEM,
         USUAL | {"captions": "long"},
         USUAL | {"captions": "short"},
+    )
+    yield Claim(
+        "flax_above_diffusers",
+        "Images drawn in JAX make better training data than those by diffusers (not shown: they are as good).",
+        ITEM,
+        USUAL | {"engine": "flax"},
+        USUAL,
     )
     if early:
         yield Claim(

@@ -219,7 +219,8 @@ class Agreement(Section):
     batch_size: int = value(256, "images encoded at once", low=1)
     reference: str = value(
         "",
-        "folder of real images: coverage and density beside them, of all pairs and of those that min_score keeps;"
+        "folder of real images, or a test set of them (wds:FOLDER): coverage and density beside them, of all pairs and"
+        " of those that min_score keeps;"
         " empty: not measured",
     )
     min_score: float = value(

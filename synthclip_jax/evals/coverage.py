@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from synthclip_jax.config.registry import TEST_SETS
 from synthclip_jax.errors import EvaluationError
+from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.files.folders import regular_files
 from synthclip_jax.images.headers import IMAGE_EXTENSIONS
 from synthclip_jax.left_out import LeftOut
@@ -135,45 +137,64 @@ def measure(generated: Float[np.ndarray, "generated d"], reference: Reference | 
 
 
 class ReferenceImages:
-    """The images of a folder, at most `LARGEST` of them, spread evenly over their names.
+    """The images of a folder or of a test set, at most `LARGEST` of them, spread evenly over their names or order.
+
+    Args:
+      place: a folder, or a test set as `synthclip_jax.evals.datasets` names it, such as `wds:FOLDER`.
 
     Attributes:
-      files: the images.
+      files: the images of a folder.
       digest: changes when any of them does.
       left_out: what is passed over.
 
     Raises:
       EvaluationError: there are too few.
+      DatasetError: the test set is not usable.
     """
 
-    def __init__(self, folder: str | os.PathLike, k: int = K):
-        self.folder, self.k, self.left_out = pathlib.Path(folder).expanduser(), k, LeftOut("files")
-        if not self.folder.is_dir():
+    def __init__(self, place: str | os.PathLike, k: int = K):
+        self.k, self.left_out, self.files, self._test_set = k, LeftOut("files"), list[pathlib.Path](), None
+        if str(place).partition(":")[0] in TEST_SETS:
+            self._test_set = open_dataset(str(place))
+            name, found = self._test_set.name, len(self._test_set)
+            text = repr(sorted(self._test_set.identity().items()))
+        else:
+            folder = pathlib.Path(place).expanduser()
+            name, files = folder.name, self._files(folder)
+            found, self.files = len(files), thinned(files)
+            stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in self.files)
+            text = "".join(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n" for name, found in stats)
+        if found > LARGEST:
+            self.left_out.add(f"beyond {LARGEST:,} images, evenly spread", name, found - LARGEST, "images")
+        if found <= k:
+            raise EvaluationError(f"{place}: {found} images; coverage takes {k + 1} at least")
+        self.digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def _files(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        if not folder.is_dir():
             raise EvaluationError(f"{folder}: no such folder. Name one with real images, such as those of a test set")
         files = []
-        for path in sorted(regular_files(self.folder, self.left_out)):
+        for path in sorted(regular_files(folder, self.left_out)):
             if path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS:
                 files.append(path)
             else:
-                self.left_out.add("no image by its name", str(path.relative_to(self.folder)))
-        self.files = thinned(files)
-        if len(files) > len(self.files):
-            self.left_out.add(
-                f"beyond {LARGEST:,} images, evenly spread", self.folder.name, len(files) - LARGEST, "images"
-            )
-        if len(self.files) <= k:
-            raise EvaluationError(f"{folder}: {len(self.files)} images; coverage takes {k + 1} at least")
-        stats = ((path.relative_to(self.folder).as_posix(), path.stat()) for path in self.files)
-        text = "".join(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n" for name, found in stats)
-        self.digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+                self.left_out.add("no image by its name", str(path.relative_to(folder)))
+        return files
+
+    def _images(self) -> Iterator[tuple[Any, bytes]]:
+        if self._test_set is None:
+            yield from ((path, path.read_bytes()) for path in self.files)
+            return
+        chosen = set(thinned(range(len(self._test_set))))
+        yield from ((each.key, each.image) for number, each in enumerate(self._test_set) if number in chosen)
 
     def embedded(self, encoder: "Encoder") -> Reference:
         """The images that decode, as vectors of a model."""
         vectors = []
-        for batch in encoder.images((path, path.read_bytes()) for path in self.files):
+        for batch in encoder.images(self._images()):
             vectors.append(batch.embeddings)
-            for path, cause in zip(batch.skipped, batch.causes, strict=True):
-                self.left_out.add(cause, str(path), unit="images")
+            for key, cause in zip(batch.skipped, batch.causes, strict=True):
+                self.left_out.add(cause, str(key), unit="images")
         return Reference(np.concatenate(vectors), self.k)
 
 

@@ -14,6 +14,7 @@ from synthclip_jax.errors import UserError
 from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.report.document import whole_page
 from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text
+from synthclip_jax.report.plots import short
 from synthclip_jax.study import claims, figures
 
 FILE = "study.html"
@@ -158,16 +159,20 @@ def _held(plot: Html) -> Html:
 def _equal(found: Mapping[str, Any]) -> Html | None:
     rows = [
         row(
-            f"{line['size']:,} of {line['of']}",
-            _number(line["equal"]["value"], ",.0f"),
-            _range(line["equal"], ",.0f"),
-            _number(line["factor"]["value"], ",.1f"),
-            "beyond what was measured" if line["extrapolated"] else "",
+            f"{line['size']:,} of {found['curves'][line['of']]['title']}",
+            found["curves"][line["curve"]]["title"],
+            text((_number(line["equal"]["value"]), tag("small", "extrapolated") if _is_beyond(line) else None)),
+            _range(line["equal"]),
+            _number(line["factor"]["value"]),
+            found["curves"][line["curve"]]["plot"],
         )
         for line in found["equal_sizes"]
     ]
-    names = sorted({line["curve"] for line in found["equal_sizes"]})
-    return table(("pairs", f"are worth, of {', '.join(names)}", "95%", "factor", ""), rows, "flush") if rows else None
+    return table(("pairs", "are worth, of", "pairs", "95%", "factor", "in"), rows, "flush") if rows else None
+
+
+def _is_beyond(line: Mapping[str, Any]) -> bool:
+    return line["extrapolated"] and line["equal"]["value"] is not None
 
 
 def _table(found: Mapping[str, Any]) -> Html | None:
@@ -221,12 +226,12 @@ def _value(metric: Mapping[str, Any] | None, share: bool) -> Html | str:
     return text((show(metric["value"]), interval))
 
 
-def _number(value: float | None, form: str) -> str:
-    return "no number is enough" if value is None else f"{value:{form}}"
+def _number(value: float | None) -> str:
+    """With three digits: more are not known."""
+    return "none is enough" if value is None else f"{float(f'{value:.3g}'):,g}" if value < 1e6 else short(value)
 
 
-def _range(bounds: Mapping[str, float | None], form: str) -> str:
+def _range(bounds: Mapping[str, float | None]) -> str:
     if bounds["low"] is None:
         return ""
-    low, high = ("∞" if bounds[key] is None else f"{bounds[key]:{form}}" for key in ("low", "high"))
-    return f"{low} to {high}"
+    return f"{_number(bounds['low'])} to {'∞' if bounds['high'] is None else _number(bounds['high'])}"

@@ -1,5 +1,7 @@
 """Density and coverage: equal to a plain reading of the paper's definitions, in blocks and in parts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,25 @@ def test_a_folder_is_thinned_evenly_and_what_is_passed_over_is_counted(tmp_path,
     before = found.digest
     (tmp_path / "02.jpg").write_bytes(b"another")
     assert ReferenceImages(tmp_path).digest != before
+
+
+def test_a_test_set_is_a_reference_as_the_same_images_in_a_folder_are(tmp_path, monkeypatch):
+    class Encoder:
+        def images(self, given):
+            contents = [content for _, content in given]
+            rows = np.array([[len(content), content[0]] for content in contents], np.float32)
+            yield SimpleNamespace(embeddings=rows / np.linalg.norm(rows, axis=1, keepdims=True), skipped=(), causes=())
+
+    monkeypatch.setattr(coverage, "LARGEST", 9)
+    for number in range(13):
+        folder = tmp_path / "set" / "test" / f"class{number // 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02d}.jpg").write_bytes(bytes([number + 1]) * (number + 3))
+    found, plain = ReferenceImages(f"folder:{tmp_path / 'set'}"), ReferenceImages(tmp_path / "set")
+    ours, theirs = found.embedded(Encoder()), plain.embedded(Encoder())
+    np.testing.assert_array_equal(ours.vectors, theirs.vectors)
+    assert len(ours.vectors) == 9
+    assert found.left_out.causes.keys() == {"beyond 9 images, evenly spread"}
+    before = found.digest
+    (tmp_path / "set/test/class0/00.jpg").write_bytes(b"another")
+    assert ReferenceImages(f"folder:{tmp_path / 'set'}").digest != before

@@ -14,7 +14,7 @@ from synthclip_jax.study.load import load_study
 from synthclip_jax.study.store import Store
 
 ROOT = pathlib.Path(__file__).parents[2]
-STUDIES = ("miniature", "smoke", "balance", "text_to_image", "outside_the_bank", "failures")
+STUDIES = ("miniature", "miniature_settings", "smoke", "balance", "text_to_image", "outside_the_bank", "failures")
 CONFIG = runpy.run_path(str(ROOT / "configs/miniature.py"))
 
 
@@ -35,8 +35,6 @@ def test_its_commands_take_the_flags_that_they_are_given(studies, name):
         for step in cell.steps:
             path = ROOT.joinpath(*step.module.split("."))
             source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-            if step.module == "gen.miniature":
-                source += "".join(f'"--{count}"' for count in ("real", "test", "validation", "retrieval"))
             flags = {flag.partition("=")[0] for flag in step.flags if flag.startswith("--")} - {"--config"}
             missing = [flag for flag in flags if not flag.startswith("--config.") and f'"{flag}"' not in source]
             assert not missing, f"{cell.name}: python -m {step.module} {missing}"
@@ -148,8 +146,15 @@ def test_skewed_captions_name_few_things_often(studies):
 def test_one_thing_of_the_images_is_varied_at_a_time():
     study = load_study(f"{ROOT}/configs/studies/text_to_image.py:early=somewhere")
     kinds = {tuple((k, v) for k, v in cell.factors.items() if k != "seed") for cell in study.cells} - {()}
-    usual = {("model", "late"), ("guidance", 2.0), ("steps", 12), ("captions", "all")}
+    usual = {("model", "late"), ("guidance", 2.0), ("steps", 12), ("captions", "all"), ("engine", "diffusers")}
     differences = sorted(len(usual - set(kind)) for kind in kinds if dict(kind).get("source") != "real")
-    assert differences == [0] + [1] * 8
+    assert differences == [0] + [1] * 10
     early = next(cell for cell in study.cells if cell.name.startswith("data-early"))
     assert "--config.gen.images.model=somewhere" in early.steps[0].flags
+
+
+def test_settings_differ_in_one_thing_and_are_tried_on_real_validation_photographs_alone(studies):
+    flags = [flag for cell in studies["miniature_settings"].cells for step in cell.steps for flag in step.flags]
+    assert not any("world/test/" in flag or "synthetic" in flag for flag in flags)
+    names = [cell.factors["setting"] for cell in studies["miniature_settings"].cells if cell.factors]
+    assert len(names) == len(set(names)) > 8

@@ -135,6 +135,13 @@ def test_a_study_without_numbers_has_a_page():
     assert "<figure" not in text
 
 
+def test_sizes_have_three_digits():
+    values = (5.678, 907.4, 49_065.0, 79_904_962.0, None)
+    assert [page._number(value) for value in values] == ["5.68", "907", "49,100", "79.9M", "none is enough"]
+    assert page._range({"low": 772.2, "high": None}) == "772 to ∞"
+    assert page._range({"low": None, "high": None}) == ""
+
+
 def test_a_change_that_is_no_share_has_no_points(found):
     claim = {**found["claims"]["worse"], "metric": "data/density", "by_pair": {}}
     assert "points" not in page._claim(claim)
