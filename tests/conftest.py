@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 # Read when jax is first imported, by the tests that need it. Most of what the suite spends on XLA is compiling, and
 # programs this small need not be fast: without optimizations, and with the older of jax 0.10's two code generators
 # (later ones have but the newer), that takes a seventh of the time.
-# Tests that start programs of their own take the number of devices out of XLA_FLAGS.
+# Tests that start programs of their own have them on `one_device`.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
@@ -51,6 +52,24 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of programs that tests start: our modules, one device, and what one has compiled others find.
+
+    Not for this process: on several devices programs from the cache may hang (synthclip_jax.devices.compile_cache).
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # which the processes of this run of the tests have in common
+    return {
+        **os.environ,
+        "XLA_FLAGS": " ".join(flag for flag in flags if "device_count" not in flag),
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+    }
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,21 @@
 import contextlib
 from collections.abc import Iterator
 
+import jax
 import pytest
 
 from synthclip_jax import train as train_lib
 from synthclip_jax.config import digest, plain
+from synthclip_jax.devices import sharding
 
 # What says where things are, and when they are written, is not in a program.
 ELSEWHERE = {"data": ("path", "sources", "on_error"), "train": ("init_from", "save_every")}
+
+
+def use_one_device(patch: pytest.MonkeyPatch) -> None:
+    """Training in this process uses one of its devices: all of them make so small a run slow."""
+    make_mesh = sharding.make_mesh
+    patch.setattr(sharding, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Damage as it happens to files, drawn from a seed: what the property tests of all formats have in common.
 
-    for what, damaged in mutations(data, how_many(3000)):
+    for what, damaged in mutations(data, how_many(2000)):
         with limits(what):
             read(damaged)
 

@@ -114,13 +114,13 @@ def read_damaged_state(workdir, count):
 
 
 def test_damaged_lists_are_read_with_every_line_accounted_for_or_refused(tmp_path):
-    count = how_many(3000)
+    count = how_many(2000)
     outcomes = read_damaged_lists(tmp_path, count)
     assert min(outcomes.values()) > count / 10
 
 
 def test_damaged_banks_and_balance_records_are_refused_or_the_same(tmp_path, capsys):
-    count = how_many(3000)
+    count = how_many(2000)
     assert read_damaged_state(tmp_path, count) > count / 2
 
 

@@ -118,7 +118,7 @@ def fuzz(path, count):
 
 
 def test_a_damaged_shard_or_index_gives_what_is_there_or_an_error(path):
-    outcomes = fuzz(path, how_many(3000))
+    outcomes = fuzz(path, how_many(2000))
     assert min(outcomes.values()) > 0
 
 
@@ -191,7 +191,7 @@ def fuzz_captions(count):
 
 
 def test_a_damaged_caption_is_what_python_reads_or_an_error():
-    fuzz_captions(how_many(3000))
+    fuzz_captions(how_many(2000))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -94,8 +93,7 @@ def test_concepts_list_all_their_images(collection):
     assert collection.of_concept("unicorn") == []
 
 
-def start(*arguments):
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+def start(environment, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "synthclip_jax.explore", *arguments],
         env=environment,
@@ -120,11 +118,11 @@ def test_a_workdir_without_dataset_or_checkpoint_is_refused_with_what_is_missing
 
 
 @pytest.fixture(scope="module")
-def address(workdir):
+def address(workdir, one_device):
     """The page, served by the command."""
     pytest.importorskip("gradio")
     port = free_port()
-    process = start(f"--workdir={workdir}", f"--port={port}")
+    process = start(one_device, f"--workdir={workdir}", f"--port={port}")
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 500
     try:
         while True:

@@ -44,7 +44,8 @@ def tiny_config(**train):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with toy_programs.made_once():
+    with toy_programs.made_once(), pytest.MonkeyPatch.context() as patch:
+        toy_programs.use_one_device(patch)
         yield
 
 
@@ -246,20 +247,18 @@ def test_sigterm_in_the_final_evaluation_ends_it_and_costs_nothing(workdir, fini
 # ---- One training at a time ----------------------------------------------------------------------------------------
 
 
-def start(workdir, *flags):
-    """The training command, with one device, as a process of its own."""
-    devices = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    environment = {**os.environ, "XLA_FLAGS": " ".join(devices), "PYTHONPATH": str(ROOT)}
+def start(environment, workdir, *flags):
+    """The training command as a process of its own."""
     command = [sys.executable, "-m", "synthclip_jax.train", f"--config={toy_config.__file__}", f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, *flags], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def test_of_two_trainers_started_at_once_one_trains_and_the_other_names_it(tmp_path):
+def test_of_two_trainers_started_at_once_one_trains_and_the_other_names_it(tmp_path, one_device):
     write_dataset(tmp_path / "dataset" / "toy" / "1.0.0")
     endless = ("--config.train.epochs=100000", "--config.train.save_every=5", "--config.train.tensorboard=false")
-    processes = [start(tmp_path, f"--config.seed={seed}", *endless) for seed in (0, 1)]
+    processes = [start(one_device, tmp_path, f"--config.seed={seed}", *endless) for seed in (0, 1)]
     try:
         deadline = time.monotonic() + 500
         while all(process.poll() is None for process in processes):

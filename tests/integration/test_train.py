@@ -33,16 +33,8 @@ TIMES = {"examples_per_second", "data_wait", "seconds"}
 TEST_SET = "--config.eval.datasets=squares=folder:testsets/squares"
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One device, and a compile cache that the runs of this module share."""
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "XLA_FLAGS": " ".join(flags), "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
-
-
 @pytest.fixture
-def start(environment):
+def start(one_device):
     """Starts the training command; what still runs at the end of the test is killed."""
     started = []
 
@@ -50,7 +42,7 @@ def start(environment):
         command = [sys.executable, "-m", "synthclip_jax.train", f"--config={toy_config.__file__}"]
         command += [f"--workdir={workdir}", "--config.train.epochs=12", *flags]
         process = subprocess.Popen(
-            command, cwd=workdir, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, cwd=workdir, env=one_device, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         started.append(process)
         return process
@@ -82,8 +74,7 @@ def programs():
 @pytest.fixture
 def main(monkeypatch, capsys):
     """Runs the training command in this process, on one device; returns what `run` does. A fault of ours is raised."""
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
+    toy_programs.use_one_device(monkeypatch)
     monkeypatch.setattr(train_lib.host_memory, "keep_freed_memory", lambda: True)  # for the rest of the process
 
     def main(workdir, *flags):
@@ -112,7 +103,7 @@ def workdir(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, environment):
+def finished(tmp_path_factory, one_device):
     """A run that nobody disturbed, with a test set to evaluate."""
     workdir = new_workdir(tmp_path_factory.mktemp("finished"))
     for index, (front, back) in enumerate(PAIRS[:6]):
@@ -122,7 +113,7 @@ def finished(tmp_path_factory, environment):
             cv2.imwrite(str(folder / f"{copy}.png"), pixels(index + len(PAIRS) * (40 + copy))[..., ::-1])
     command = [sys.executable, "-m", "synthclip_jax.train", f"--config={toy_config.__file__}"]
     command += [f"--workdir={workdir}", "--config.train.epochs=12", TEST_SET]
-    result = subprocess.run(command, cwd=workdir, env=environment, text=True, capture_output=True, timeout=1000)
+    result = subprocess.run(command, cwd=workdir, env=one_device, text=True, capture_output=True, timeout=1000)
     assert result.returncode == 0, result.stderr
     return workdir, result.stdout
 
@@ -315,8 +306,8 @@ def test_an_evaluation_that_fails_does_not_cost_the_training(workdir, main):
 # ---- Bad input -----------------------------------------------------------------------------------------------------
 
 
-def test_another_config_is_refused_and_the_difference_named(finished, run):
-    status, _, err = run(finished[0], "--config.train.batch_size=8", "--config.seed=3", "--config.train.log_every=1")
+def test_another_config_is_refused_and_the_difference_named(finished, main):
+    status, _, err = main(finished[0], "--config.train.batch_size=8", "--config.seed=3", "--config.train.log_every=1")
     assert status == 1
     assert "train.batch_size: 16 -> 8" in err
     assert "seed: 0 -> 3" in err
