@@ -184,6 +184,12 @@ class Train(Section):
     ema: float = value(
         0.0, "decay of an average of the parameters, which is evaluated instead of them; 0: none", low=0.0, high=0.99999
     )
+    products: str = value(
+        "full",
+        "products of the blocks with their weights, forward and back to inputs: full (model.compute_dtype), or int8"
+        " with a scale for each token and channel (SwitchBack)",
+        choices=("full", "int8"),
+    )
     patch_dropout: float = value(0.0, "share of an image's patches left out in training (FLIP)", low=0.0, high=0.95)
     init_from: str = value("", "workdir or checkpoint whose parameters this run starts from; empty: random ones")
     init_positions: str = value(

@@ -27,7 +27,10 @@ def _products(primitive: Any, *_: Any, **__: Any) -> bool:
 # of the kernels that need them. `dots` keeps the products with weights, so that attention runs twice as well.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "elementwise": _products,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("product"),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 REMAT = ("auto", "none", *REMAT_POLICIES)
@@ -48,6 +51,7 @@ class BlockSpec:
     remat: str
     scan_layers: bool
     attention: str
+    products: str = "full"
 
     @property
     def head_dim(self) -> int:
@@ -156,8 +160,9 @@ class Attention(nnx.Module):
         self.spec = spec
         heads = (spec.heads, spec.head_dim)
         zeros = nnx.initializers.zeros
-        self.qkv = Linear((spec.width,), (3, *heads), spec.compute_dtype, rngs, init.qkv, zeros)
-        self.out = Linear(heads, (spec.width,), spec.compute_dtype, rngs, init.out, zeros)
+        dtype, products = spec.compute_dtype, spec.products
+        self.qkv = Linear((spec.width,), (3, *heads), dtype, rngs, init.qkv, zeros, products)
+        self.out = Linear(heads, (spec.width,), dtype, rngs, init.out, zeros, products)
 
     @property
     def is_short(self) -> bool:
@@ -166,9 +171,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "*bt width"], batch: int, length: int) -> Float[Array, "*bt width"]:
         if self.is_short:
-            qkv, how = self.qkv, {"causal": self.spec.causal, "interpret": self.spec.attention == "interpreted"}
-            mixed = short_attention.self_attention(x, qkv.kernel[...], qkv.bias[0], **how)
-            return short_attention.project(mixed, self.out.kernel[...], self.out.bias[...])
+            qkv, out, products = self.qkv, self.out, self.spec.products
+            how: dict[str, bool] = {"causal": self.spec.causal, "interpret": self.spec.attention == "interpreted"}
+            mixed = short_attention.self_attention(x, qkv.kernel[...], qkv.bias[0], products=products, **how)
+            return short_attention.project(mixed, out.kernel[...], out.bias[...], products)
         # Three products that write what the fused kernel reads, instead of one that must be cut up for it.
         if x.ndim == 2:
             parts = [self.qkv(x, part, biased=part == 0) for part in range(3)]
@@ -212,9 +218,9 @@ class MLP(nnx.Module):
 
     def __init__(self, spec: BlockSpec, init: BlockInit, rngs: nnx.Rngs):
         self.activation = spec.activation
-        inner = 4 * spec.width
-        self.up = Linear((spec.width,), (inner,), spec.compute_dtype, rngs, init.up, init.up_bias)
-        self.down = Linear((inner,), (spec.width,), spec.compute_dtype, rngs, init.down, init.down_bias)
+        inner, dtype, products = 4 * spec.width, spec.compute_dtype, spec.products
+        self.up = Linear((spec.width,), (inner,), dtype, rngs, init.up, init.up_bias, products)
+        self.down = Linear((inner,), (spec.width,), dtype, rngs, init.down, init.down_bias, products)
 
     def __call__(self, x: Float[Array, "*bt width"]) -> Float[Array, "*bt width"]:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))

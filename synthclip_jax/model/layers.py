@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from synthclip_jax.model import eight_bits
 from synthclip_jax.model.init import Initializer
 
 
@@ -144,6 +146,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         init: Initializer,
         bias_init: Initializer | None = None,
+        products: str = "full",
     ):
         # Drawn as a matrix: the more axes a random draw has, the longer it takes to compile.
         matrix = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
@@ -151,7 +154,7 @@ class Linear(nnx.Module):
         self.bias = nnx.data(None)
         if bias_init is not None:
             self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
-        self.contracted, self.dtype = len(inputs), dtype
+        self.contracted, self.dtype, self.products = len(inputs), dtype, products
 
     def __call__(
         self, x: Float[Array, "*b_inputs"], part: int | None = None, biased: bool = True
@@ -162,8 +165,18 @@ class Linear(nnx.Module):
             # One axis, because XLA makes an array as large as the product of a bias that has two, and adds that.
             kernel = jax.lax.index_in_dim(kernel, part, self.contracted, keepdims=False).reshape(len(kernel), -1)
             bias = None if bias is None else bias[part].reshape(-1)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), self.contracted)
+        y = multiply(x.astype(self.dtype), kernel.astype(self.dtype), self.contracted, self.products)
         return y if bias is None else y + _broadcast(bias.astype(self.dtype), y)
+
+
+def multiply(x: Float[Array, "*b_inputs"], kernel: Float[Array, "*inputs_outputs"], axes: int, products: str) -> Array:
+    """The last axes of `x` with the first ones of a kernel, so many of each; `products` as in `config.train`."""
+    if products == "full":
+        return jnp.tensordot(x, kernel, axes)
+    inputs = math.prod(kernel.shape[:axes])
+    y = eight_bits.product(x.reshape(*x.shape[: x.ndim - axes], inputs), kernel.reshape(inputs, -1))
+    # By this name what may be kept for the backward pass is known: this, and not its sums, which may be twice as large.
+    return checkpoint_name(y.reshape(*y.shape[:-1], *kernel.shape[axes:]), "product")
 
 
 def fold(norm: Norm, linear: Linear) -> None:

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from synthclip_jax.devices.sharding import BATCH_AXES
 from synthclip_jax.model import short_attention_kernel as kernels
+from synthclip_jax.model.layers import multiply
 from synthclip_jax.model.short_attention_kernel import LANES, SCORES, TILE, Layout, block_of_queries
 
 HEAD_DIMS = range(8, LANES + 1, 8)
@@ -57,6 +58,7 @@ def self_attention(
     *,
     causal: bool,
     interpret: bool = False,
+    products: str = "full",
 ) -> Float[Array, "b t inner"]:
     """Projection to queries, keys and values, and scaled dot-product attention: every head's mixture of values, joined.
 
@@ -66,6 +68,7 @@ def self_attention(
     Args:
       causal: no token sees a later one.
       interpret: computes the same without a TPU, slowly.
+      products: of the projection, as in `config.train`.
 
     Raises:
       ValueError: heads or sequences that the kernel does not take; see `suits`.
@@ -78,17 +81,21 @@ def self_attention(
     if groups is None:
         raise ValueError(f"model.attention=pallas does not take {heads} heads of {head_dim} and {x.shape[1]} tokens")
     layout = Layout(heads, head_dim, groups)
-    packed = checkpoint_name(x @ _as_it_is(pack(kernel.astype(x.dtype), layout)), "attention_input")
+    weights = _as_it_is(pack(kernel.astype(x.dtype), layout))
+    packed = checkpoint_name(multiply(x, weights, 1, products), "attention_input")
     bias = pack(query_bias[None], layout)[None]
     return checkpoint_name(_attend(packed, bias, _Call(layout, causal, interpret, mesh)), "attention_output")
 
 
 def project(
-    mixed: Float[Array, "b t inner"], kernel: Float[Array, "heads dim width"], bias: Float[Array, " width"]
+    mixed: Float[Array, "b t inner"],
+    kernel: Float[Array, "heads dim width"],
+    bias: Float[Array, " width"],
+    products: str = "full",
 ) -> Float[Array, "b t width"]:
     """The product behind attention, of what `self_attention` gives."""
     weights = _as_it_is(kernel.astype(mixed.dtype).reshape(-1, len(bias)))
-    return mixed @ weights + bias.astype(mixed.dtype)[None, None]
+    return multiply(mixed, weights, 1, products) + bias.astype(mixed.dtype)[None, None]
 
 
 def _as_it_is(weights: Array) -> Array:

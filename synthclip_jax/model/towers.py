@@ -156,12 +156,14 @@ class CLIP(nnx.Module):
         logit_scale_init: float,
         logit_bias_init: float,
         platform: str,
+        products: str,
     ):
         how = {
             "compute_dtype": jnp.dtype(config.compute_dtype),
             "remat": remat_policy(config, platform),
             "scan_layers": config.scan_layers,
             "attention": attention_kernel(config, platform, (image_size // config.vision.patch_size) ** 2 + 1),
+            "products": products,
         }
         activation = "quick_gelu" if config.quick_gelu else "gelu"
         self.visual = ImageTower(config.vision, image_size, config.embed_dim, config.tower, activation, how, rngs)
@@ -209,19 +211,20 @@ def make_model(
     logit_scale_init: float = LOGIT_SCALE_INIT,
     logit_bias_init: float = LOGIT_BIAS_INIT,
     platform: str = "",
+    products: str = "full",
 ) -> ModelDefinition:
     """The model that `config.model` describes.
 
     Its `init` may be called under `jax.jit` with `out_shardings` (parameters are born where they belong).
     `logit_scale_init` is the stored value, a logarithm; `logit_bias_init` counts where `config.logit_bias` asks for a
     bias. `platform` is where it will run, as a `jax.Device` calls it, which decides what `config.attention=auto` means;
-    empty: the one that JAX takes by default.
+    empty: the one that JAX takes by default. `products` is `config.train.products`: how training computes.
     """
     _check(config, image_size)
 
     def build(rngs: nnx.Rngs) -> CLIP:
         platform_or_default = platform or jax.default_backend()
-        return CLIP(config, image_size, rngs, logit_scale_init, logit_bias_init, platform_or_default)
+        return CLIP(config, image_size, rngs, logit_scale_init, logit_bias_init, platform_or_default, products)
 
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(params=key)), nnx.Param))

@@ -37,6 +37,7 @@ class Chip:
       link_bandwidth: bytes/s to the other chips: of a TPU through all its links, of a GPU to those of its host.
       network_bandwidth: GPU: bytes/s to the GPUs of other hosts.
       float32_cost: how much longer a float32 product of full precision takes than one in bf16.
+      eight_bits_gain: how much quicker a product of 8-bit numbers is than one in bf16.
       shapes: TPU: shapes of the slices that can be had.
       tile: side of a TPU's matrix units; sizes of products are filled up to multiples of it.
     """
@@ -48,6 +49,7 @@ class Chip:
     link_bandwidth: float
     network_bandwidth: float = 0.0
     float32_cost: float = 6.0  # TPU: three bf16 parts of each factor, six products
+    eight_bits_gain: float = 2.0
     shapes: tuple[str, ...] = ()
     tile: int = 1
 
@@ -65,7 +67,7 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * GIB, 30.75 * GIB, 1228e9, 300e9, shapes=_CUBES, tile=128),
+    "v4": Chip("TPU v4", 32 * GIB, 30.75 * GIB, 1228e9, 300e9, eight_bits_gain=1.0, shapes=_CUBES, tile=128),
     "v5e": Chip("TPU v5 lite", 16 * GIB, 15.75 * GIB, 819e9, 200e9, shapes=_FLAT, tile=128),
     "v5p": Chip("TPU v5", 96 * GIB, 95.74 * GIB, 2765e9, 600e9, shapes=(*_CUBES, "16x16x16", "16x16x24"), tile=128),
     "v6e": Chip("TPU v6 lite", 32 * GIB, 31.25 * GIB, 1640e9, 400e9, shapes=_FLAT, tile=256),

@@ -62,6 +62,8 @@ def _products(computation: Computation, instruction: Instruction) -> dict[str, f
 
 
 def _precision(factor: Array, attributes: str) -> str:
+    if factor.kind in products.EIGHT_BITS:
+        return "eight"
     if factor.kind not in ("f32", "f64"):
         return "half"
     return "float32" if re.search(r"operand_precision\W+highest", attributes, re.IGNORECASE) else "tf32"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from synthclip_jax.plan.hlo import Computation, Instruction, Program
 
+EIGHT_BITS = ("s8", "f8e4m3fn", "f8e5m2")  # XLA's names of types
 _CALLS = ("fusion", "call", "call-start", "async-start")
 
 
@@ -13,12 +14,14 @@ class Products(NamedTuple):
     """Matrix products of one device in one run of the program.
 
     Attributes:
+      eight: FLOPs of factors with 8 bits.
       half: FLOPs of factors with 16 bits, or of float32 factors that a TPU rounds to them.
       tf32: FLOPs of float32 factors that a GPU may round (half as fast as `half`).
       float32: FLOPs of float32 factors in full precision.
       attention_forward, attention_backward: how often a kernel of attention runs. Its FLOPs are in the others.
     """
 
+    eight: float = 0.0
     half: float = 0.0
     tf32: float = 0.0
     float32: float = 0.0
@@ -27,11 +30,11 @@ class Products(NamedTuple):
 
     @property
     def flops(self) -> float:
-        return self.half + self.tf32 + self.float32
+        return self.eight + self.half + self.tf32 + self.float32
 
-    def seconds(self, peak: float, float32_cost: float) -> float:
+    def seconds(self, peak: float, float32_cost: float, eight_bits_gain: float = 2.0) -> float:
         """Time of them at full speed, on a device with so many dense bf16 FLOP/s."""
-        return (self.half + 2 * self.tf32 + float32_cost * self.float32) / peak
+        return (self.eight / eight_bits_gain + self.half + 2 * self.tf32 + float32_cost * self.float32) / peak
 
 
 def count(program: Program, of_instruction: Callable[[Computation, Instruction], Mapping[str, float]]) -> Products:

@@ -39,7 +39,9 @@ def of_program(config: Config, topology: Topology, attempt: Any) -> tuple[Work, 
     if attempt.traffic:
         done = done._replace(memory=attempt.traffic.memory, wire=attempt.traffic.wire)
     chip = topology.chip
-    return done, roofline(topology, done, products and products.seconds(chip.peak_flops, chip.float32_cost))
+    return done, roofline(
+        topology, done, products and products.seconds(chip.peak_flops, chip.float32_cost, chip.eight_bits_gain)
+    )
 
 
 def roofline(topology: Topology, work: Work, compute: float | None = None) -> Roofline:

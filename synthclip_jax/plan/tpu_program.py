@@ -33,7 +33,10 @@ def _products(computation: Computation, instruction: Instruction) -> dict[str, f
 
 
 def _precision(computation: Computation, instruction: Instruction, exact: bool) -> str:
-    return "float32" if exact and computation.arrays(instruction.operands[0])[0].kind == "f32" else "half"
+    kind = computation.arrays(instruction.operands[0])[0].kind
+    if kind in products.EIGHT_BITS:
+        return "eight"
+    return "float32" if exact and kind == "f32" else "half"
 
 
 def _multiplications(computation: Computation, instruction: Instruction) -> int:

@@ -13,6 +13,7 @@ embeddings; embed every microbatch again and pull its share of that gradient bac
 sum is the gradient of the whole batch, at the price of one more forward pass.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
 class Program(NamedTuple):
     """A training step and its surroundings. Trees of shapes carry their shardings."""
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef  # of the model as it is used, with full products
     state: TrainState  # of jax.ShapeDtypeStruct
     batch: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]  # images, tokens
     init: Callable[[Array], TrainState]  # compiled; parameters are born where they live
@@ -77,17 +78,14 @@ def make_program(config: Config, mesh: Mesh, length: Length) -> Program:
       ConfigError: a regular expression of `config.train` matches no parameter.
     """
     train = config.train
-    model = make_model(
-        config.model,
-        config.data.image_size,
-        train.logit_scale_init,
-        train.logit_bias_init,
-        sharding.platform(mesh),
-    )
+    inits = train.logit_scale_init, train.logit_bias_init
+    make = functools.partial(make_model, config.model, config.data.image_size, *inits, sharding.platform(mesh))
+    model = make()
+    trained = model if train.products == "full" else make(products=train.products)
     param_shardings = sharding.infer_shardings(model.shapes, mesh)
     mask = trainable_mask(model.shapes, train.frozen)
     optimizer, schedule = make_optimizer(train, length)
-    gradients = _make_gradients(config, mesh, model.graphdef)
+    gradients = _make_gradients(config, mesh, trained.graphdef)
 
     def fresh(params: dict) -> TrainState:
         ema = jax.tree.map(jnp.copy, params) if train.ema else None

@@ -72,7 +72,12 @@ def test_a_loops_products_and_updates_count_as_often_as_it_runs_and_an_update_in
 
 @pytest.mark.parametrize(
     ("kind", "precision", "name"),
-    [("bf16", "DEFAULT", "half"), ("f32", "DEFAULT", "tf32"), ("f32", "HIGHEST", "float32")],
+    [
+        ("s8", "DEFAULT", "eight"),
+        ("bf16", "DEFAULT", "half"),
+        ("f32", "DEFAULT", "tf32"),
+        ("f32", "HIGHEST", "float32"),
+    ],
 )
 @pytest.mark.parametrize("call", ["gemm", "lt$matmul"])
 def test_a_product_of_cublas_moves_factors_and_result_but_not_its_scratch_space(call, kind, precision, name):
@@ -86,10 +91,10 @@ def test_a_product_of_cublas_moves_factors_and_result_but_not_its_scratch_space(
   %b = {kind}[5,64,16]{{2,1,0}} parameter(1)
   ROOT %gemm = (f32[5,32,16]{{2,1,0}}, s8[33554432]{{0}}) custom-call(%a, %b), {custom("cublas$" + call, config)}""")
     )
-    size = {"bf16": 2, "f32": 4}[kind]
+    size = {"s8": 1, "bf16": 2, "f32": 4}[kind]
     assert traffic.memory == 5 * ((32 * 64 + 64 * 16) * size + 32 * 16 * 4)
     assert products == Products(**{name: 5 * 2 * 32 * 64 * 16})
-    costs = {"half": 1, "tf32": 2, "float32": 15}
+    costs = {"eight": 0.5, "half": 1, "tf32": 2, "float32": 15}
     assert products.seconds(peak=1e6, float32_cost=15) == pytest.approx(costs[name] * products.flops / 1e6)
 
 

@@ -52,6 +52,13 @@ def test_what_is_float32_and_exact_is_told_apart(kind, name):
     assert products.seconds(1e3, float32_cost=6) == (6 if kind == "f32" else 1) * products.flops / 1e3
 
 
+def test_eight_bits_count_at_their_own_speed():
+    products = read(program("s8[6,5]{1,0}", "s8[5,7]{1,0}", "s32[6,7]{1,0}", "dim_labels=bf_io->bf"))[1]
+    assert products == Products(eight=2 * 6 * 5 * 7)
+    assert products.flops == 2 * 6 * 5 * 7
+    assert products.seconds(1e3, float32_cost=6, eight_bits_gain=2) == products.flops / 2e3
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_kernel_in_a_loop_counts_as_often_as_it_runs_with_what_it_reads_and_writes(direction):
     cost = '"cost_estimate":{"flops":"1000","transcendentals":"3","bytes_accessed":"8192"}'
