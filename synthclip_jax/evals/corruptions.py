@@ -150,7 +150,7 @@ class Corruptions(ZeroShot):
         for row, kind in enumerate(self.kinds):
             for place, severity in enumerate(self.severities):
                 alter = functools.partial(altered, kind, severity)
-                found = encode(encoder, part, self.log, LeftOut("images"), keep, alter)
+                found = encode(encoder, part, self.log, LeftOut("images"), keep, alter=alter)
                 right[:, row, place], surely[:, row, place] = found.arrays[0] == labels, found.arrays[1]
         whole = guesses == labels
         values = intervals.share("clean", int(whole.sum()), len(labels))
