@@ -71,10 +71,12 @@ def build_bank(config: Config) -> list[Concept]:
     """Collects the concepts of all sources of `config.gen.concepts`; the first source that has an entry keeps it.
 
     Raises:
-      BankError: a source cannot be read, or nothing is left.
+      BankError: a source cannot be read, nothing is left, or it is in another script than the captions.
     """
     settings = config.gen.concepts
-    return _build(settings, Brought.read(settings), config.gen.balance.fold_case)[0]
+    concepts = _build(settings, Brought.read(settings), config.gen.balance.fold_case)[0]
+    _check_script([concept.text for concept in concepts], Presence(config.gen.captions.language).language)
+    return concepts
 
 
 def _build(

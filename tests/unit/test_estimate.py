@@ -9,6 +9,7 @@ import pytest
 from toy_models import llava
 
 from gen import estimate
+from gen.bank.tables import BankError
 from gen.costs import measured
 from gen.costs.rates import Rate, Unmeasured
 from gen.estimate import Line
@@ -161,6 +162,15 @@ class Scores:
             assert data.startswith(b"\xff\xd8")  # JPEG, as the shards hold them
             self.images_seen += 1
             yield sum(range(20_000))
+
+
+def test_a_bank_that_generation_refuses_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("猫\n自行车\n", encoding="utf-8")
+    config = config_with(
+        "configs/quickstart.py", "gen.concepts.sources=lists", f"gen.concepts.lists={tmp_path / 'a.txt'}"
+    )
+    with pytest.raises(BankError, match="a script that does not write words apart"):
+        estimate.estimate(config)
 
 
 def test_the_agreement_stage_has_its_line(tmp_path, monkeypatch):
