@@ -12,7 +12,6 @@ disagree and what each confuses.
 import pathlib
 import runpy
 
-from synthclip_jax.config.registry import SUITES
 from synthclip_jax.study import Cell, Claim, Step, Study
 
 _HERE = pathlib.Path(__file__)
@@ -21,6 +20,7 @@ ITEMS = runpy.run_path(str(_HERE.parents[1] / "miniature.py"))["ITEMS"]
 ITEM = _miniature["ITEM"]
 ERROR, CORRUPTED, CORRUPTED_ERROR = "zeroshot/item/ece", "corruptions/item/acc1", "corruptions/item/ece"
 FAULTS = ("noise", "blur", "weather", "digital")
+SUITES = "zeroshot,retrieval,corruptions"
 IMAGES = 500  # that are corrupted, in each way
 
 
@@ -28,13 +28,12 @@ def get_study(seeds: str = "3", real: str = "800", synthetic: str = "64000"):
     sizes = {"real": int(real), "synthetic": int(synthetic)}
     cells = [_miniature["world"](), _miniature["drawn"]("synthetic", sizes["synthetic"])]
     classes = {"item": {name.replace(" ", "_"): (name,) for name in ITEMS}}
-    suites = ",".join(name for name in ("zeroshot", "retrieval", "corruptions") if name in SUITES)
-    flags = (f"--config.eval.corruptions.images={IMAGES}",) if "corruptions" in suites else ()
+    flags = (f"--config.eval.corruptions.images={IMAGES}",)
     for seed in range(int(seeds)):
         names = []
         for source, size in sizes.items():
             sources = _miniature["real"]() if source == "real" else _miniature["synthetic"]()
-            steps = _miniature["trained"](sources, size, seed, flags=flags, suites=suites)
+            steps = _miniature["trained"](sources, size, seed, flags=flags, suites=SUITES)
             needs = ("world",) if source == "real" else ("world", "synthetic")
             names.append(f"{source}-{seed}")
             cells.append(Cell(names[-1], {"source": source, "pairs": size, "seed": seed}, steps, needs, classes))
