@@ -40,17 +40,17 @@ def flags(*overrides):
 
 def make(place):
     """Everything that the commands begin with."""
-    for name in ("run", "other", "weights"):
-        if name != "weights":
-            fake_run.make_run(place / name)
-        config = toy_config.get_config()
-        config.name = "toy"
-        init = make_model(config.model, config.data.image_size).init
-        params = jax.jit(init)(jax.random.key(0))
-        run = describe_run(config, 96, "77aa")
-        checkpoints = Checkpoints(checkpoint_folder(place / name), keep=1)
-        checkpoints.save(STEP, params, {"step": jnp.int32(STEP)}, {**run, "progress": {"examples_seen": 96}})
-        checkpoints.close()
+    config = toy_config.get_config()
+    config.name = "toy"
+    init = make_model(config.model, config.data.image_size).init
+    params = jax.jit(init)(jax.random.key(0))
+    run = describe_run(config, 96, "77aa")
+    checkpoints = Checkpoints(checkpoint_folder(place / "weights"), keep=1)
+    checkpoints.save(STEP, params, {"step": jnp.int32(STEP)}, {**run, "progress": {"examples_seen": 96}})
+    checkpoints.close()
+    fake_run.make_run(place / "run")
+    shutil.copytree(checkpoint_folder(place / "weights"), checkpoint_folder(place / "run"))
+    shutil.copytree(place / "run", place / "other")
     with pytest.MonkeyPatch.context() as patch:
         # Our own reader checks what is exported; other tests of this process may hold open_clip without torchvision.
         for name in ("open_clip", "transformers"):

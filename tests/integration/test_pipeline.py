@@ -36,6 +36,14 @@ OVERRIDES = [
     "--config.train.warmup_epochs=1",
     "--config.train.save_every=5",
     "--config.train.log_every=5",
+    # A model and a probe of the smallest: what is told of here are commands, not what is learned.
+    "--config.model.embed_dim=16",
+    "--config.model.vision.width=16",
+    "--config.model.vision.layers=1",
+    "--config.model.vision.heads=2",
+    "--config.model.text.width=16",
+    "--config.model.text.heads=2",
+    "--config.eval.linear_probe.max_iter=20",
 ]
 
 
@@ -62,14 +70,14 @@ KILLED_AT = (
 )
 
 
-def run_all(workdir: pathlib.Path, killed_at: str | None = None, delay: float = 0.0, first: int = 0) -> int:
+def run_all(
+    workdir: pathlib.Path, environment: dict[str, str], killed_at: str | None = None, delay: float = 0.0, first: int = 0
+) -> int:
     """Runs the commands from the `first` on; kills what runs `delay` seconds after a file fits `killed_at`.
 
     Returns:
       How many went through, those before the first among them.
     """
-    # One device. What is trained a few steps is not worth the minute that XLA's optimizations take.
-    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
     for number, command in enumerate(commands(workdir)[first:], first):
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
@@ -77,7 +85,7 @@ def run_all(workdir: pathlib.Path, killed_at: str | None = None, delay: float = 
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+                env=environment,
             )
             while process.poll() is None:
                 if killed_at and any(workdir.glob(killed_at)):
@@ -97,7 +105,7 @@ def shards(workdir: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(tmp_path_factory, one_device):
     """A workdir whose run was killed in each stage, soon after its first result, and then let through.
 
     Commands that had gone through are not started again meanwhile: the last test does that with all of them.
@@ -105,17 +113,17 @@ def killed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("killed")
     rng, done = random.Random(0), 0
     for moment in KILLED_AT:
-        done = run_all(workdir, moment, rng.uniform(0, 0.3), done)
+        done = run_all(workdir, one_device, moment, rng.uniform(0, 0.3), done)
         assert done < len(commands(workdir)), f"everything was done before {moment}"
-    run_all(workdir, first=done)
+    run_all(workdir, one_device, first=done)
     return workdir
 
 
-def test_kills_leave_the_dataset_byte_identical_to_an_uninterrupted_run(killed, tmp_path):
+def test_kills_leave_the_dataset_byte_identical_to_an_uninterrupted_run(killed, one_device, tmp_path):
     """Captions are sampled once and kept, so the clean run starts from the same ones."""
     for stage in ("concepts", "captions"):
         shutil.copytree(killed / "gen" / stage, tmp_path / "gen" / stage)
-    subprocess.run(commands(tmp_path)[0], check=True, capture_output=True)
+    subprocess.run(commands(tmp_path)[0], check=True, capture_output=True, env=one_device)
     assert shards(tmp_path) == shards(killed)
 
 
@@ -157,7 +165,7 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_a_second_run_finds_everything_done(killed):
+def test_a_second_run_finds_everything_done(killed, one_device):
     before = times(killed)
-    run_all(killed)
+    run_all(killed, one_device)
     assert times(killed) == before

@@ -299,9 +299,9 @@ def test_training_sees_the_same_stream_from_a_url_as_from_a_folder(folder, tmp_p
         return np.array([[len(caption)] for caption in captions], np.int32)
 
     streams = []
-    for place in (str(folder), str(paths[0].parent)):
+    for place, processes in ((str(folder), workers), (str(paths[0].parent), 0)):
         data = default_config().data
-        data.update(path=place, image_size=32, threads=2, prefetch=2, workers=workers)
+        data.update(path=place, image_size=32, threads=2, prefetch=2, workers=processes)
         pairs = open_dataset(data, "unused")
         loader = make_loader(data, pairs, tokenize, 8, seed=0)
         streams.append(list(itertools.islice(loader, 4)))
@@ -403,11 +403,9 @@ def test_generation_in_an_object_store_gives_what_it_gives_on_a_disk(server, fol
         "--config.gen.images.size=32",
     ]
     workdirs = [str(folder / "run"), str(tmp_path / "run")]
-    command = [sys.executable, "-m", "gen", *flags, f"--workdir={workdirs[0]}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    monkeypatch.setattr(sys, "argv", ["gen", *flags, f"--workdir={workdirs[1]}"])
-    gen.__main__.main()  # in this process, which TFDS is loaded into anyway
+    for workdir in workdirs:  # in this process, which TFDS is loaded into anyway
+        monkeypatch.setattr(sys, "argv", ["gen", *flags, f"--workdir={workdir}"])
+        gen.__main__.main()
     there = location(workdirs[0]) / "dataset" / "quickstart" / "1.0.0"
     here = location(workdirs[1]) / "dataset" / "quickstart" / "1.0.0"
     names = sorted(path.name for path in here.iterdir())
