@@ -17,7 +17,7 @@ from gen.shards.store import ShardOutput, StageStore
 from synthclip_jax.config import default_config, digest, plain
 from synthclip_jax.data.example_proto import serialize_example
 from synthclip_jax.data.records import INDEX_SUFFIX, ShardName, frame_shard
-from synthclip_jax.evals import origin, results
+from synthclip_jax.evals import calibration, origin, results
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, metrics
 from synthclip_jax.files import state_files
@@ -235,7 +235,8 @@ def make_test_set(
     scores = rng.normal(size=(len(labels), len(concepts))) + known[labels, None] * np.eye(len(concepts))[labels]
     top = np.argsort(-scores, axis=1)[:, :5].astype(np.int32)
     best = np.take_along_axis(scores, top, 1).astype(np.float32)
-    predictions = Predictions(name, dataset.class_names, tuple(keys), labels.astype(np.int32), top, best)
+    about = (name, dataset.class_names, tuple(keys), labels.astype(np.int32), top, best)
+    predictions = Predictions(*about, confidence=calibration.confidence(scores, 1.0))
     values = {f"zeroshot/{name}/{key}": value for key, value in metrics(predictions).items()}
     made_from = origin.origin(WEIGHTS if weights is None else weights, dataset, workdir)
     described = {name: ZeroShot.describe(default_config(), dataset) | {origin.MADE_FROM: made_from}}

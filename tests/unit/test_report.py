@@ -15,6 +15,7 @@ import pytest
 from gen.concepts import load_bank
 from gen.shards.store import StageStore
 from synthclip_jax import compare, compare_runs, report
+from synthclip_jax.evals import results
 from synthclip_jax.evals.build import build as build_results
 from synthclip_jax.files import state_files
 from synthclip_jax.model.checkpoint_files import checkpoint_digest, write_checksums
@@ -236,6 +237,34 @@ def test_the_worst_classes_show_what_they_were_taken_for(finished, page):
     assert card
     assert set(re.findall(r'<figure class="wrong">.*?<figcaption>(.*?)</figcaption>', card)) <= taken_for
     assert '<figure class="wrong">' in card
+
+
+def test_how_sure_it_was_stands_beside_how_often_it_was_right(finished, page):
+    run = Run(finished)
+    result = run.zeroshot[-1]
+    error = result["metrics"]["zeroshot/outlines/ece"]
+    panel = page.partition(f"<summary>outlines: calibration error {100 * error:.1f}%</summary>")[2]
+    cells = re.findall(r"<tr>(.*?)</tr>", panel.partition("</details>")[0])[1:]
+    rows = [re.findall(r">([\d.,]+)%?<", cell) for cell in cells]
+    counts, sure, right = np.array([[float(part) for part in row[-3:]] for row in rows]).T
+    assert counts.sum() == result["metrics"]["zeroshot/outlines/n"]
+    assert (counts * abs(sure - right)).sum() / counts.sum() == pytest.approx(100 * error, abs=0.1)
+
+
+def test_composition_and_corruptions_have_a_row_each(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    shares = {"acc1": 0.625, "clean": 0.75, "noise": 0.5}
+    for suite, name, chance in (("compositional", "choices", "acc1_chance"), ("corruptions", "composites", "chance")):
+        values = {"n": 40, "captions": 80, chance: 0.5} if suite == "compositional" else {"n": 57, chance: 0.1}
+        for metric, share in shares.items() if suite == "corruptions" else [("acc1", 0.625)]:
+            values |= {metric: share, f"{metric}_low": share - 0.1, f"{metric}_high": share + 0.1}
+        results.write_result(workdir, 600, suite, {f"{suite}/{name}/{key}": v for key, v in values.items()}, {name: {}})
+    text = Reader(report.build(workdir)).text
+    assert "40 pictures, 80 captions" in text
+    assert "the right caption chosen 62.5%" in text
+    assert "57 pictures" in text
+    assert "top-1 with noise faults 50.0%" in text
 
 
 def test_the_command_writes_the_page_and_says_where(finished):
