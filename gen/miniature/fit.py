@@ -26,7 +26,16 @@ class TrainingError(UserError, RuntimeError):
 
 
 class OutOfTime(Exception):
-    """The minutes that were given are over; a checkpoint holds all that was done."""
+    """The minutes that were given are over; a checkpoint holds all that was done.
+
+    Attributes:
+      part: name of the plan that is not done.
+      losses: of it so far, as `fit` returns them.
+    """
+
+    def __init__(self, part: str, losses: list[tuple[int, float]]):
+        super().__init__(part)
+        self.part, self.losses = part, losses
 
 
 @dataclasses.dataclass
@@ -158,7 +167,7 @@ def fit(
                 saved = time.monotonic()
             if done < plan.steps and clock.is_over:
                 _fill(parameters, average)
-                raise OutOfTime(plan.name)
+                raise OutOfTime(plan.name, losses)
         if at and done in at:
             with _averaged(parameters, average):
                 at[done]()

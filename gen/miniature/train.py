@@ -6,7 +6,7 @@ First the autoencoder, then U-Net and text encoder on its latents. Kill it at an
 the last checkpoint. In DIR are then
 - `model`: the pipeline in half precision, as `--config.gen.images.model=DIR/model` takes it with the engines
   `diffusers` and `flax`; `early`: the same after a tenth of the U-Net's steps,
-- `loss.csv`: the loss of both parts; `training.json`: settings, versions, seconds.
+- `loss.csv`: the loss of both parts; `training.json`: settings, and each run's device, versions and seconds.
 
 As many steps as are the default take about three hours on 2 cores, and minutes on a GPU.
 """
@@ -91,8 +91,8 @@ def train(photographs: Photographs, out: pathlib.Path, recipe: Recipe, device: s
         losses["denoiser"] = fit(plan, [unet, text_encoder], predict, out / "state", clock, at)
         done = True
     except OutOfTime as error:
-        part = str(error)
-        print(f"train: the time is over; the same command goes on with the {part}", file=sys.stderr, flush=True)
+        losses[error.part] = error.losses
+        print(f"train: the time is over; the same command goes on with the {error.part}", file=sys.stderr, flush=True)
     networks.save_pipeline(out / "model", autoencoder, unet, text_encoder)
     seconds = time.monotonic() - start
     _write_account(out, recipe, photographs, device, losses, seconds, done)
@@ -221,12 +221,16 @@ def _write_account(
 
     name = torch.cuda.get_device_name() if device == "cuda" else device
     versions = {package: importlib.metadata.version(package) for package in ("torch", "diffusers", "transformers")}
+    steps = {part: entries[-1][0] for part, entries in losses.items() if entries}
+    run = {"until": steps, "device": name, "versions": versions, "seconds": round(seconds, 1)}
+    path, account = out / "training.json", dataclasses.asdict(recipe)
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    runs = earlier.get("runs", []) if earlier.get("recipe") == account else []
     account = {
-        "recipe": dataclasses.asdict(recipe), "complete": done, "device": name, "versions": versions,
-        "seconds_of_last_run": round(seconds, 1), "photographs": photographs.digest,
-        "photographs_used": len(photographs.splits["generator"]),
+        "recipe": account, "complete": done, "photographs": photographs.digest,
+        "photographs_used": len(photographs.splits["generator"]), "runs": [*runs, run],
     }  # fmt: skip
-    write_atomic(out / "training.json", (json.dumps(account, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(account, indent=1) + "\n").encode())
 
 
 @command("train")

@@ -11,6 +11,7 @@ from toy_models import stable_diffusion_2, stable_diffusion_xl
 
 from gen.engines import random_weights
 from gen.engines.interface import Request
+from gen.engines.models import MINIATURE_FOLDER
 from gen.engines.samplers import Sampler
 
 torch = pytest.importorskip("torch")
@@ -149,3 +150,15 @@ def test_the_engine_needs_no_torch(folder):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(16, 16, 3)", done.stderr
+
+
+def test_images_of_the_model_that_ships_with_the_package_are_those_of_diffusers():
+    noise = np.random.default_rng(4).normal(size=(3, 4, 4, 12)).astype(np.float32)
+    made, wanted = (
+        draw(str(MINIATURE_FOLDER), Sampler("dpmsolver++", 5, 2.0), noise, size=32, **more)
+        for draw, more in ((ours, {"stored": 32}), (theirs, {}))
+    )
+    assert wanted.std() > 20
+    difference = np.abs(made.astype(int) - wanted)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.1

@@ -96,9 +96,10 @@ def test_training_that_is_stopped_goes_on_to_the_same_weights(tmp_path, monkeypa
     whole, losses = train_line(tmp_path / "whole")
     assert [step for step, _ in losses] == [10, 20, 30]
     assert losses[-1][1] < losses[0][1]
-    for _ in range(2):
-        with pytest.raises(OutOfTime):
+    for number in (1, 2):
+        with pytest.raises(OutOfTime, match="line") as stopped:
             train_line(tmp_path / "parts", Clock(end=0))
+        assert stopped.value.losses == losses[:number]
     parts, again = train_line(tmp_path / "parts")
     torch.testing.assert_close(parts, whole, atol=0, rtol=0)
     assert again == losses
