@@ -96,8 +96,8 @@ def test_features_are_extracted_once_and_again_when_an_image_changes(found, work
     encoded = []
     images = Encoder.images
 
-    def counted(self, items):
-        for batch in images(self, items):
+    def counted(self, *given):
+        for batch in images(self, *given):
             encoded.append(len(batch.keys))
             yield batch
 
