@@ -22,7 +22,6 @@ from synthclip_jax.evals.results import Column
 from synthclip_jax.evals.suite import Measured, Suite
 from synthclip_jax.images.contact_sheet import contact_sheet
 from synthclip_jax.images.decoding import open_image
-from synthclip_jax.model.preprocess import Preprocess
 
 TOP = 5  # predictions kept for each image
 
@@ -188,6 +187,8 @@ class ZeroShot(Suite):
 
     def sheet(self, name: str) -> np.ndarray | None:
         """A few images of a test set, each with the class that the model says and the one it is."""
+        from synthclip_jax.model.preprocess import Preprocess  # JAX comes with it, which reports do without
+
         said, some = self.details[name], self.some[name]
         preprocess, classes = Preprocess.from_config(self.config.data), said["class_names"]
         images, texts = [], []
