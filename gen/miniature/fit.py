@@ -154,14 +154,7 @@ def fit(
             losses.append((done, mean))
             if not math.isfinite(mean):
                 raise TrainingError(f"{plan.name}: the loss is {mean} at step {done:,}. Give another --seed")
-            left = (time.monotonic() - start) / (done - first) * (plan.steps - done)
-            rate = (done - first) / (time.monotonic() - start)
-            print(
-                f"train: {plan.name}: {done:,} of {plan.steps:,} steps, loss {mean:.4f}, {rate:.3g} steps/s,"
-                f" {duration(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(plan, done, mean, (done - first) / (time.monotonic() - start))
             if done < plan.steps and (clock.is_over or time.monotonic() - saved > SAVE_EVERY):
                 save(done)
                 saved = time.monotonic()
@@ -175,6 +168,12 @@ def fit(
         save(plan.steps)
     _fill(parameters, average)
     return losses
+
+
+def _tell(plan: Plan, done: int, loss: float, rate: float) -> None:
+    left = duration((plan.steps - done) / rate)
+    line = f"{plan.name}: {done:,} of {plan.steps:,} steps, loss {loss:.4f}, {rate:.3g} steps/s, {left} left"
+    print(f"train: {line}", file=sys.stderr, flush=True)
 
 
 def _fill(parameters: Sequence[Any], values: Sequence[Any]) -> None:
