@@ -4,7 +4,8 @@
 
 makes in W/testsets
 - `composites`: the same art in captions that were not used for training, with seeds of their own,
-- `noto_color`: the same things by another artist (Noto Color Emoji), if the font is on the system,
+- `noto_color`: the same things by another artist (Noto Color Emoji), whose drawings of the core nouns come with this
+  package; for others the font has to be on the system,
 - `noto_outline`: the same things as black lines on white (Noto Emoji, from the package manimgx-fonts),
 - `scenes`: images as in `composites`, other ones, each with the caption it was drawn from, for retrieval,
 - `choices`: the same, each with a wrong caption beside its own, which differs in one thing.
@@ -30,6 +31,7 @@ from gen.held_out.drawings import (
     composites,
     find_color_font,
     find_outline_font,
+    font_is_needed,
     noto_color,
     noto_outline,
     scenes,
@@ -133,16 +135,19 @@ def run(config: Config, workdir: Location, executor: Executor = run_local) -> di
             f"{path}: no balanced captions yet, and test captions must differ from them: run python -m gen"
         )
     used = frozenset(map(caption_key, generated.selected_captions(path)))
-    size, color, outline = config.gen.images.size, find_color_font(), find_outline_font()
+    size, outline = config.gen.images.size, find_outline_font()
+    needed = font_is_needed(nouns)
+    color = find_color_font() if needed else None
     makers: dict[str, Maker | None] = {
         "composites": functools.partial(composites, nouns, used, size),
-        "noto_color": functools.partial(noto_color, nouns, color, size) if color else None,
+        "noto_color": functools.partial(noto_color, nouns, color, size) if color or not needed else None,
         "noto_outline": functools.partial(noto_outline, nouns, outline, size) if outline else None,
         "scenes": functools.partial(scenes, nouns, used, size),
         "choices": functools.partial(choices, nouns, used, size),
     }
     missing = {
-        "noto_color": "left out: no Noto Color Emoji font here (Debian: apt-get install fonts-noto-color-emoji)",
+        "noto_color": "left out: of some concepts no drawing comes with the package, and there is no Noto Color Emoji"
+        " here (Debian: apt-get install fonts-noto-color-emoji)",
         "noto_outline": "left out: no Noto Emoji here (pip install manimgx-fonts)",
     }
     summary: dict[str, Any] = {}

@@ -1,6 +1,5 @@
 """Test images: the sprites' art in scenes of their own, and the same things by another artist."""
 
-import functools
 import importlib.util
 import io
 import os
@@ -11,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from gen.held_out import noto
 from gen.held_out.captions import SEED, held_out_captions, two_captions
 from gen.shards import draws
 from gen.sprites import Noun, draw
 
 PER_CLASS = {"composites": 20, "noto_color": 8, "noto_outline": 8, "scenes": 4, "choices": 4}
-COLOR_FONT_SIZE = 109  # the one size of the bitmaps in Noto Color Emoji
 COLOR_FONT_PATHS = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
     "/usr/share/fonts/noto/NotoColorEmoji.ttf",
@@ -54,17 +53,24 @@ def choices(nouns: Sequence[Noun], used: frozenset[str], size: int) -> Iterable[
             yield _png(draw(right, noun.name, seed, size)), f"{right}\n{wrong}"
 
 
-def noto_color(nouns: Sequence[Noun], font: pathlib.Path, size: int) -> Iterable[Example]:
-    """Another artist's colour drawings on light backgrounds, a little scaled and shifted."""
-    from PIL import Image, ImageDraw, ImageFont
+def font_is_needed(nouns: Sequence[Noun]) -> bool:
+    """Whether there are things among these whose colour drawings do not come with the package."""
+    return any(noto.shipped(emoji) is None for noun in nouns for emoji in noun.emoji)
 
-    face = ImageFont.truetype(str(font), COLOR_FONT_SIZE)
 
-    @functools.cache
+def noto_color(nouns: Sequence[Noun], font: pathlib.Path | None, size: int) -> Iterable[Example]:
+    """Another artist's colour drawings on light backgrounds, a little scaled and shifted.
+
+    Args:
+      font: Noto Color Emoji, where `font_is_needed`.
+    """
+
     def glyph(emoji: str):
-        image = Image.new("RGBA", (160, 160))
-        ImageDraw.Draw(image).text((10, 10), chr(int(emoji, 16)), font=face, embedded_color=True)
-        return image.crop(image.getbbox())
+        drawing = noto.shipped(emoji)
+        if drawing is None:
+            assert font is not None
+            drawing = noto.drawn(emoji, font)
+        return drawing
 
     for label, noun in enumerate(nouns):
         for index in range(PER_CLASS["noto_color"]):
@@ -129,7 +135,7 @@ def _has_bitmaps(font: pathlib.Path) -> bool:
     from PIL import ImageFont
 
     try:
-        ImageFont.truetype(str(font), COLOR_FONT_SIZE)
+        ImageFont.truetype(str(font), noto.FONT_SIZE)
     except OSError:  # the vector variant of the font, which PIL cannot draw in colour
         return False
     return True

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from gen import testsets
+from gen.held_out import noto
 from gen.held_out.captions import caption_key, held_out_captions, two_captions
-from gen.held_out.drawings import PER_CLASS
+from gen.held_out.drawings import PER_CLASS, find_color_font, font_is_needed
 from gen.shards.store import ShardOutput, sha256
-from gen.sprites.nouns import by_name
+from gen.sprites.nouns import by_name, vocabulary
 from synthclip_jax.config import load_config
 from synthclip_jax.files.state_files import to_json
 from synthclip_jax.files.storage import StoreError
@@ -184,12 +185,31 @@ def test_a_set_killed_half_way_is_made_whole(made, tmp_path):
     assert contents(workdir) == contents(made[0])
 
 
+def test_the_core_nouns_need_no_font_and_their_drawings_are_what_the_font_draws(made):
+    core = [noun for noun in vocabulary() if noun.core]
+    assert len(core) == 114
+    assert not font_is_needed(core)
+    assert made[1]["noto_color"] == len(CLASSES) * PER_CLASS["noto_color"]
+    assert "Copyright" in (noto.SHIPPED / "LICENSE.txt").read_text()
+    assert sum(path.stat().st_size for path in noto.SHIPPED.iterdir()) < 1_000_000
+    shipped = {path.stem for path in noto.SHIPPED.glob("*.png")}
+    assert shipped == {emoji for noun in core for emoji in noun.emoji}
+    font = find_color_font()
+    if font is None:
+        pytest.skip("no Noto Color Emoji here")
+    if not noto.is_from(font):
+        pytest.skip("another version of Noto Color Emoji here")
+    for emoji in sorted(shipped):
+        np.testing.assert_array_equal(np.asarray(noto.shipped(emoji)), np.asarray(noto.drawn(emoji, font)), emoji)
+
+
 def test_a_missing_font_leaves_its_set_out_and_says_which_package_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr(testsets, "find_color_font", lambda: None)
     monkeypatch.setattr(testsets, "find_outline_font", lambda: None)
-    workdir = write_workdir(tmp_path / "w")
+    other = next(noun.name for noun in vocabulary() if not noun.core and font_is_needed([noun]))
+    workdir = write_workdir(tmp_path / "w", [(name, "sprites") for name in (*CLASSES, other)])
     summary = testsets.run(config_with(), workdir)
-    assert summary["composites"] == 80
+    assert summary["composites"] == 100
     assert "apt-get install fonts-noto-color-emoji" in summary["noto_color"]
     assert "pip install manimgx-fonts" in summary["noto_outline"]
     assert not (workdir / "testsets" / "noto_color").exists()
