@@ -26,7 +26,7 @@ GPU_PYTHON ?=
 GPU_FLAGS ?=
 GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card lint format clean
+.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -87,6 +87,11 @@ gpu: $(if $(GPU_AS_IT_STANDS),,$(VENV)/installed-gpu)
 gpu-card:
 	@$(PYTHON) -m benchmarks.gpu --card
 
+# The site of documentation into build/site. No network, and a warning is an error.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -97,7 +102,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-cuda .venv-vllm build dist *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-jax .venv-cuda .venv-vllm build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -133,6 +138,11 @@ $(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python
 .venv-cuda/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install -qq --editable '.[cuda]' pytest pytest-timeout
+	touch $@
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -qq --editable '.[docs]'
 	touch $@
 
 .venv-vllm/installed: pyproject.toml
