@@ -90,7 +90,7 @@ gpu-card:
 # The site of documentation into build/site. No network, and a warning is an error.
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu .venv-docs/bin/mkdocs build --strict --quiet
-	@echo "build/site/index.html"
+	@echo "build/site/index.html; to search in it: python3 -m http.server --directory build/site"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
