@@ -33,7 +33,7 @@ def modules(package: str) -> list[str]:
 def parser_of(module: str) -> argparse.ArgumentParser:
     """The parser that a command builds: it runs up to where it would read its command line."""
     folder = ROOT.joinpath(*module.split("."))
-    imported = importlib.import_module(f"{module}.__main__" if folder.is_dir() else module)
+    imported = importlib.import_module(f"{module}.__main__" if (folder / "__main__.py").exists() else module)
     captured: list[argparse.ArgumentParser] = []
 
     def capture(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:

@@ -70,7 +70,8 @@ def test_commands_that_the_pages_print_take_the_flags_that_they_print():
         if module == "benchmarks.NAME":
             continue
         path = ROOT.joinpath(*module.split("."))
-        source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        file = path.with_suffix(".py")
+        source = (file if file.exists() else path / "__main__.py").read_text()
         source += '"--config"' if "add_config_argument" in source else ""
         for flag in re.findall(r"--[a-z][a-z-]+", rest):
             assert f'"{flag}"' in source, f"python -m {module} {flag}"
