@@ -142,7 +142,7 @@ $(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python
 
 .venv-docs/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install -qq --editable '.[docs]'
+	.venv-docs/bin/python -m pip install -qq --no-compile --editable '.[docs]'
 	touch $@
 
 .venv-vllm/installed: pyproject.toml

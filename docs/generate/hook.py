@@ -4,10 +4,13 @@ import pathlib
 import sys
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+ROOT = str(pathlib.Path(__file__).parents[2])
+sys.path.insert(0, ROOT)
 
-from docs import generate
+from docs import generate  # noqa: E402
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
+    if ROOT not in sys.path:  # mkdocs takes it off again once this file is loaded
+        sys.path.insert(0, ROOT)
     return generate.fill(markdown)
