@@ -24,7 +24,7 @@ BLOCK = 1000  # captions searched in one call: a block of text that stays in the
 
 
 class Matcher:
-    """Finds the concepts that captions contain: about 120,000 captions/s and core in a bank of 500,000 concepts.
+    """Finds the concepts that captions contain, also in banks of 500,000 (speed: benchmarks/results/matching.json).
 
     Args:
       concepts: their texts, normalised as captions are (`presence.normalise`); a match is reported as the index in this
