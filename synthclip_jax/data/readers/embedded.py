@@ -9,10 +9,8 @@ files are opened, as those of tables are.
 """
 
 import array
-import bisect
 import functools
 import hashlib
-import itertools
 import os
 import pathlib
 import re
@@ -29,6 +27,7 @@ from synthclip_jax.data.readers.captions import CaptionError, usable
 from synthclip_jax.data.readers.embedded_arrow import ArrowRows
 from synthclip_jax.data.readers.embedded_parquet import ParquetRows
 from synthclip_jax.data.readers.image_index import CAUSES, Found, image_index
+from synthclip_jax.data.readers.joined import Joined
 from synthclip_jax.data.readers.offsets import digest_of_files
 from synthclip_jax.data.readers.packed_texts import PackedTexts
 from synthclip_jax.data.readers.patterns import Kind, find_files
@@ -114,29 +113,25 @@ class EmbeddedReader:
         for file in self._files:
             left_out.update(file.left_out)
             self.faults += [f"{file.path}: {line}" for line in file.left_out.lines()]
-        self._ends = list(itertools.accumulate(len(file) for file in self._files))
+        self._joined = Joined(self._files)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._joined)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of a row. See `Reader`."""
-        file, row = self._locate(index)
+        file, row = self._joined.locate(index)
         return file.sample(row)
 
     def where(self, index: int) -> str:
-        file, row = self._locate(index)
+        file, row = self._joined.locate(index)
         return file.where(row)
 
     def concept(self, index: int) -> str:
         return ""
 
     def shards(self) -> list[Shard]:
-        starts = [0, *self._ends]
-        return [
-            Shard(file.path, range(start, end))
-            for file, start, end in zip(self._files, starts, self._ends, strict=False)
-        ]
+        return self._joined.shards()
 
     def digest(self) -> str:
         names = "".join(f"{pathlib.PurePath(f.path).name} {len(f)} {f.bytes}\n" for f in self._files)
@@ -144,10 +139,6 @@ class EmbeddedReader:
 
     def content_digest(self) -> str:
         return digest_of_files([(str(file.local), file.told()) for file in self._files])
-
-    def _locate(self, index: int) -> "tuple[_File, int]":
-        number = bisect.bisect_right(self._ends, index)
-        return self._files[number], index - (self._ends[number - 1] if number else 0)
 
 
 class _File:

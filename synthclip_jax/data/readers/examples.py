@@ -1,9 +1,7 @@
 """Shards of `tf.train.Example`: TFRecords of ours, of img2dataset and of TFDS, and TFDS's ArrayRecords."""
 
-import bisect
 import functools
 import hashlib
-import itertools
 import os
 import re
 import stat
@@ -13,6 +11,7 @@ from typing import Any, Protocol
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.example_proto import feature_values, parse_features
 from synthclip_jax.data.readers import captions
+from synthclip_jax.data.readers.joined import Joined
 from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.data.readers.patterns import gaps
 from synthclip_jax.data.readers.reader import IMAGE_KEYS, Opening, Sample, Shard, keys_of, missing_key, open_files
@@ -58,19 +57,19 @@ class ExampleReader:
         self.left_out, self.faults = left_out or LeftOut(), faults
         self._image_keys = keys_of(image_key, "image", IMAGE_KEYS)
         self._caption_keys = keys_of(caption_key, "caption", ("txt",))
-        self._ends = list(itertools.accumulate(len(shard) for shard in shards))
+        self._joined = Joined(shards)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._joined)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of a record. See `Reader`."""
-        shard, record = self._locate(index)
+        shard, record = self._joined.locate(index)
         try:
-            features = parse_features(self.payloads[shard][record])
+            features = parse_features(shard[record])
         except RecordError as error:
             # A shard names itself and the record, the parser knows neither.
-            named = str(error).startswith(self.payloads[shard].path)
+            named = str(error).startswith(shard.path)
             raise error if named else RecordError(f"{self.where(index)}: {error}") from error
         image, texts = _first(features, self._image_keys), _first(features, self._caption_keys)
         if image is None or texts is None:
@@ -84,20 +83,16 @@ class ExampleReader:
         return Sample(image[0], *captions.usable(texts, functools.partial(self.where, index), self._lenient))
 
     def where(self, index: int) -> str:
-        shard, record = self._locate(index)
-        return f"{self.payloads[shard].path}: record {record}"
+        shard, record = self._joined.locate(index)
+        return f"{shard.path}: record {record}"
 
     def concept(self, index: int) -> str:
-        shard, record = self._locate(index)
-        values = _first(parse_features(self.payloads[shard][record]), ("concept",))
+        shard, record = self._joined.locate(index)
+        values = _first(parse_features(shard[record]), ("concept",))
         return values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
 
     def shards(self) -> list[Shard]:
-        starts = [0, *self._ends]
-        return [
-            Shard(shard.path, range(start, end))
-            for shard, start, end in zip(self.payloads, starts, self._ends, strict=False)
-        ]
+        return self._joined.shards()
 
     def digest(self) -> str:
         names = "".join(f"{os.path.basename(s.path)} {len(s)} {_size(s)}\n" for s in self.payloads)
@@ -107,11 +102,6 @@ class ExampleReader:
         return digest_of_files(
             [(s.path, s.index.tobytes() if isinstance(s, IndexedShard) else b"") for s in self.payloads]
         )
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """(shard, record in it)."""
-        shard = bisect.bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard - 1] if shard else 0)
 
 
 def _size(shard: Payloads) -> int:

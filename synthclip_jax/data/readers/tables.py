@@ -1,16 +1,15 @@
 """CSV, TSV and Parquet tables with a column of image files and a column of captions: one file, or a folder of them."""
 
 import array
-import bisect
 import functools
 import hashlib
-import itertools
 import os
 import pathlib
 from collections.abc import Sequence
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers.captions import CaptionError, usable
+from synthclip_jax.data.readers.joined import Joined
 from synthclip_jax.data.readers.packed_texts import PackedTexts
 from synthclip_jax.data.readers.reader import Opening, Sample, Shard, keys_of, open_files
 from synthclip_jax.data.readers.table_files import read_rows, table_kind
@@ -67,29 +66,25 @@ class TableReader:
         for table in self._tables:
             self.left_out.update(table.left_out)
             self.faults += [f"{table.path}: {line}" for line in _lines(table.left_out)]
-        self._ends = list(itertools.accumulate(len(table) for table in self._tables))
+        self._joined = Joined(self._tables)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._joined)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of a row. See `Reader`."""
-        table, row = self._locate(index)
+        table, row = self._joined.locate(index)
         return table.sample(row)
 
     def where(self, index: int) -> str:
-        table, row = self._locate(index)
+        table, row = self._joined.locate(index)
         return table.where(row)
 
     def concept(self, index: int) -> str:
         return ""
 
     def shards(self) -> list[Shard]:
-        starts = [0, *self._ends]
-        return [
-            Shard(str(table.path), range(start, end))
-            for table, start, end in zip(self._tables, starts, self._ends, strict=False)
-        ]
+        return self._joined.shards()
 
     def digest(self) -> str:
         digest = hashlib.sha256()
@@ -99,10 +94,6 @@ class TableReader:
 
     def content_digest(self) -> str:
         return self.digest()  # which is of all paths and captions
-
-    def _locate(self, index: int) -> "tuple[_Table, int]":
-        number = bisect.bisect_right(self._ends, index)
-        return self._tables[number], index - (self._ends[number - 1] if number else 0)
 
 
 def _tables(spec: SourceSpec, folder: pathlib.Path) -> list[pathlib.Path]:

@@ -9,10 +9,8 @@ copied, one that is compressed (gzip, bzip2, xz) unpacked, once, into the cache 
 to one image but through all before it.
 """
 
-import bisect
 import functools
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -20,6 +18,7 @@ import stat
 
 from synthclip_jax.config.sources import SourceSpec
 from synthclip_jax.data.readers import captions, copies
+from synthclip_jax.data.readers.joined import Joined
 from synthclip_jax.data.readers.offsets import cached_offsets, digest_of_files
 from synthclip_jax.data.readers.patterns import COMPRESSED, TARS, find_files
 from synthclip_jax.data.readers.reader import (
@@ -60,7 +59,7 @@ class TarReader:
         paths, missing = find_files(spec.place, TARS, self.left_out)
         copies.check_room((path for path in paths if is_url(path) or path.name.lower().endswith(COMPRESSED)), "tar")
         self._tars, faults = open_files(spec.place, paths, open_tar, missing, how, self.left_out)
-        self._ends = list(itertools.accumulate(len(tar) for tar in self._tars))
+        self._joined = Joined(self._tars)
         found = [tar.found for tar in self._tars]
         for what, keys, there in (
             ("image", self._image_keys, any(tar.images for tar in found)),
@@ -82,12 +81,11 @@ class TarReader:
             tar.found = tar.found._replace(faults=LeftOut(), passed=LeftOut())
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._joined)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample. See `Reader`."""
-        number, sample = self._locate(index)
-        tar = self._tars[number]
+        tar, sample = self._joined.locate(index)
         image, caption, key = tar.read(sample)
         if image is None or caption is None:
             what = "image" if image is None else "caption"
@@ -111,17 +109,14 @@ class TarReader:
         return extension == "json" and bool(field)
 
     def where(self, index: int) -> str:
-        number, sample = self._locate(index)
-        return f"{self._tars[number].path}: example {sample} ({self._tars[number].key(sample)})"
+        tar, sample = self._joined.locate(index)
+        return f"{tar.path}: example {sample} ({tar.key(sample)})"
 
     def concept(self, index: int) -> str:
         return ""
 
     def shards(self) -> list[Shard]:
-        starts = [0, *self._ends]
-        return [
-            Shard(tar.path, range(start, end)) for tar, start, end in zip(self._tars, starts, self._ends, strict=False)
-        ]
+        return self._joined.shards()
 
     def digest(self) -> str:
         names = "".join(f"{pathlib.Path(t.path).name} {len(t)} {os.path.getsize(t.plain)}\n" for t in self._tars)
@@ -129,10 +124,6 @@ class TarReader:
 
     def content_digest(self) -> str:
         return digest_of_files([(str(tar.plain), tar.found.table.tobytes()) for tar in self._tars])
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        tar = bisect.bisect_right(self._ends, index)
-        return tar, index - (self._ends[tar - 1] if tar else 0)
 
 
 class _Tar:
