@@ -153,14 +153,14 @@ def _say_speed(config: Config, topology: Topology, made: Sequence[Any], batch: i
     )
     together = apart = 0.0
     for part in reversed(made):
-        facts = part.facts
-        compute = (facts.tiled + facts.tiled_float32 * chip.float32_cost) / chip.peak_flops
+        facts, products = part.facts, part.facts.products
+        compute = (products.tiled + products.tiled_float32 * chip.float32_cost) / chip.peak_flops
         memory = facts.traffic / chip.memory_bandwidth
         together += part.runs * max(compute, memory)
         apart += part.runs * (compute + memory)
-        tiled = (facts.tiled + facts.tiled_float32) / 1e12
+        tiled = (products.tiled + products.tiled_float32) / 1e12
         print(
-            f"{NAMES[part.name]:<26}{part.runs:>5}{facts.written / 1e12:>9.3f}{tiled:>10.3f}{1e3 * compute:>9.2f} ms"
+            f"{NAMES[part.name]:<26}{part.runs:>5}{products.written / 1e12:>9.3f}{tiled:>10.3f}{1e3 * compute:>9.2f} ms"
             f"{facts.traffic / 1e9:>7.2f} GB{1e3 * memory:>8.2f} ms{facts.kernels:>9}"
         )
     scores = max(part.facts.scores for part in made)

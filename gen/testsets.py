@@ -36,6 +36,7 @@ from gen.held_out.drawings import (
     noto_outline,
     scenes,
 )
+from gen.shards import tars
 from gen.shards.local import Executor, run_local
 from gen.shards.store import ShardOutput, StageStore, sha256
 from gen.sprites import ATTRIBUTION, Noun
@@ -78,9 +79,7 @@ def webdataset(name: str, nouns: Sequence[Noun], examples: Iterable[Example]) ->
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for png, answer in examples:
             for suffix, data in (("cls" if isinstance(answer, int) else "txt", str(answer).encode()), ("png", png)):
-                member = tarfile.TarInfo(f"{count:06d}.{suffix}")
-                member.size = len(data)  # times and owners stay at their zero defaults: same images, same bytes
-                tar.addfile(member, io.BytesIO(data))
+                tars.add(tar, f"{count:06d}.{suffix}", data)
             count += 1
     files = {
         "test/0.tar": buffer.getvalue(),

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from synthclip_jax.errors import UserError, command
+from synthclip_jax.files.hub import send
 from synthclip_jax.formats import open_clip, tokenizer_files, transformers
 from synthclip_jax.formats.card import model_card
 from synthclip_jax.formats.check import check_export
@@ -103,28 +104,16 @@ def _write(folder: pathlib.Path, model: LoadedModel, name: str, configs: dict[st
 def push(folder: pathlib.Path, repository: str, really: bool, private: bool = True, log: Any = print) -> None:
     """Uploads an export to a Hugging Face hub with `huggingface_hub`, or says what would be uploaded.
 
-    The account and the address are those of the environment, as `hf auth login` and HF_ENDPOINT set them.
-
     Raises:
-      ExportError: the package is not installed, or the hub refuses.
+      ExportError: see `send`.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    for file in files:
-        log(f"  {file.stat().st_size:>13,} bytes  {file.name}")
-    if not really:
-        log(f"dry run: nothing was sent. These {len(files)} files would go to {repository}; --yes sends them")
-        return
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise ExportError("huggingface_hub is not installed: pip install 'synthclip_jax[export]'") from error
-    api = HfApi()
-    try:
+
+    def upload(api: Any) -> None:
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights exported by synthclip_jax")
-    except Exception as error:  # the package raises many kinds: no account, no network, no such organisation
-        raise ExportError(f"{repository}: the hub refuses ({type(error).__name__}: {error})") from error
-    log(f"{len(files)} files sent to {repository}")
+
+    send(folder, files, repository, repository, really, upload, ExportError, log)
 
 
 def _format(text: str) -> str:

@@ -33,10 +33,11 @@ from synthclip_jax.plan import gpu_program
 from synthclip_jax.plan.ahead import GPU_OPTIONS, CompilerError, parse_refusal
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.hlo import Array
-from synthclip_jax.plan.tiles import tiled_products
+from synthclip_jax.plan.tiles import TiledProducts, tiled_products
 from synthclip_jax.plan.traffic import traffic
 
 SAYS_SO_EVERY = 30  # seconds of compiling
+_NO_PRODUCTS = TiledProducts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Facts:
       traffic: bytes to and from memory.
       kernels: kernels that are none of XLA's own: attention that keeps its scores on the chip.
       scores: bytes of the largest array of scores of the largest level, if any: attention that does not.
-      written, tiled, tiled_float32: FLOPs; see `Products`.
+      products: its FLOPs.
     """
 
     fits: bool
@@ -59,9 +60,7 @@ class Facts:
     traffic: float = 0.0
     kernels: int = 0
     scores: float = 0.0
-    written: float = 0.0
-    tiled: float = 0.0
-    tiled_float32: float = 0.0
+    products: TiledProducts = _NO_PRODUCTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ def parts(pipeline: Pipeline, images: Images, batch: int, topology: Topology, de
         if times:
             counted = tiled_products(jax.make_jaxpr(here[name][0])(*here[name][1]), topology.chip.tile)
             facts = _compiled(name, *there[name], topology, device, tokens)
-            part = Part(name, times, dataclasses.replace(facts, **counted._asdict()) if facts.fits else facts)
+            part = Part(name, times, dataclasses.replace(facts, products=counted) if facts.fits else facts)
             yield part
             if not facts.fits:
                 return

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import pathlib
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from gen.engines.image_batches import encode_jpeg
 from gen.miniature import words
 from gen.miniature.photographs import Photographs
 from gen.miniature.scenes import NO_ITEM, Scenes, described, grammar_scenes, render, single_scenes
+from gen.shards import tars
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.storage import write_stream
@@ -143,9 +143,7 @@ def _write_tar(
                 if jpeg is None:
                     raise WorldError(f"{path}: image {key} cannot be decoded again. Give a higher --quality")
                 for name, data in ((f"{key}.jpg", jpeg), (f"{key}.{suffix}", text.encode())):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)  # times and owners stay at their zero defaults: same images, same bytes
-                    tar.addfile(member, io.BytesIO(data))
+                    tars.add(tar, name, data)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_stream(path, fill)["sha256"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from gen.publishing.source import PublishError
 from synthclip_jax.data.readers.offsets import SUFFIX
+from synthclip_jax.files.hub import send
 
 PREFIX = "hf://datasets/"
 NOT_SENT = (".*", f"*{SUFFIX}")  # temporary files, and what our readers leave beside files that they have read
@@ -41,37 +42,20 @@ def upload(
 ) -> None:
     """Uploads a folder with `huggingface_hub`, or says what would be uploaded. What is there already is not sent again.
 
-    The account and the address are those of the environment, as `hf auth login` and HF_ENDPOINT set them.
-
     Raises:
-      PublishError: the package is not installed, or the hub refuses.
+      PublishError: see `send`.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not any(map(path.match, NOT_SENT))]
-    for file in files:
-        log(f"  {file.stat().st_size:>15,} bytes  {file.relative_to(folder)}")
-    if not really:
-        log(f"dry run: nothing was sent. These {len(files)} files would go to {PREFIX}{repository}; --yes sends them")
-        return
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise PublishError("huggingface_hub is not installed: pip install 'synthclip_jax[export]'") from error
-    api = HfApi()
-    try:
+
+    def to(api: Any) -> None:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        what = {"repo_id": repository, "folder_path": folder, "repo_type": "dataset"}
+        what |= {"ignore_patterns": list(NOT_SENT)}
         # Before huggingface_hub 2, upload_folder sent all of a folder or nothing.
-        if send := getattr(api, "upload_large_folder", None):
-            send(repo_id=repository, folder_path=folder, repo_type="dataset", ignore_patterns=list(NOT_SENT))
+        if large := getattr(api, "upload_large_folder", None):
+            large(**what)
         else:
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                repo_type="dataset",
-                ignore_patterns=list(NOT_SENT),
-                commit_message="Dataset published by synthclip_jax",
-            )
-    except Exception as error:  # the package raises many kinds: no account, no network, no such organisation
-        raise PublishError(
-            f"{repository}: the hub refuses ({type(error).__name__}: {error}). The same command sends what is missing"
-        ) from error
-    log(f"{len(files)} files sent to {PREFIX}{repository}")
+            api.upload_folder(**what, commit_message="Dataset published by synthclip_jax")
+
+    again = ". The same command sends what is missing"
+    send(folder, files, repository, f"{PREFIX}{repository}", really, to, PublishError, log, again)

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 from gen.publishing.source import Example, PublishError
+from gen.shards import tars
 from synthclip_jax.files.locations import Location
 
 ENDING = ".tar"
@@ -34,9 +35,7 @@ def write(examples: Iterator[Example], many: bool) -> bytes:
                 ("txt", example.captions[0].encode()),
                 ("json", text.encode()),
             ):
-                member = tarfile.TarInfo(f"{example.id}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                tars.add(tar, f"{example.id}.{ending}", data)
     return buffer.getvalue()
 
 

@@ -4,14 +4,13 @@ import colorsys
 import io
 import itertools
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from toy_clip import tiny_clip
 from toy_testset import coloured, image_bytes, write_wds
 
-from synthclip_jax.config import default_config
 from synthclip_jax.config.registry import CORRUPTIONS
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import assignment, intervals
@@ -22,7 +21,6 @@ from synthclip_jax.evals.image_corruptions.digital import _smooth
 from synthclip_jax.evals.image_corruptions.weather import plasma
 from synthclip_jax.evals.zeroshot import ZeroShot
 from synthclip_jax.model.encoder import Encoder
-from synthclip_jax.model.towers import make_model
 
 KINDS = tuple(CORRUPTIONS)
 
@@ -175,15 +173,10 @@ def test_the_smooth_shifts_are_a_gaussian_with_mirrored_edges():
 
 @pytest.fixture(scope="module")
 def model():
-    config = default_config()
-    config.data.image_size = 16
-    config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
-    config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
-    config.model.text.update(width=16, layers=1, heads=2, context_length=12)
+    config, graphdef, params = tiny_clip()
     config.eval.batch_size = 8
     config.eval.corruptions.update(kinds=("contrast", "fog"), severities=(1, 5))
-    graphdef, init, _ = make_model(config.model, 16)
-    return config, graphdef, jax.jit(init)(jax.random.key(0))
+    return config, graphdef, params
 
 
 def test_the_suite_counts_what_a_loop_over_corrupted_files_counts(tmp_path, model):

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from toy_clip import tiny_clip
 from toy_images import encode, jpeg_of, photo
 
-from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.model import encoder as encoder_lib
 from synthclip_jax.model.encoder import Encoder, on_all_devices
-from synthclip_jax.model.towers import make_model
 
 TEXTS = ["a dog", "", "three very small red cars parked in a row beside the old town hall", "a cat", "snow " * 60]
 
@@ -29,13 +28,7 @@ def image_bytes(seed, size=(20, 16), form="PNG"):
 
 @pytest.fixture(scope="module")
 def model():
-    config = default_config()
-    config.data.image_size = 16
-    config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
-    config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
-    config.model.text.update(width=16, layers=1, heads=2, context_length=40)
-    graphdef, init, _ = make_model(config.model, 16)
-    return config, graphdef, jax.jit(init)(jax.random.key(0))
+    return tiny_clip(context_length=40)
 
 
 def test_texts_have_the_vectors_that_the_whole_rows_give_in_the_order_given(model):

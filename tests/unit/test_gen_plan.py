@@ -14,7 +14,7 @@ from gen.engines.text_to_image import ImageModelError
 from synthclip_jax.config import load_config
 from synthclip_jax.plan import ahead
 from synthclip_jax.plan.chips import Topology
-from synthclip_jax.plan.tiles import tiled_products
+from synthclip_jax.plan.tiles import TiledProducts, tiled_products
 
 # A pipeline of few channels, in the place of the files that `plan` writes for Stable Diffusion 1.5.
 TINY = {
@@ -78,7 +78,7 @@ def test_a_batch_that_does_not_fit_is_halved(capsys, monkeypatch):
     def parts(pipeline, images, batch, topology, device):
         tried.append(batch)
         fits = batch <= 2
-        facts = parts_ahead.Facts(fits, 20 * 2**30, 2**30, 1e9, written=1e12, tiled=1e12)
+        facts = parts_ahead.Facts(fits, 20 * 2**30, 2**30, 1e9, products=TiledProducts(1e12, 1e12))
         yield parts_ahead.Part("guided", 50, dataclasses.replace(facts, needed=2**31) if fits else facts)
 
     monkeypatch.setattr(parts_ahead, "parts", parts)

@@ -2,22 +2,20 @@
 
 import io
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from toy_clip import tiny_clip
 from toy_testset import write_wds
 
-from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import assignment, intervals
 from synthclip_jax.evals.datasets import open_dataset
 from synthclip_jax.evals.ranks import best_ranks
 from synthclip_jax.evals.retrieval import Ranks, Retrieval, _chance, metrics, rank
-from synthclip_jax.model.towers import make_model
 
 
 def sorted_ranks(queries, gallery, right):
@@ -131,14 +129,9 @@ def test_the_interval_of_clustered_trials_covers_the_truth_about_95_times_in_100
 
 @pytest.fixture(scope="module")
 def model():
-    config = default_config()
-    config.data.image_size = 16
-    config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
-    config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
-    config.model.text.update(width=16, layers=1, heads=2, context_length=12)
+    config, graphdef, params = tiny_clip()
     config.eval.batch_size = 4
-    graphdef, init, _ = make_model(config.model, 16)
-    return config, graphdef, jax.jit(init)(jax.random.key(0))
+    return config, graphdef, params
 
 
 def striped(number):

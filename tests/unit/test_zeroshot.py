@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from toy_clip import tiny_clip
 from toy_testset import CLASSES, coloured, image_bytes, write_wds
 
-from synthclip_jax.config import default_config
 from synthclip_jax.errors import EvaluationError
 from synthclip_jax.evals import assignment, intervals, results, zeroshot
 from synthclip_jax.evals.datasets import open_dataset
@@ -19,20 +19,14 @@ from synthclip_jax.evals.suites import SUITES
 from synthclip_jax.evals.zeroshot import Predictions, ZeroShot, best_classes, metrics, text_classifier
 from synthclip_jax.model.encoder import on_all_devices
 from synthclip_jax.model.preprocess import Preprocess
-from synthclip_jax.model.towers import make_model
 from synthclip_jax.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def model():
-    config = default_config()
-    config.data.image_size = 16
-    config.model.update(tower="openai", embed_dim=16, compute_dtype="float32", scan_layers=False)
-    config.model.vision.update(width=16, layers=1, heads=2, patch_size=8)
-    config.model.text.update(width=16, layers=1, heads=2, context_length=12)
+    config, graphdef, params = tiny_clip()
     config.eval.batch_size = 5
-    graphdef, init, _ = make_model(config.model, 16)
-    return config, graphdef, jax.jit(init)(jax.random.key(0))
+    return config, graphdef, params
 
 
 # --- metrics
