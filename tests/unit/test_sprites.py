@@ -26,10 +26,10 @@ def test_every_noun_has_twemoji_art():
 def test_every_noun_has_a_glyph_by_the_other_artists(font_kind):
     from PIL import ImageFont
 
-    from gen.held_out import drawings
+    from gen.held_out import drawings, noto
 
     find, size = {
-        "color": (drawings.find_color_font, drawings.COLOR_FONT_SIZE),
+        "color": (drawings.find_color_font, noto.FONT_SIZE),
         "outline": (drawings.find_outline_font, 64),
     }[font_kind]
     font = find()
