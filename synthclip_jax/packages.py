@@ -2,6 +2,8 @@
 
 import functools
 import importlib.metadata
+import pathlib
+import subprocess
 from collections.abc import Iterable
 
 from synthclip_jax import __version__
@@ -21,6 +23,22 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """The same of those that are there alone."""
     return {package: version for package, version in versions(packages).items() if version != NOT_INSTALLED}
+
+
+def commit() -> str:
+    """The commit of the checkout that this code is from, with `+` behind it if files have changed; empty: none."""
+    folder = pathlib.Path(__file__).parents[1]
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        asked = [["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
+        head, changed = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{head}+" if changed else head
 
 
 @functools.cache

@@ -118,7 +118,7 @@ def kill_everywhere(folder):
     pa.table({"a": [1]})  # what this loads is loaded once, and not in each process
     findings.packages.versions(findings.PACKAGES)
     os.fsync = lambda handle: None  # no power fails here
-    findings.commit = lambda: ""
+    findings.packages.commit = lambda: ""
     study = make_study(sizes=(100, 200), seeds=1, curves=False)
     calm, harried = folder / "calm", folder / "harried"
     assert forked(lambda: run(study, calm))

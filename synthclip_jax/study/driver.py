@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from synthclip_jax import packages
 from synthclip_jax.errors import explain
 from synthclip_jax.files.storage import StoreError
 from synthclip_jax.study import definition
@@ -161,6 +162,7 @@ class Driver:
     def _record(self, cell: Cell) -> dict[str, Any]:
         folder = self._store.folder(cell.name)
         self._store.begin(cell.name, self._definitions[cell.name])
+        code = packages.commit()  # before the work: it is what the steps run
         self._log(f"cell {cell.name}: {', then '.join(step.module for step in cell.steps)}")
         steps = [self._run_step(number, step, self._store.workdir, folder) for number, step in enumerate(cell.steps)]
         return {
@@ -170,6 +172,7 @@ class Driver:
             "steps": steps,
             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             "host": socket.gethostname(),
+            "commit": code,
             "finished": _now(),
         }
 

@@ -3,11 +3,11 @@
 `W/study.json` holds it. The same records give the same file.
 """
 
+import collections
 import dataclasses
 import math
 import os
 import pathlib
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,9 +37,14 @@ def find(study: Study, outcome: Outcome) -> dict[str, Any]:
         "format": 1,
         "study": study.name,
         "about": study.about,
-        "commit": commit(),
+        "commit": packages.commit(),
         "versions": packages.versions(PACKAGES),
-        "cells": {"all": len(study.cells), "done": len(metrics), "failed": outcome.failed},
+        "cells": {
+            "all": len(study.cells),
+            "done": len(metrics),
+            "failed": outcome.failed,
+            "commits": _commits(outcome),
+        },
         "curves": {curve.name: _curve(study, curve, metrics, laws[curve.name]) for curve in study.curves},
         "equal_sizes": [row for curve in study.curves for row in _equal(curve, points, laws)],
         "claims": {claim.name: _claim(claims.judge(claim, study, metrics)) for claim in study.claims},
@@ -90,20 +95,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {claim['verdict'].upper()}: {effect}, {claim['seeds']} seeds; {claim['reason']}"
 
 
-def commit() -> str:
-    """The commit of the checkout that this code is from, with `+` behind it if files have changed; empty: none."""
-    folder = pathlib.Path(__file__).parents[2]
-    if not (folder / ".git").exists():
-        return ""
-    try:
-        asked = [["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]]
-        head, changed = (
-            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-            for words in asked
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return f"{head}+" if changed else head
+def _commits(outcome: Outcome) -> dict[str, int]:
+    """How many cells were finished at which commit: a study may take days, and go on with newer code."""
+    commits = (str(record.get("commit", "")) for record in outcome.records.values())
+    return dict(sorted(collections.Counter(commits).items()))
 
 
 def _points(study: Study, curve: Curve, metrics: Mapping[str, Mapping[str, float]]) -> tuple[list[float], list[float]]:

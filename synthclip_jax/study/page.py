@@ -200,8 +200,15 @@ def _failed(found: Mapping[str, Any]) -> Html | None:
 
 def _made(found: Mapping[str, Any]) -> Html:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    others = {commit: count for commit, count in found["cells"]["commits"].items() if commit != found["commit"]}
+    cells = ((tag("code", commit or "none"), f": {count} cells ") for commit, count in others.items())
     rows: Iterator[tuple[str, Any]] = filter(
-        lambda item: item[1], (("commit", found["commit"] and tag("code", found["commit"])), ("versions", versions))
+        lambda item: item[1],
+        (
+            ("commit", found["commit"] and tag("code", found["commit"])),
+            ("cells of other commits", others and cells),
+            ("versions", versions),
+        ),
     )
     return tag("dl", ((tag("dt", name), tag("dd", value)) for name, value in rows), class_="provenance")
 

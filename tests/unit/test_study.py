@@ -16,10 +16,11 @@ from toy_study import METRIC, Runner, contents, make_study, run
 
 pytest.importorskip("pyarrow")
 
+from synthclip_jax import packages
 from synthclip_jax.config import ConfigError
 from synthclip_jax.files import state_files
 from synthclip_jax.files.storage import StoreError
-from synthclip_jax.study import Cell, Step, StudyError, Trial, Work, collect, costs, definition, table
+from synthclip_jax.study import Cell, Step, StudyError, Trial, Work, collect, costs, definition, findings, page, table
 from synthclip_jax.study.commands import Commands, Stopped, arguments
 from synthclip_jax.study.driver import Driver, definitions
 from synthclip_jax.study.load import load_study
@@ -66,6 +67,16 @@ def test_a_study_may_grow(tmp_path):
     outcome = run(make_study(sizes=(100, 200), seeds=3, curves=False), tmp_path, runner)
     assert sorted(runner.ran) == sorted(f"{source}-{size}-2" for source in toy_study.FLOORS for size in (100, 200))
     assert len(outcome.records) == 13
+
+
+def test_cells_of_another_commit_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "commit", lambda: "old")
+    run(make_study(sizes=(100, 200), seeds=1, curves=False), tmp_path)
+    monkeypatch.setattr(packages, "commit", lambda: "new")
+    run(small(), tmp_path)
+    found = json.loads((tmp_path / findings.FILE).read_text())
+    assert (found["commit"], found["cells"]["commits"]) == ("new", {"new": 4, "old": 5})
+    assert "old</code>: 5 cells" in page.page(found)
 
 
 def test_a_cell_is_run_again_if_its_record_is_damaged_or_gone(tmp_path):
