@@ -2,7 +2,7 @@
 
     python -m synthclip_jax.study --study=configs/studies/miniature_settings.py --workdir=W [--dry-run]
 
-All 16,000 real pairs, a quarter of the pairs seen, one seed, evaluated on the validation split; one thing differs from
+All 16,000 real pairs, half of the pairs seen, one seed, evaluated on the validation split; one thing differs from
 `configs/miniature.py` at a time. What is best goes into that file before `configs/studies/miniature.py` is run; no test
 photograph is looked at, and no synthetic pair, so that settings favour neither side by choice.
 """
@@ -13,19 +13,18 @@ import runpy
 from synthclip_jax.study import Cell, Study
 
 _miniature = runpy.run_path(str(pathlib.Path(__file__).with_name("miniature.py")))
-SIZE, SEEN = 16_000, 64_000
+SIZE, SEEN = 16_000, 128_000
 SETTINGS = {
     "as it is": (),
     "learning rate 1e-3": ("train.learning_rate=1e-3", "train.lr_end=1e-5"),
     "learning rate 4e-3": ("train.learning_rate=4e-3", "train.lr_end=4e-5"),
     "muon": ("train.optimizer=muon",),
-    "batch 64": ("train.batch_size=64",),
-    "batch 256": ("train.batch_size=256",),
-    "patch 8": ("model.vision.patch_size=8",),
-    "patch 8, width 192": ("model.vision.patch_size=8", "model.vision.width=192", "model.vision.heads=6"),
-    "3 layers": ("model.vision.layers=3",),
+    "batch 64": ("train.batch_size=64", "train.learning_rate=1e-3", "train.lr_end=1e-5"),
+    "width 192": ("model.vision.width=192", "model.vision.heads=6"),
+    "patch 4": ("model.vision.patch_size=4",),
     "no crops": ("data.crop_scale=(1.0,1.0)", "data.crop_ratio=(1.0,1.0)"),
     "slip tower": ("model.tower=slip",),
+    "two layers": ("model.vision.layers=2",),
 }
 
 

@@ -15,7 +15,6 @@ from synthclip_jax.study import Cell, Claim, Curve, Study
 _miniature = runpy.run_path(str(pathlib.Path(__file__).with_name("miniature.py")))
 SIZES, SEEN, TUNED = (180, 360), 3840, 1280
 SMALL = (
-    "--config.model.vision.patch_size=8",
     "--config.model.vision.layers=2",
     "--config.model.text.layers=1",
     "--config.gen.images.steps=4",
