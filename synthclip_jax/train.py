@@ -164,12 +164,18 @@ def _train_alone(
             profiler.after(step + 1, metrics)
 
         checkpoints.wait()
-        if last and not due:
-            say(f"Training is finished: step {step} in {duration(clock.seconds)}. Checkpoint: {folder / str(step)}")
-        else:
-            what = "checkpoint saved" if distributed.of_first(checkpoints.steps) else "nothing is trained yet"
-            what += "; its evaluation is still to be done" if due else ""
-            say(f"Stopped as asked at step {step} of {total_steps}; {what}. The same command continues.")
+        say(_how_it_ended(step, total_steps, bool(due), clock.seconds, checkpoints, folder))
+
+
+def _how_it_ended(
+    step: int, total_steps: int, due: bool, seconds: float, checkpoints: Checkpoints, folder: pathlib.Path
+) -> str:
+    """The last line of a run; `due`: an evaluation is still to be done."""
+    if step == total_steps and not due:
+        return f"Training is finished: step {step} in {duration(seconds)}. Checkpoint: {folder / str(step)}"
+    what = "checkpoint saved" if distributed.of_first(checkpoints.steps) else "nothing is trained yet"
+    what += "; its evaluation is still to be done" if due else ""
+    return f"Stopped as asked at step {step} of {total_steps}; {what}. The same command continues."
 
 
 def _batches(
