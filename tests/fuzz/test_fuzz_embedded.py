@@ -19,8 +19,8 @@ ROWS = 24
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+def cache(folder, monkeypatch):
+    monkeypatch.setenv("SYNTHCLIP_CACHE", str(folder / "cache"))
 
 
 def table(captions):
