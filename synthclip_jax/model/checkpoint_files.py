@@ -236,12 +236,21 @@ def remove_unfinished(folder: pathlib.Path, step: int | None = None) -> None:
 
 
 def prune(folder: pathlib.Path, keep: int, every: int, best: str) -> None:
-    """Removes checkpoints but the newest, those at multiples of `every`, and the one whose metric `best` is largest."""
+    """Removes checkpoints but the newest, those at multiples of `every`, and the one whose metric `best` is largest.
+
+    One whose metric cannot be read, since the file is damaged, stays too.
+    """
     steps = saved_steps(folder)
     kept = set(steps[-keep:]) | {step for step in steps if every and step % every == 0}
     if best:
-        values = {step: _metric(folder / str(step), best) for step in steps}
-        known = [(value, step) for step, value in values.items() if value is not None]
+        known = []
+        for step in steps:
+            try:
+                value = _metric(folder / str(step), best)
+            except (OSError, state_files.StateError):
+                kept.add(step)  # it may be the best
+                continue
+            known += [] if value is None else [(value, step)]
         kept |= {step for _, step in sorted(known)[-1:]}
     for step in steps:
         if step not in kept:
@@ -261,11 +270,17 @@ def write_evaluation(checkpoint: pathlib.Path, metrics: Mapping[str, float]) -> 
 
 
 def _metric(checkpoint: pathlib.Path, name: str) -> float | None:
-    """A number of the checkpoint's evaluation, if it has one; earlier versions kept it in orbax's own place."""
-    for place, shape in ((EVALUATION, {"metrics": {name: float}}), ("metrics/metrics", {name: float})):
-        with contextlib.suppress(OSError, state_files.StateError):
-            found = state_files.read(checkpoint / place, "", shape)
-            return found.get("metrics", found)[name]
+    """A number of the checkpoint's evaluation, if it has one; earlier versions kept it in orbax's own place.
+
+    Raises:
+      StateError: the file is damaged.
+      OSError: it cannot be read.
+    """
+    for place, shape, sealed in ((EVALUATION, {"metrics": dict}, True), ("metrics/metrics", dict, False)):
+        with contextlib.suppress(FileNotFoundError):
+            found = state_files.read(checkpoint / place, "", shape, sealed)
+            value = found.get("metrics", found).get(name)
+            return None if state_files.mismatch(value, float) else value
     return None
 
 

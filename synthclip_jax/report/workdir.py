@@ -26,6 +26,7 @@ from synthclip_jax.report.examples import Drawn, Images
 from synthclip_jax.report.missing import Missing, optional, outside
 from synthclip_jax.training.metrics import read_metrics
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.run_record import read_run
 from synthclip_jax.workdir.versions import Version, dataset_folder, find_version, trained_version
 
 SHEET, STRIP = 48, 26  # pictures on the contact sheet, and in the strip at the top
@@ -202,7 +203,7 @@ class Run:
     def training(self) -> dict[str, Any]:
         """What was trained: config, dataset, versions."""
         path = self._there(self.folder / "train" / "config.json", "Training has not begun in this workdir.")
-        return state_files.read(path, "Restore it, or make it again.", {"config": dict})
+        return read_run(path, "Restore it, or start training again, which makes it anew.", {"config": dict})
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:

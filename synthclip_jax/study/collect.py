@@ -17,8 +17,8 @@ import numpy as np
 from synthclip_jax.compare import CompareError, delta_mtl, of_paper, of_run
 from synthclip_jax.errors import UserError
 from synthclip_jax.evals import intervals, results
-from synthclip_jax.files import state_files
 from synthclip_jax.workdir import generated
+from synthclip_jax.workdir.run_record import read_run
 
 BASELINE = "clip_cc12m"  # of Delta_MTL: the paper's
 
@@ -103,7 +103,7 @@ def _check_finished(folder: pathlib.Path) -> None:
     from synthclip_jax.model.checkpoint_files import checkpoint_folder, saved_steps
     from synthclip_jax.training.optim import Length
 
-    run = state_files.read(path, "Delete it and train again.", {"config": dict, "dataset": dict})
+    run = read_run(path, "Delete it and train again.", {"config": dict, "dataset": dict})
     if not isinstance(examples := run["dataset"].get("examples"), int):
         return  # imported weights
     total = Length.of(from_plain(run["config"]).train, examples).total_steps

@@ -15,6 +15,7 @@ from synthclip_jax.devices.distributed import is_main, say
 from synthclip_jax.errors import UserError
 from synthclip_jax.files import state_files
 from synthclip_jax.model.preprocess import Preprocess
+from synthclip_jax.workdir.run_record import read_run
 
 # What may differ between two starts of one run: it changes speed, placement or reports, not what is trained.
 FREE_TO_CHANGE = re.compile(
@@ -104,7 +105,7 @@ def claim_workdir(
 def _read(path: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
     """The record, if it can be read; else what is wrong with it."""
     try:
-        return state_files.read(path, "", _SHAPE), ""
+        return read_run(path, "", _SHAPE), ""
     except FileNotFoundError:
         return None, ""
     except state_files.StateError as error:

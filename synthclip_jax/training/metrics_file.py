@@ -1,14 +1,16 @@
 """The metrics of a run, one JSON object per line: a log that survives crashes, restarts and damage.
 
 Each line carries a `check`: a checksum of its own numbers, and one that ties it to the line before it. So a flipped bit
-costs one line, and lines that are lost or there twice are noticed. Files of earlier versions have none.
+costs one line, and lines that are lost or there twice are noticed. Files of earlier versions have none; the first run
+that continues one writes it with checks.
 """
 
 import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -78,21 +80,21 @@ class MetricsFile:
             print(f"{self.path}: what an earlier start wrote is now in {place.name}", flush=True)
 
     def _mended(self, last_step: int) -> list[dict[str, float]]:
-        """Writes the file without later and damaged lines, where there are any; returns its lines."""
+        """Writes the file as it has to be, where it is not: without later and damaged lines; returns its lines."""
         if not self.path.exists():
             return []
         left_out, damaged = LeftOut("lines"), []
-        lines = list(_lines(self.path, left_out, damaged))
+        lines = _lines(self.path, left_out, damaged)
         kept = [line for line in lines if line["step"] <= last_step]
-        if len(kept) < len(lines) or left_out:
+        text = "".join(map(_text, kept, [None, *kept[:-1]])).encode()
+        if text != self.path.read_bytes():
             aside = self.path.with_name(f"{self.path.name}.damaged")
             if damaged:
                 with aside.open("ab") as file:
                     file.writelines(damaged)
-            for text in left_out.lines():
-                print(f"{self.path}: {text}" + (f"; kept in {aside.name}" if damaged else ""), flush=True)
-            previous = [None, *kept[:-1]]
-            write_atomic(self.path, "".join(map(_text, kept, previous)).encode())
+            for words in left_out.lines():
+                print(f"{self.path}: {words}" + (f"; kept in {aside.name}" if damaged else ""), flush=True)
+            write_atomic(self.path, text)
         return kept
 
 
@@ -109,56 +111,76 @@ def read_metrics(path: str | os.PathLike, left_out: LeftOut | None = None) -> li
     if not path.exists():
         return []
     account = LeftOut("lines") if left_out is None else left_out
-    lines = list(_lines(path, account, []))
+    lines = _lines(path, account, [])
     if left_out is None:
         for text in account.lines():
             print(f"{path}: {text}", flush=True)
     return lines
 
 
-def _lines(path: pathlib.Path, left_out: LeftOut, damaged: list[bytes]) -> Iterator[dict[str, float]]:
+class _Line(NamedTuple):
+    """A line as it is in the file; what it says, None if it is damaged; its check, if it has one."""
+
+    raw: bytes
+    values: dict[str, float] | None
+    check: str
+
+
+def _lines(path: pathlib.Path, left_out: LeftOut, damaged: list[bytes]) -> list[dict[str, float]]:
     """The lines without their checks; `damaged` gets what cannot be read, as it is."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise MetricsError(f"{path}: not a regular file. Move it away")
+    with path.open("rb") as file:
+        read = [_parse(raw) for raw in iter(lambda: file.readline(MAX_LINE), b"")]
+    older = _of_earlier_version(read)
+    found: list[dict[str, float]] = []
     seen: set[str] = set()
     previous: dict[str, float] | None = None
     follows = True  # whether the line before this one was read, so that the two can be compared
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(MAX_LINE):
-            number += 1
-            try:
-                line, check = _parse(raw, must_have_check=bool(seen))
-            except ValueError:
-                left_out.add(DAMAGED if raw.endswith(b"\n") else CUT_OFF, f"line {number}")
-                damaged.append(raw)
-                follows = False
-                continue
-            if check in seen:
-                left_out.add(TWICE, f"line {number}")
-                continue
-            if check and follows and check != _check(line, previous):
-                left_out.add(LOST, f"line {number}")
-            if check:
-                seen.add(check)
-            yield line
-            previous, follows = line, True
+    for number, (raw, values, check) in enumerate(read, 1):
+        if values is None or not (check or number <= older):
+            left_out.add(DAMAGED if raw.endswith(b"\n") else CUT_OFF, f"line {number}")
+            damaged.append(raw)
+            follows = False
+            continue
+        if check in seen:
+            left_out.add(TWICE, f"line {number}")
+            continue
+        if check and follows and check != _check(values, previous):
+            left_out.add(LOST, f"line {number}")
+        if check:
+            seen.add(check)
+        found.append(values)
+        previous, follows = values, True
+    return found
 
 
-def _parse(raw: bytes, must_have_check: bool) -> tuple[dict[str, float], str]:
-    """A line and its check.
+def _of_earlier_version(read: Sequence[_Line]) -> int:
+    """How many lines at the start need no check, since an earlier version wrote them.
 
-    Raises:
-      ValueError: it is none, or not as it was written.
+    A line of ours may have lost its check and still be JSON. So such lines count only where the first one with a check
+    continues them, or where no line has ever had one.
     """
-    line = state_files.parse(raw, "", "", {"step": int}, sealed=False)
-    check = line.pop(CHECK, "")
-    problem = state_files.mismatch(line, dict.fromkeys(line, float))
-    if problem or any(abs(value) > 1e308 for value in line.values()) or not 0 <= line["step"] < 2**63:
-        raise ValueError(problem or "a number that is none")
-    if (check or must_have_check) and (not isinstance(check, str) or check[:8] != _own(line)):
-        raise ValueError("it is not as it was written")
-    return line, check
+    start = next((place for place, line in enumerate(read) if line.check), None)
+    if start is None:
+        return 0 if any(f'"{CHECK}"'.encode() in line.raw for line in read) else len(read)
+    last, first = read[start - 1].values if start else None, read[start]
+    return start if last and first.values and first.check == _check(first.values, last) else 0
+
+
+def _parse(raw: bytes) -> _Line:
+    try:
+        values = state_files.parse(raw, "", "", {"step": int}, sealed=False)
+    except state_files.StateError:
+        return _Line(raw, None, "")
+    check = values.pop(CHECK, None)
+    sound = (
+        not state_files.mismatch(values, dict.fromkeys(values, float))
+        and all(abs(value) <= 1e308 for value in values.values())
+        and 0 <= values["step"] < 2**63
+        and (check is None or (isinstance(check, str) and check[:8] == _own(values)))
+    )
+    return _Line(raw, values, check or "") if sound else _Line(raw, None, "")
 
 
 def _text(line: Mapping[str, float], previous: Mapping[str, float] | None) -> str:

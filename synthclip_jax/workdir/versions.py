@@ -21,6 +21,7 @@ from synthclip_jax.files import state_files
 from synthclip_jax.files.folders import is_inside
 from synthclip_jax.files.locations import Location, is_url, location
 from synthclip_jax.workdir.generated import PLAN
+from synthclip_jax.workdir.run_record import read_run
 
 FIRST = "1.0.0"
 _NAME = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
@@ -137,7 +138,7 @@ def trained_version(workdir: str | os.PathLike | Location) -> Version:
     path, wanted = location(workdir) / "train" / "config.json", ""
     if path.is_file():
         remedy = "Restore it: the run's checkpoints say what must be in it."
-        record = state_files.read(path, remedy, {"config": {"gen": dict}}, error=VersionError)
+        record = read_run(path, remedy, {"config": {"gen": dict}}, VersionError)
         wanted = str(record["config"]["gen"].get("version", ""))
     return find_version(workdir, wanted)
 

@@ -4,7 +4,7 @@
         with limits(what):
             read(damaged)
 
-FUZZ_MUTATIONS overrides how many there are.
+FUZZ_MUTATIONS overrides how many there are. FUZZ_PROGRESS names a file that says how far a long run has come.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ def how_many(default: int) -> int:
 def mutations(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     """Damaged copies of a file, each with a text that says what was done to it. The same ones for the same seed."""
     for number in range(count):
+        if number % 1000 == 0:
+            _note(f"{number} of {count} mutations of seed {seed}, {len(data)} bytes")
         draw = random.Random(f"{seed}/{number}")
         damaged, done = bytearray(data), []
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
@@ -36,6 +38,12 @@ def mutations(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, byt
             kind(damaged, draw)
             done.append(kind.__name__.strip("_"))
         yield f"mutation {number} of seed {seed}: {', '.join(done)}", bytes(damaged)
+
+
+def _note(progress: str) -> None:
+    if place := os.environ.get("FUZZ_PROGRESS"):
+        with open(place, "a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {os.environ.get('PYTEST_CURRENT_TEST', '')}: {progress}\n")
 
 
 @contextlib.contextmanager

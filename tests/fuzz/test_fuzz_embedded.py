@@ -1,12 +1,14 @@
 """Damaged Parquet and Arrow files with images inside, beside pyarrow: the same images and captions, or a counted
 omission, or a `RecordError`."""
 
+import functools
 import random
 
 import pytest
 from fuzz.mutations import MANY, how_many, limits, mutations
 
 from synthclip_jax.config.sources import SourceSpec
+from synthclip_jax.data.readers import copies, offsets, patterns
 from synthclip_jax.data.readers.captions import problem
 from synthclip_jax.data.readers.embedded import open_arrow, open_parquet
 from synthclip_jax.data.readers.reader import Opening
@@ -18,9 +20,26 @@ pq = pytest.importorskip("pyarrow.parquet")
 ROWS = 24
 
 
+class InThisThread:
+    """A pool that has no threads: starting one takes longer than reading so small a file."""
+
+    def __init__(self, threads):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("SYNTHCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+def cache(folder, monkeypatch):
+    monkeypatch.setenv("SYNTHCLIP_CACHE", str(folder / "cache"))
+    for module in (copies, offsets, patterns):
+        monkeypatch.setattr(module, "ThreadPoolExecutor", InThisThread)
+    batches = functools.partialmethod(pq.ParquetFile.iter_batches, use_threads=False)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", batches)
 
 
 def table(captions):
@@ -84,7 +103,7 @@ def by_pyarrow(path):
     """(image, captions) of each row as pyarrow has it; None where it cannot read the file."""
     try:
         if path.suffix == ".parquet":
-            whole = pq.read_table(path)
+            whole = pq.read_table(path, use_threads=False)
         else:
             with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
                 whole = reader.read_all()

@@ -3,10 +3,7 @@ decoders: the same data, or an error of ours."""
 
 import html
 import json
-import os
-import pathlib
 import struct
-import tempfile
 import unicodedata
 
 import ftfy
@@ -29,12 +26,10 @@ PAIRS = [(bytes([i]) * (20 + 31 * i), text) for i, text in enumerate(TEXTS)]
 
 
 @pytest.fixture
-def path(monkeypatch):
-    """A shard to be, in memory where that can be, since thousands of small files are written."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as name:
-        monkeypatch.setenv("XDG_CACHE_HOME", f"{name}/cache")
-        yield pathlib.Path(name) / "00000.tfrecord"
+def path(tmp_path, monkeypatch):
+    """A shard to be."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "00000.tfrecord"
 
 
 def crc32c(data):

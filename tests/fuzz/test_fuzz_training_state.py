@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 
 import google_crc32c
 import pytest
@@ -30,11 +31,6 @@ COUNTS = [how_many(2000), pytest.param(MANY, marks=pytest.mark.slow)]
 def quick(monkeypatch):
     """Thousands of files need not survive a power failure."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("state")
 
 
 # ---- metrics.jsonl --------------------------------------------------------------------------------------------------
@@ -69,26 +65,46 @@ def sound_lines(data, numbers):
     return found
 
 
+def check_metrics(path, damaged, numbers, what):
+    """The lines that are read of a damaged file."""
+    path.write_bytes(damaged)
+    left_out = LeftOut("lines")
+    with limits(what):
+        found = read_metrics(path, left_out)
+    assert all(line in numbers for line in found), f"{what}: other numbers than were written"
+    # A log may end at any line: every line that is there is read, and they are the first ones.
+    there = sum(bool(line.strip()) for line in damaged.split(b"\n"))
+    whole = there == len(found) and found == numbers[: len(found)]
+    if found != numbers:
+        assert left_out or whole, f"{what}: lines are gone without a word"
+    if not left_out:
+        assert len(found) >= len(sound_lines(damaged, numbers)), f"{what}: lines that are sound are not read"
+    return found
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_metrics_are_those_written_or_lines_are_counted_as_left_out(folder, written, count):
     data, numbers = written
-    path = folder / "damaged.jsonl"
     found_again = 0
     for what, damaged in mutations(data, count, seed=1):
-        path.write_bytes(damaged)
-        left_out = LeftOut("lines")
-        with limits(what):
-            found = read_metrics(path, left_out)
-        assert all(line in numbers for line in found), f"{what}: other numbers than were written"
-        # A log may end at any line: every line that is there is read, and they are the first ones.
-        there = sum(bool(line.strip()) for line in damaged.split(b"\n"))
-        whole = there == len(found) and found == numbers[: len(found)]
-        if found != numbers:
-            assert left_out or whole, f"{what}: lines are gone without a word"
-        if not left_out:
-            assert len(found) >= len(sound_lines(damaged, numbers)), f"{what}: lines that are sound are not read"
-        found_again += len(found)
+        found_again += len(check_metrics(folder / "damaged.jsonl", damaged, numbers, what))
     assert found_again > 0.8 * count * len(numbers), "damage to a line costs others"
+
+
+def test_metrics_that_have_lost_their_check_are_not_those_of_an_earlier_version(folder, written):
+    data, numbers = written
+    first, second, *rest = data.splitlines(keepends=True)
+    # What 100,000 mutations found: the first line is damaged, and the second one has lost its end.
+    cut = re.sub(rb"(0\.19285714)\d+.*", rb"\1}", second)
+    assert json.loads(cut) == {"step": 14, "epoch": 2.0, "loss": 0.19285714}
+    bare = re.sub(rb', "check.*"', b"", first)
+    for what, lines, expected in (
+        ("the first is damaged", [b"{" + first, cut, *rest], numbers[2:]),
+        ("it is the first", [cut, *rest], numbers[2:]),
+        ("one more without a check", [bare.replace(b"1.0", b"9.0"), cut, *rest], numbers[2:]),
+        ("no other is sound", [cut, first.replace(b"1.0", b"9.0")], []),
+    ):
+        assert check_metrics(folder / "damaged.jsonl", b"".join(lines), numbers, what) == expected, what
 
 
 def test_a_damaged_file_is_mended_and_what_is_damaged_is_kept(folder, written):
@@ -136,6 +152,28 @@ def test_a_damaged_record_of_the_run_is_made_again_from_the_checkpoints_or_does_
         record = json.loads(path.read_bytes())
         assert {key: record[key] for key in run} == run, what
     capsys.readouterr()
+
+
+def test_a_record_that_has_lost_its_checksum_is_not_one_of_an_earlier_version(folder, run, capsys):
+    path = folder / "lost" / "config.json"
+    claim.claim_workdir(path, run, started=False)
+    record, data = json.loads(path.read_bytes()), path.read_bytes()
+    renamed = data.replace(b'"logit_bias": false', b'"clogit_bias": false')
+    older = {**record, "config": {**record["config"], "seed": record["config"]["seed"] + 1}}  # its digest does not fit
+    del older["check"]
+    for what, damaged in {  # the first two are what 100,000 mutations found
+        "swapped": renamed.replace(b'"check"', b'"heck"'),
+        "flipped bits": data.replace(b'"learning_rate_mul', b'"learninge_mul').replace(b'"check"', b'"cheCk"'),
+        "no checksum at all": json.dumps(older).encode(),
+    }.items():
+        path.write_bytes(damaged)
+        claim.claim_workdir(path, run, started=True, saved=(12, run))
+        assert json.loads(path.read_bytes()) == record, what
+        assert "made again from the checkpoint of step 12" in capsys.readouterr().out, what
+    older["config"]["seed"] -= 1
+    path.write_text(json.dumps(older))
+    claim.claim_workdir(path, run, started=True)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [how_many(500)])

@@ -19,8 +19,10 @@ from synthclip_jax.model.checkpoint_files import (
     CheckpointError,
     checkpoint_digest,
     checkpoint_folder,
+    prune,
     saved_steps,
     write_checksums,
+    write_evaluation,
 )
 from synthclip_jax.model.loading import load_model, load_parameters
 from synthclip_jax.model.towers import make_model
@@ -400,4 +402,22 @@ def test_the_best_checkpoint_of_an_earlier_version_stays_the_best(folder):
     checkpoints.save(30, params, optimizer, {})
     checkpoints.note(30, {"acc": 0.5})
     checkpoints.close()
+    assert saved_steps(folder) == [10, 30]
+
+
+@pytest.mark.parametrize("how", ["another number", "no checksum", "cut off"])
+def test_a_checkpoint_whose_evaluation_is_damaged_is_not_removed_for_another(folder, how):
+    for step in (10, 20, 30):
+        (folder / str(step)).mkdir(parents=True)
+        write_checksums(folder / str(step))
+    for step, accuracy in ((10, 0.75), (20, 0.5)):
+        write_evaluation(folder / str(step), {"acc": accuracy})
+    path = folder / "10" / "evaluation.json"
+    text = path.read_text()
+    other = text.replace("0.75", "0.25")
+    path.write_text({"another number": other, "no checksum": other.replace('"check"', '"heck"'), "cut off": ""}[how])
+    prune(folder, keep=1, every=0, best="acc")
+    assert saved_steps(folder) == [10, 20, 30]
+    path.write_text(text)
+    prune(folder, keep=1, every=0, best="acc")
     assert saved_steps(folder) == [10, 30]

@@ -66,6 +66,26 @@ def test_lines_lost_repeated_and_moved_are_noticed(tmp_path):
         assert list(left_out.lines()) == account
 
 
+def test_a_file_of_an_earlier_version_is_continued_with_checks(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}')  # a crash took the end of its last line
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    file = MetricsFile(path, last_step=2)
+    file.write(3, {"loss": 1.0})
+    assert all("check" in json.loads(line) for line in path.read_text().splitlines())
+    left_out = LeftOut("lines")
+    assert [line["loss"] for line in read_metrics(path, left_out)] == [3.0, 2.0, 1.0]
+    assert not left_out
+    # As versions between left it: the first lines have none, and the next one continues them.
+    first, _, third = path.read_text().splitlines(keepends=True)
+    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n' + third)
+    assert [line["loss"] for line in read_metrics(path, left_out)] == [3.0, 2.0, 1.0]
+    assert not left_out
+    path.write_text(first + '{"step": 2, "loss": 2.5}\n' + third)  # ours, and it has lost its check
+    assert [line["loss"] for line in read_metrics(path, left_out)] == [3.0, 1.0]
+    assert list(left_out.lines()) == ["1 line left out: damaged line (line 2)"]
+
+
 def test_numbers_that_are_none_are_not_written(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.write(1, {"loss": float("nan"), "epoch": 1.0, "norm": float("inf")})

@@ -185,7 +185,7 @@ def test_the_report_shows_the_newest_version_or_the_one_that_was_trained_on(work
     assert Run(workdir).stage("captions").plan["seed"] == 5
     assert Run(workdir).dataset_folder.name == "1.1.0"
     (workdir / "train").mkdir()
-    (workdir / "train" / "config.json").write_text(json.dumps({"config": {"gen": {"version": "1.0.0"}}}))
+    state_files.write(workdir / "train" / "config.json", {"config": {"gen": {"version": "1.0.0"}}})
     assert Run(workdir).stage("captions").plan["seed"] == 0
     assert Run(workdir).dataset_folder.name == "1.0.0"
 
