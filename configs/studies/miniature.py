@@ -151,8 +151,8 @@ def finetuned(size: int, seed: int, split: str) -> Cell:
     start = f"synthetic-{max(SYNTHETIC)}-{seed}"
     flags = (
         f"--config.train.init_from={{cells}}/{start}",
-        "--config.train.learning_rate=5e-4",
-        "--config.train.lr_end=5e-6",
+        "--config.train.learning_rate=2.5e-4",
+        "--config.train.lr_end=2.5e-6",
     )
     steps = trained(real(), size, seed, TUNED, flags, split)
     factors = {"source": "finetuned", "size": size, "constant": SAMPLES, "seed": seed}

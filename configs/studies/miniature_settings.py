@@ -16,15 +16,17 @@ _miniature = runpy.run_path(str(pathlib.Path(__file__).with_name("miniature.py")
 SIZE, SEEN = 16_000, 128_000
 SETTINGS = {
     "as it is": (),
-    "learning rate 1e-3": ("train.learning_rate=1e-3", "train.lr_end=1e-5"),
-    "learning rate 4e-3": ("train.learning_rate=4e-3", "train.lr_end=4e-5"),
-    "muon": ("train.optimizer=muon",),
-    "batch 64": ("train.batch_size=64", "train.learning_rate=1e-3", "train.lr_end=1e-5"),
-    "width 192": ("model.vision.width=192", "model.vision.heads=6"),
+    "learning rate 5e-4": ("train.learning_rate=5e-4", "train.lr_end=5e-6"),
+    "learning rate 2e-3": ("train.learning_rate=2e-3", "train.lr_end=2e-5"),
+    "adamw": ("train.optimizer=adamw",),
+    "adamw, learning rate 5e-4": ("train.optimizer=adamw", "train.learning_rate=5e-4", "train.lr_end=5e-6"),
+    "adamw, learning rate 2e-3": ("train.optimizer=adamw", "train.learning_rate=2e-3", "train.lr_end=2e-5"),
+    "batch 64": ("train.batch_size=64",),
     "patch 4": ("model.vision.patch_size=4",),
-    "no crops": ("data.crop_scale=(1.0,1.0)", "data.crop_ratio=(1.0,1.0)"),
-    "slip tower": ("model.tower=slip",),
     "two layers": ("model.vision.layers=2",),
+    "width 192": ("model.vision.width=192", "model.vision.heads=6"),
+    "slip tower": ("model.tower=slip",),
+    "no crops": ("data.crop_scale=(1.0,1.0)", "data.crop_ratio=(1.0,1.0)"),
 }
 
 

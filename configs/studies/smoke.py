@@ -31,7 +31,7 @@ def get_study(model: str = "miniature"):
             sources = ours["real"]() if source == "real" else ours["synthetic"]()
             cells.append(_run(source, size, ours["trained"](sources, size, 0, SEEN, SMALL)))
     start = f"synthetic-{max(SIZES)}"
-    tuned = (*SMALL, f"--config.train.init_from={{cells}}/{start}", "--config.train.learning_rate=5e-4")
+    tuned = (*SMALL, f"--config.train.init_from={{cells}}/{start}", "--config.train.learning_rate=2.5e-4")
     cells.append(_run("finetuned", 180, ours["trained"](ours["real"](), 180, 0, TUNED, tuned), start))
     both = f"(('{ours['real']()}',None,None,None,180),('{ours['synthetic']()}',None,None,None,360))"
     cells.append(_run("mixed", 180, ours["trained"](both, 540, 0, SEEN, (*SMALL, "--config.data.part=1.0"))))
