@@ -308,7 +308,7 @@ def measure(workdir: pathlib.Path, arguments: argparse.Namespace) -> dict[str, A
     print(f"{'disk':>14}: {disk / 2**30:>10,.2f} GiB")
     return {
         "cores": os.cpu_count(),
-        "versions": versions(("ahocorasick_rs", "pyahocorasick", "numpy", "pyarrow", "wordfreq", "symspellpy")),
+        "versions": versions(("pyahocorasick", "numpy", "pyarrow", "wordfreq", "symspellpy")),
         "concepts": len(texts),
         "captions": count,
         **compared,

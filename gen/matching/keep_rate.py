@@ -48,8 +48,10 @@ class Matches:
 
     def take(self, rows: Int64[np.ndarray, " rows"]) -> Self:
         """The captions at the given rows, in that order."""
-        offsets = _offsets(self.lengths[rows])
-        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        offsets = _offsets(lengths)
+        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return type(self)(self.values[positions], offsets)
 
 

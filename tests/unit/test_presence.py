@@ -1,16 +1,15 @@
 """A concept is in a caption by one rule, for the filter of captions and for the matcher, in every language offered."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gen.filters import languages
 from gen.filters.captions import NO_CONCEPT, CaptionFilters
+from gen.matching.matcher import Matcher
 from synthclip_jax.config import ConfigError, default_config, load_config
 from synthclip_jax.text.presence import LANGUAGES, REFUSED, SPACED, UNSPACED, Presence, normalise
-
-pytest.importorskip("ahocorasick_rs")
-from gen.matching.matcher import Matcher
 
 SENTENCES = [
     ("en", "dog", "A dog runs along the windy beach."),
@@ -120,6 +119,15 @@ def test_filter_and_matcher_never_disagree(text, concept, language, fold_case):
         assert contained == found_by_the_matcher(text, concept, language, fold_case)
     else:
         assert not contained
+
+
+@given(st.lists(ANY, max_size=5), st.lists(ANY, max_size=8), st.sampled_from(LANGUAGES), st.booleans())
+def test_a_bank_is_found_in_many_texts_as_each_concept_is_in_each(texts, concepts, language, fold_case):
+    texts, concepts = list(map(normalise, texts)), [concept for concept in map(normalise, concepts) if concept.strip()]
+    matches = Matcher(concepts, fold_case, language).many(texts)
+    found = [values.tolist() for values in np.split(matches.values, matches.offsets[1:-1])] if texts else []
+    contains = Presence(language, fold_case).contains
+    assert found == [[i for i, concept in enumerate(concepts) if contains(text, concept)] for text in texts]
 
 
 @given(ANY, st.sampled_from(SPACED + UNSPACED))
