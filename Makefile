@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is imported is compiled then: compiling every file of every package would take a minute.
+# What is imported is compiled then: compiling every file of every package would take a minute. And it is kept, also
+# where the environment says otherwise: each of hundreds of processes would spend seconds on compiling it anew.
 PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
+unexport PYTHONDONTWRITEBYTECODE
 CONFIG := configs/quickstart.py
 WORKDIR ?= runs/quickstart
 STUDIES ?= runs/studies
