@@ -142,7 +142,7 @@ def check_lists(folder, count):
         (folder / "b" / name / "0.jpg").write_bytes(b"x")
     for file, original in LISTS.items():
         place = folder / ("b" if file == "words.txt" else "a")
-        for what, damaged in mutations(original, count):
+        for what, damaged in mutations(original, count // len(LISTS)):
             (place / file).write_bytes(damaged)
             with limits(f"{file}: {what}"):
                 try:
@@ -162,7 +162,7 @@ def check_lists(folder, count):
 
 
 def test_damaged_lists_of_names_give_their_lines_or_an_error(tmp_path):
-    check_lists(tmp_path, how_many(700))
+    check_lists(tmp_path, how_many(2800))
 
 
 @pytest.mark.slow
