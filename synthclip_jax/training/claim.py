@@ -84,7 +84,9 @@ def claim_workdir(
             raise WorkdirMismatch(f"{checkpoint}: not a checkpoint of a training ({lack}). Use another --workdir")
         there[checkpoint] = info
         if old is None:
-            _write(path, {key: info[key] for key in run if key in info})
+            old = {key: info[key] for key in run if key in info}
+            old["digest"] = config_lib.digest(info["config"])
+            _write(path, old)
             say(f"{path}: {problem or 'it is missing'}; made again from the checkpoint of step {step}")
     for place, record in there.items() if started else ():
         if differences := _differences(record, run, saved[0] if saved else None):

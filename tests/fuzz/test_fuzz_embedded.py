@@ -125,11 +125,12 @@ def trainable(rows):
             yield image, good
 
 
-def check(what, path):
-    lenient, strict = opened(path, "skip"), opened(path, "raise")
+def check(what, path, thorough=True):
+    lenient = opened(path, "skip")
     if lenient is None:
-        assert strict is None, what
+        assert not thorough or opened(path, "raise") is None, what
         return False
+    strict = opened(path, "raise")
     found = [lenient[index][:2] for index in range(len(lenient))]
     left = sum(cause.count for cause in lenient.left_out.causes.values() if cause.unit != "captions")
     theirs = by_pyarrow(path)
@@ -147,10 +148,12 @@ def damage(folder, seeds, count):
     for number, seed in enumerate(seeds):
         assert check(seed.name, seed)
         path = folder / f"damaged{seed.suffix}"
-        for what, damaged in mutations(seed.read_bytes(), count // len(seeds), seed=number):
+        many = enumerate(mutations(seed.read_bytes(), count // len(seeds), seed=number))
+        for place, (what, damaged) in many:
             path.write_bytes(damaged)
             with limits(what):
-                read += check(f"{seed.name}: {what}", path)
+                # One in ten of those that are refused is opened the other way too.
+                read += check(f"{seed.name}: {what}", path, thorough=place % 10 == 0)
     return read
 
 
