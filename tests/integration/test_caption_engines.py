@@ -78,7 +78,7 @@ def ask(config, questions):
 
 def test_transformers_answers_repeat_on_one_machine():
     pytest.importorskip("transformers")
-    config = config_with("gen.captions.batch_size=64")
+    config = config_with("gen.captions.batch_size=64", "gen.captions.max_new_tokens=24")
     questions = [f"Name a {noun}." for noun in ("colour", "river", "fruit")] * 2
     first = ask(config, questions)
     assert ask(config, questions) == first
@@ -103,7 +103,7 @@ def test_the_converted_model_knows_what_it_should():
     """Wrong weights, a wrong head layout or a wrong tokenizer would not know this."""
     pytest.importorskip("transformers")
     plain = ("temperature", "presence_penalty", "frequency_penalty")
-    config = config_with(*(f"gen.captions.{key}=0.0" for key in plain))
+    config = config_with(*(f"gen.captions.{key}=0.0" for key in plain), "gen.captions.max_new_tokens=40")
     answers = ask(config, [f"What is the capital of {country}?" for country in CAPITALS])
     right = [city for city, answer in zip(CAPITALS.values(), answers, strict=True) if city in answer]
     # A model this small answers some in another language, and which ones depends on a processor's rounding.

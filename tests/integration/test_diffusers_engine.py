@@ -105,13 +105,18 @@ def test_guidance_and_negative_prompt_reach_the_pipeline(tiny_model, images):
     assert not np.array_equal(engine_of(tiny_model, negative_prompt="blurry").generate(REQUESTS[:1])[0], images[0])
 
 
-@pytest.mark.parametrize("write", [random_weights.stable_diffusion, stable_diffusion_xl])
+@pytest.fixture(scope="module")
+def xl_model(tmp_path_factory):
+    torch.manual_seed(0)
+    return stable_diffusion_xl(tmp_path_factory.mktemp("tiny_xl"))
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "xl_model"])
 @pytest.mark.parametrize(
     ("until", "halves"), [(1.0, [8, 8, 8, 8]), (0.5, [8, 8, 4, 4]), (0.1, [8, 4, 4, 4]), (0.0, [4, 4, 4, 4])]
 )
-def test_guidance_ends_after_its_share_of_the_steps(write, until, halves, tmp_path):
-    torch.manual_seed(0)
-    engine = engine_of(write(tmp_path), steps=4, guidance=3.0, guidance_until=until)
+def test_guidance_ends_after_its_share_of_the_steps(model, until, halves, request):
+    engine = engine_of(request.getfixturevalue(model), steps=4, guidance=3.0, guidance_until=until)
     passes = []
     engine.pipeline.unet.register_forward_pre_hook(lambda unet, inputs: passes.append(len(inputs[0])))
     made = engine.generate(REQUESTS[:4])

@@ -51,15 +51,14 @@ def noise(seed: int) -> bytes:
     return file.getvalue()
 
 
-def peaks(folder: pathlib.Path, *sizes: int) -> list[float]:
+def peaks(environment: dict[str, str], folder: pathlib.Path, *sizes: int) -> list[float]:
     """Largest memory of a process after the evaluation of each of these many images, MiB."""
     images = [noise(seed) for seed in range(32)]
     for size in sizes:
         examples = [(f"{i:06d}", {"png": images[i % 32], "cls": str(i % 6).encode()}) for i in range(size)]
         write_wds(folder / str(size), examples, per_shard=size // 2)
     here = pathlib.Path(__file__).parents[1]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    environment = {**environment, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
     command = [sys.executable, "-c", PROGRAM, str(folder), *map(str, sizes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -67,13 +66,13 @@ def peaks(folder: pathlib.Path, *sizes: int) -> list[float]:
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's accounts of memory")
-def test_eight_times_the_images_take_no_more_memory(tmp_path):
-    _, small, large = peaks(tmp_path, 300, 500, 4000)
+def test_eight_times_the_images_take_no_more_memory(tmp_path, one_device):
+    _, small, large = peaks(one_device, tmp_path, 300, 500, 4000)
     assert large - small < 12  # the 3,500 images more are 42 MiB, encoded or decoded
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's accounts of memory")
-def test_50000_images_take_no_more_memory_than_5000(tmp_path):
-    _, small, large = peaks(tmp_path, 1000, 5000, 50_000)
+def test_50000_images_take_no_more_memory_than_5000(tmp_path, one_device):
+    _, small, large = peaks(one_device, tmp_path, 1000, 5000, 50_000)
     assert large - small < 0.05 * small  # names and guesses alone; the 45,000 more are 540 MiB

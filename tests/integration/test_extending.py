@@ -87,7 +87,7 @@ def test_every_file_is_short_and_every_line_is_there():
         assert len([line for line in text.splitlines() if line]) <= 20, name
 
 
-def test_a_toy_of_each_is_added_as_the_page_says_and_used(tmp_path):
+def test_a_toy_of_each_is_added_as_the_page_says_and_used(tmp_path, one_device):
     for package in ("gen", "synthclip_jax", "configs"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in FILES.items():
@@ -101,7 +101,6 @@ def test_a_toy_of_each_is_added_as_the_page_says_and_used(tmp_path):
         assert registry.read_text() != before, f"no {name} in the registry"
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "program.py", str(tmp_path)]
-    path = f"{tmp_path}:{ROOT / 'tests'}"
-    environment = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "PATH": "", "HOME": str(tmp_path)}
+    environment = {**one_device, "PYTHONPATH": f"{tmp_path}:{ROOT / 'tests'}", "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,11 @@
 """`gen` from concepts to a dataset with the flax engine, killed on the way, read back and trained on."""
 
+import functools
+
 import numpy as np
 import pytest
 import toy_config
+import toy_programs
 from toy_dataset import shards_of
 from toy_generation import generate
 from toy_generation import toy_config as generation_config
@@ -36,6 +39,14 @@ def config(tmp_path_factory):
 def shards(workdir, config):
     folder = dataset_folder(workdir, config.name, "1.0.0")
     return {path.name: path.read_bytes() for path in shards_of(folder)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_engine():
+    """Every start of the stage draws with the same engine, whose program is compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images_stage, "make_engine", functools.cache(images_stage.make_engine))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,7 @@ def test_tfds_reads_it(config, workdir):
 
 
 def test_a_model_is_trained_on_it(config, workdir, monkeypatch):
+    toy_programs.use_one_device(monkeypatch)
     flags = [
         f"--config={toy_config.__file__}", f"--workdir={workdir}", f"--config.name={config.name}",
         "--config.train.batch_size=8", "--config.train.epochs=1", "--config.train.warmup_epochs=0",

@@ -21,11 +21,12 @@ TOLERANCE = 1e-4
 # width, layers, heads, patch of the image tower; width of the text tower; embedding
 SIZES = {
     "tiny": ((64, 2, 1, 8), (64, 2), 40, 32),
+    "B/32, two layers": ((768, 2, 12, 32), (512, 2), 512, 224),
     "B/32": ((768, 12, 12, 32), (512, 12), 512, 224),
     "B/16": ((768, 12, 12, 16), (512, 12), 512, 224),
     "L/14": ((1024, 24, 16, 14), (768, 12), 768, 224),
 }
-MOSTLY_SLOW = [pytest.param(size, marks=[pytest.mark.slow] if size in ("B/16", "L/14") else []) for size in SIZES]
+MOSTLY_SLOW = [pytest.param(size, marks=[pytest.mark.slow] if SIZES[size][0][1] > 2 else []) for size in SIZES]
 SLOW_BUT_TINY = [pytest.param(size, marks=[pytest.mark.slow] if size != "tiny" else []) for size in SIZES]
 
 
