@@ -172,6 +172,18 @@ def test_the_quickstart_runs_by_the_names_of_commands(programs, tmp_path):
     assert json.loads(result.read_text())["metrics"]["zeroshot/composites/n"] > 0
 
 
+def test_a_cell_of_a_study_starts_generation_by_the_name_that_it_has_there(programs, tmp_path):
+    (tmp_path / "one.py").write_text(
+        "from synthclip_jax.study import Cell, Step, Study\n"
+        "def get_study():\n"
+        "    flags = ('--config=quickstart', '--workdir={cell}', '--stages=concepts')\n"
+        "    return Study('one', 'is there a bank?', (Cell('bank', {}, (Step('gen', flags),)),))\n"
+    )
+    said = run(programs / "synthclip-study", "--study=one.py", "--workdir=s", cwd=tmp_path)
+    assert "1 of 1 cells are done" in said
+    assert (tmp_path / "s" / "cells" / "bank" / "gen" / "concepts" / "bank.jsonl").exists()
+
+
 def test_a_study_that_comes_with_the_wheel_is_found_with_its_configs_and_rates(programs, tmp_path):
     said = run(programs / "synthclip-study", "--study=paper:tables", "--workdir=s", "--dry-run", cwd=tmp_path)
     assert "synthclip-gen --config=configs/synthci_30m.py" in said
