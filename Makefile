@@ -28,7 +28,7 @@ GPU_PYTHON ?=
 GPU_FLAGS ?=
 GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs lint format clean
+.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs package lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -93,6 +93,12 @@ gpu-card:
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "build/site/index.html; to search in it: python3 -m http.server --directory build/site"
+
+# An sdist and a wheel into dist/: what is in them, and the quickstart in small with the wheel, outside the checkout.
+package: $(VENV)/installed-test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m pytest -m slow tests/integration/test_package.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ program's own traffic and products: no chip has confirmed them.
 The exit status is 0 if a batch fits, 1 if only a smaller one fits or none, 2 if the question makes no sense.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -24,6 +23,7 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.plan import ahead
 from synthclip_jax.plan.chips import GIB, Topology, TopologyError
+from synthclip_jax.wording import make_parser
 
 IMAGES_AT_ONCE = 8  # on each chip, where the config names no batch size
 NAMES = {
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gen.engines.text_to_image import ImageModelError
     from synthclip_jax import config as config_lib
 
-    parser = argparse.ArgumentParser(prog="python -m gen.plan", description=__doc__.splitlines()[0])
+    parser = make_parser("gen.plan", __doc__.splitlines()[0])
     config_lib.add_config_argument(parser)
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:4x4, v5p:2x2x1, h100:8")
     arguments, config = config_lib.parse_args(parser, argv)

@@ -120,7 +120,7 @@ initialization_commands: []
 setup_commands:
   - "dpkg -s python3.11-venv >/dev/null 2>&1 || { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11-venv; }"
   - "python3.11 -m venv ~/venv"
-  - "~/venv/bin/python -m pip install --quiet '/home/ubuntu/synthclip_jax[$extra]'"
+  - "~/venv/bin/python -m pip install --quiet --editable '/home/ubuntu/synthclip_jax[$extra]'"
 head_start_ray_commands:
   - "~/venv/bin/ray stop"
   - "RAY_USAGE_STATS_ENABLED=0 ~/venv/bin/ray start --head --port=6379 --autoscaling-config=~/ray_bootstrap_config.yaml"

@@ -82,7 +82,7 @@ install() {
   # The VMs' own Python is too old: uv brings one.
   command='set -e; mkdir -p synthclip_jax; tar -xzf synthclip_jax.tar.gz -C synthclip_jax; cd synthclip_jax'
   command+='; pip install --user --quiet uv; ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv'
-  command+='; ~/.local/bin/uv pip install --quiet --python .venv/bin/python ".['"$extra"']"'
+  command+='; ~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable ".['"$extra"']"'
   if [ -n "$nfs" ]; then
     command+='; sudo apt-get install -y -qq nfs-common; sudo mkdir -p /mnt/synthclip'
     command+="; mountpoint -q /mnt/synthclip || sudo mount -t nfs $(quoted "$nfs")/mnt/synthclip"

@@ -1,3 +1,12 @@
 """Trains and evaluates CLIP on synthetic data with JAX."""
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib.metadata  # only who asks for the version waits for it
+
+    try:
+        return importlib.metadata.version("synthclip_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"  # a checkout that is not installed

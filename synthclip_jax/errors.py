@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from synthclip_jax.console import GENERATION, as_called
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -65,7 +67,7 @@ def explain(error: BaseException) -> str:
     return ""
 
 
-_OURS = ("gen", "synthclip_jax")
+_OURS = (GENERATION, "synthclip_jax")
 # Whose errors mean that an object store could not be reached, and not that the program is wrong.
 _CLIENTS = ("botocore", "aiobotocore", "boto3", "s3fs", "aiohttp", "gcsfs", "google", "fsspec", "azure", "urllib3")
 
@@ -122,7 +124,7 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 raise SystemExit(1) from None
             except Exception as error:
                 if line := explain(error):
-                    raise SystemExit(f"{name}: {line}") from error
+                    raise SystemExit(f"{name}: {as_called(line)}") from error
                 raise
 
         return run

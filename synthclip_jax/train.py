@@ -11,7 +11,6 @@ keeps what is trained whatever happens to a test set; saving before the next bat
 in step; logging late keeps the device busy while numbers are fetched.
 """
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -47,7 +46,7 @@ from synthclip_jax.training.profiler import Profiler
 from synthclip_jax.training.sheet import batch_sheet, compile_sheet, start_sheet
 from synthclip_jax.training.step import Program, TrainState, make_program, seed_key
 from synthclip_jax.training.step_log import StepLog
-from synthclip_jax.wording import duration
+from synthclip_jax.wording import duration, make_parser
 from synthclip_jax.workdir.versions import dataset_name, find_version
 
 
@@ -273,7 +272,7 @@ def _first_state(
 @command("train")
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0 also when stopped by SIGTERM, since the same command continues."""
-    parser = argparse.ArgumentParser(prog="python -m synthclip_jax.train", description="Trains CLIP on a dataset")
+    parser = make_parser("synthclip_jax.train", "Trains CLIP on a dataset")
     config_lib.add_config_argument(parser)
     parser.add_argument("--workdir", required=True, help="folder of the run: dataset, checkpoints, metrics")
     arguments, config = config_lib.parse_args(parser, argv)

@@ -4,6 +4,8 @@ import argparse
 import os
 import re
 
+from synthclip_jax.console import as_called, installed_module
+
 
 def duration(seconds: float) -> str:
     """`42s`, `3m07s`, `5h02m`, `3d04h`; `?` for what is not a number."""
@@ -26,9 +28,14 @@ def storage_size(count: float) -> str:
 
 
 def make_parser(module: str, about: str | None) -> argparse.ArgumentParser:
-    """The command line of `python -m MODULE`, explained by the module's docstring as it stands there."""
+    """The command line of `python -m MODULE`, explained by the module's docstring as it stands there.
+
+    A console command calls itself, and others in the text, by their short names.
+    """
     return argparse.ArgumentParser(
-        prog=f"python -m {module}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=as_called(f"python -m {installed_module(module)}"),
+        description=as_called(about or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from unittest import mock
 
 from docs.generate.words import code, escape, prose
+from synthclip_jax.console import COMMANDS, command_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = ("gen", "synthclip_jax", "benchmarks")
@@ -59,6 +60,8 @@ def group(package: str) -> str:
 def _command(module: str) -> str:
     parser = parser_of(module)
     parts = [f"### {code(f'python -m {module}')} {{ #{module} }}", prose(parser.description or "")]
+    if (name := command_name(module)) in COMMANDS:
+        parts.insert(1, f"Installed: {code(name)}")
     rows = [_row(parser, action) for action in parser._actions if action.dest != "help"]
     if rows:
         parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]))

@@ -3,7 +3,8 @@
 A config file is a Python file with `get_config()`, which takes `default_config()`, changes real values and returns it.
 What exists, its type and its bounds are in `synthclip_jax.config.schema`.
 
-`FILE.py:2M,epochs=10` calls `get_config("2M", epochs="10")`, where a file describes several experiments.
+`FILE.py:2M,epochs=10` calls `get_config("2M", epochs="10")`, where a file describes several experiments. Those
+that come with the package are found by their names from any folder: `quickstart`, `cc12m:2M` (`config.shipped`).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 import ml_collections
 
+from synthclip_jax.config import shipped
 from synthclip_jax.config.combinations import check_combinations, check_model
 from synthclip_jax.config.fields import Field, Tree
 from synthclip_jax.config.plain_values import as_tuples
@@ -40,7 +42,8 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Conf
     """Runs a config file's `get_config()`, applies overrides `section.key=value`, checks the result.
 
     Args:
-      path: the file, with what `get_config` takes behind a colon if it takes anything.
+      path: the file, or the name of one that comes with the package; with what `get_config` takes behind a colon if it
+        takes anything.
 
     Raises:
       ConfigError: the file, an override or a value is wrong.
@@ -62,7 +65,8 @@ def run_file(text: str, function: str, kind: type, remedy: str, option: str = "c
     """What a function of a Python file returns; whatever goes wrong inside the file is its author's to see.
 
     Args:
-      text: the file, with what the function takes behind a colon if it takes anything.
+      text: the file, or the name of one that comes with the package; with what the function takes behind a colon if it
+        takes anything.
       kind: what it has to return.
       remedy: a sentence that says so.
       option: of the command line that names the file.
@@ -70,12 +74,8 @@ def run_file(text: str, function: str, kind: type, remedy: str, option: str = "c
     Raises:
       ConfigError: there is no such file or function, or it does not return that.
     """
-    path, arguments, named = _split(text)
-    if not path.is_file():
-        here = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), here, n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" There: {', '.join(here)}" if here else ""
-        raise ConfigError(f"--{option}={path}: no such file.{hint}")
+    given, arguments, named = _split(text)
+    path = shipped.find(given, option)
     try:
         defined = runpy.run_path(str(path))
         if not callable(defined.get(function)):
@@ -110,9 +110,9 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _split(text: str) -> tuple[pathlib.Path, list[str], dict[str, str]]:
-    """A config file, and what stands behind its colon: values, and key=value pairs."""
+    """A config file or its name, and what stands behind its colon: values, and key=value pairs."""
     file, colon, rest = text.rpartition(":")
-    if not colon or not file.endswith(".py"):
+    if not colon or not (file.endswith(".py") or shipped.is_name(file)):
         return pathlib.Path(text), [], {}
     parts = [part for part in rest.split(",") if part]
     named = dict(part.split("=", 1) for part in parts if "=" in part)
@@ -125,7 +125,8 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE",
-        help="config file, for example configs/quickstart.py; --config.section.key=value overrides a value",
+        help="config file, such as configs/quickstart.py, or the name of one that comes with the package, such as"
+        " quickstart; --config.section.key=value overrides a value",
     )
 
 

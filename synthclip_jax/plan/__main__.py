@@ -14,7 +14,6 @@ The exit status is 0 if the run fits as given (with `--search`: if any setting f
 question makes no sense.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import itertools
@@ -26,6 +25,7 @@ from synthclip_jax.config.schema import Config
 from synthclip_jax.errors import command
 from synthclip_jax.plan import ahead, gpu_target
 from synthclip_jax.plan.chips import DEFAULT_SHARE, GIB, SHARE, Topology, TopologyError
+from synthclip_jax.wording import make_parser
 
 
 @command("plan")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from synthclip_jax import config as config_lib
     from synthclip_jax.devices.sharding import MeshError
 
-    parser = argparse.ArgumentParser(prog="python -m synthclip_jax.plan", description=__doc__.splitlines()[0])
+    parser = make_parser("synthclip_jax.plan", __doc__.splitlines()[0])
     config_lib.add_config_argument(parser)
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16, v5p:4x4x4, h100:8")
     parser.add_argument(

@@ -74,7 +74,9 @@ def show(study: Study, store: Store, outcome: Outcome, figure: pathlib.Path | No
 def main() -> int:
     """The command line. Returns the exit status: 1 where a cell has failed, 128 + N after signal N."""
     parser = make_parser("synthclip_jax.study", __doc__)
-    parser.add_argument("--study", required=True, metavar="FILE", help="study file, such as configs/studies/paper.py")
+    parser.add_argument(
+        "--study", required=True, metavar="FILE", help="study file, or the name of one that comes along, such as paper"
+    )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the study, made if missing")
     parser.add_argument(
         "--cell",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+from synthclip_jax.console import installed_module
 from synthclip_jax.left_out import printable
 from synthclip_jax.study.collect import CellFailed
 from synthclip_jax.study.definition import CELL, CELLS, ROOT, Step
@@ -90,7 +91,7 @@ class Commands:
           Stopped: the study was asked to stop.
         """
         self.check()
-        command = [sys.executable, "-m", step.module, *arguments(step, root, cell)]
+        command = [sys.executable, "-m", installed_module(step.module), *arguments(step, root, cell)]
         log = cell / LOGS / f"{number}-{step.module}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()

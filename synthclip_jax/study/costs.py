@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from synthclip_jax.console import as_called, installed_module
 from synthclip_jax.files import state_files
 from synthclip_jax.study.commands import arguments
 from synthclip_jax.study.definition import Cell, Step, Study
@@ -136,7 +137,7 @@ def page(
             yield f"  after {', '.join(cell.needs)}"
         for step in cell.steps:
             flags = shlex.join(arguments(step, root, root / "cells" / cell.name))
-            yield f"  python -m {step.module} {flags}"
+            yield as_called(f"  python -m {installed_module(step.module)} {flags}")
     yield ""
     for title, cells in (("all", study.cells), ("left", [cell for cell in study.cells if cell.name not in done])):
         chosen = [costs[cell.name] for cell in cells]

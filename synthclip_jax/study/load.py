@@ -1,4 +1,7 @@
-"""Loads a study file: its `get_study()` returns the study. `FILE.py:2,data=D` calls `get_study("2", data="D")`."""
+"""Loads a study file: its `get_study()` returns the study. `FILE.py:2,data=D` calls `get_study("2", data="D")`.
+
+Those that come with the package are found by their names too: `paper`, `paper:tables,data=D`.
+"""
 
 import os
 import pathlib

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import typing
@@ -214,6 +215,37 @@ def test_wrong_overrides_are_named(override, message):
 def test_a_missing_config_file_suggests_the_nearest():
     with pytest.raises(ConfigError, match=r"Did you mean configs/quickstart\.py\?"):
         load_config("configs/quikstart.py")
+
+
+def test_configs_that_come_along_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart").name == "quickstart"
+    assert load_config("cc12m:2M").data.part == 2_000_000
+    assert load_config("configs/mixed.py:real=2M").name == "mixed"  # as the pages and the studies write it
+    (tmp_path / "quickstart").mkdir()  # a workdir, say
+    assert load_config("quickstart").name == "quickstart"
+    mine = "from synthclip_jax.config import default_config\ndef get_config():\n    return default_config()\n"
+    (tmp_path / "quickstart.py").write_text(mine)
+    assert load_config("quickstart.py").name != "quickstart"  # a file of that path comes first
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "quikstart",
+            "--config=quikstart: neither a file nor a name that comes with the package. Did you mean quickstart? The"
+            " names are cc12m, cc3m, finetune_real, miniature, mixed, quickstart, synthci_30m, synthci_3m",
+        ),
+        ("cc14m:2M", "--config=cc14m: neither a file nor a name that comes with the package. Did you mean cc12m?"),
+        ("configs/quikstart.py", "--config=configs/quikstart.py: no such file. Did you mean configs/quickstart.py?"),
+        ("elsewhere/quickstart.py", "--config=elsewhere/quickstart.py: no such file"),
+    ],
+)
+def test_a_config_that_does_not_come_along_is_named_with_those_that_do(argument, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^{re.escape(message)}"):
+        load_config(argument)
 
 
 def test_a_config_file_with_a_wrong_section_is_a_config_error(tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import pathlib
 import re
 import shlex
+import tomllib
 
 import pytest
 
@@ -14,10 +15,11 @@ from synthclip_jax.config import ConfigError, default_config, leaves, load_confi
 from synthclip_jax.config.fields import Field
 from synthclip_jax.config.schema import SCHEMA
 from synthclip_jax.config.values import allowed
+from synthclip_jax.console import COMMANDS, command_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", *DOCS, ROOT / "launch" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "launch" / "README.md"]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 SECTIONS = [name for name, node in SCHEMA.items() if not isinstance(node, Field)]
 # What else begins as a key does, in the pages: modules, files, methods.
@@ -181,6 +183,7 @@ def test_every_command_is_on_the_site_with_its_flags():
                 flags = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source)
                 missing = [flag for flag in flags if not re.search(rf"`{flag}[`=]", entry)]
                 assert entry, module
+                assert command_name(module) not in COMMANDS or f"Installed: `{command_name(module)}`" in entry
                 assert missing == [], module
                 count += 1
     assert count > 20
@@ -212,3 +215,16 @@ def test_a_marker_without_a_meaning_is_an_error():
     with pytest.raises(KeyError):
         generate.fill("<!-- made: nothing -->")
     assert generate.fill("<!-- made: system -->").count("| `E") > 10
+
+
+def test_the_citation_has_what_its_format_asks_for():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()  # of version 1.2.0
+    assert cited["cff-version"] == "1.2.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["license"], cited["abstract"]) == (project["license"], f"{project['description']}.")
+    for entry in (cited, *cited["references"]):
+        assert entry["title"]
+        assert all(author.keys() in ({"name"}, {"family-names", "given-names"}) for author in entry["authors"])
+    assert cited["references"][0]["identifiers"][0]["value"] == "arXiv:2402.01832"

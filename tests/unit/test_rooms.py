@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # From the ground up: a room imports those below it, and none beside it. Above the rooms are the commands, a module
 # each; on top what runs them.
 FLOORS = [
+    {"console"},
     {"errors", "left_out", "packages", "wording"},
     {"files"},
     {"images", "text"},
