@@ -28,7 +28,7 @@ GPU_PYTHON ?=
 GPU_FLAGS ?=
 GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-containers test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs lint format clean
+.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-containers notebook test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -55,6 +55,12 @@ test-containers: $(VENV)/installed-test
 	launch/containers/install.sh --target=train-cpu --python=.venv-containers/bin/python
 	launch/containers/smoke.sh --target=train-cpu --python=.venv-containers/bin/python
 	launch/containers/smoke.sh --target=generate-diffusers --python=$(BIN)/python
+
+# The quickstart's notebook in its whole size, with its outputs: runs/quickstart.ipynb. `make test` executes it in small.
+notebook: $(VENV)/installed-test
+	mkdir -p runs
+	cp docs/notebooks/quickstart.ipynb runs/
+	$(BIN)/jupyter execute --inplace runs/quickstart.ipynb
 
 # The whole way of a study in small: scenes, images, runs, page. Needs the photographs (Debian: dataset-fashion-mnist).
 study-smoke: $(VENV)/installed-quickstart
