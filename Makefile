@@ -28,7 +28,7 @@ GPU_PYTHON ?=
 GPU_FLAGS ?=
 GPU_AS_IT_STANDS := $(or $(GPU_PYTHON),$(if $(findstring --dry-run,$(GPU_FLAGS)),$(PYTHON)))
 
-.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs package lint format clean
+.PHONY: quickstart study-smoke study-miniature test test-benchmarks test-processes test-containers notebook test-slow test-jax test-gpu-plans test-vllm gpu gpu-card docs package lint format clean
 
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m gen --config=$(CONFIG) --workdir=$(WORKDIR) $(QUICKSTART_FLAGS)
@@ -47,6 +47,20 @@ test-benchmarks: $(VENV)/installed-test
 # Several processes that train together: stopped, killed at every moment, on a SLURM cluster. One test at a time.
 test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(patsubst %,tests/integration/test_%.py,two_processes chaos slurm)
+
+# What images hold, without Docker: the steps of a build in an empty environment, and what an image is tried with.
+test-containers: $(VENV)/installed-test
+	rm -rf .venv-containers
+	$(PYTHON) -m venv .venv-containers
+	launch/containers/install.sh --target=train-cpu --python=.venv-containers/bin/python
+	launch/containers/smoke.sh --target=train-cpu --python=.venv-containers/bin/python
+	launch/containers/smoke.sh --target=generate-diffusers --python=$(BIN)/python
+
+# The quickstart's notebook in its whole size, with its outputs: runs/quickstart.ipynb. `make test` executes it in small.
+notebook: $(VENV)/installed-test
+	mkdir -p runs
+	cp docs/notebooks/quickstart.ipynb runs/
+	$(BIN)/jupyter execute --inplace runs/quickstart.ipynb
 
 # The whole way of a study in small: scenes, images, runs, page. Needs the photographs (Debian: dataset-fashion-mnist).
 study-smoke: $(VENV)/installed-quickstart
@@ -110,7 +124,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-docs .venv-jax .venv-cuda .venv-vllm build dist *.egg-info
+	rm -rf $(VENV) .venv-containers .venv-docs .venv-jax .venv-cuda .venv-vllm build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'

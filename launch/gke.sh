@@ -5,10 +5,10 @@
 #       --claim=CLAIM -- --config=configs/synthci_30m.py --workdir=/workdir/run1
 #   launch/gke.sh logs|status|delete --name=run1
 #
-# --image: built with launch/Dockerfile (EXTRA=tpu). --claim: a ReadWriteMany volume claim, mounted at /workdir.
+# --image: launch/containers/Dockerfile, --target=train-tpu. --claim: a ReadWriteMany volume claim, mounted at /workdir.
 # --chips=4: chips per host (v5e and v6e hosts have 1, 4 or 8). The cluster needs the JobSet controller.
 # --module=gen generates instead, with the engine `flax`: each host by itself, on its own chips, with its part of the
-# shards; the image then has EXTRA=tpu,gen,tfds,gcs, and the workdir may be a bucket.
+# shards; the image is then --target=generate-tpu, and the workdir may be a bucket.
 # --dry-run prints the manifest and the command instead of running it.
 set -euo pipefail
 

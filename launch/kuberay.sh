@@ -5,7 +5,7 @@
 #       [--claim=CLAIM] -- --config=configs/synthci_30m.py --workdir=gs://BUCKET/run1 --stages=images
 #   launch/kuberay.sh logs|status|delete --name=run1
 #
-# --image: built with launch/Dockerfile (EXTRA=gen,tfds,ray-cluster,gcs; captions: vllm,ray-cluster,gcs). --workers=MIN:MAX pods,
+# --image: launch/containers/Dockerfile, --target=generate-diffusers; for captions generate-vllm. --workers=MIN:MAX pods,
 # each with --gpus=1, --cpus=8 and --memory=32Gi. --accelerator, --spot: node labels of GKE. --claim: a ReadWriteMany
 # volume claim, mounted at /workdir, for workdirs that are no URL. The cluster needs the KubeRay operator.
 # A job that ends is started again up to --restarts=10 times and goes on where it was.

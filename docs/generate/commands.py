@@ -85,9 +85,9 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 def scripts(_: str) -> str:
     """What each script that starts machines says of itself."""
     parts = []
-    for file in sorted((ROOT / "launch").iterdir()):
+    for file in sorted((ROOT / "launch").rglob("*")):
         if file.suffix in (".sh", ".sbatch"):
             done = subprocess.run(["bash", file, "--help"], capture_output=True, text=True, timeout=60)
             if done.returncode == 0 and done.stdout.strip():
-                parts.append(f"### {code(f'launch/{file.name}')}\n\n```text\n{done.stdout.strip()}\n```")
+                parts.append(f"### {code(str(file.relative_to(ROOT)))}\n\n```text\n{done.stdout.strip()}\n```")
     return "\n\n".join(parts)

