@@ -55,7 +55,9 @@ STATES = {}  # compiling the random draws takes longer than compiling the step
 
 def initial_state(program, config):
     """The state that a run starts from, drawn once for each kind of state and put where this program wants it."""
-    kind = digest({"model": config.model, "frozen": config.train.frozen, "ema": bool(config.train.ema)})
+    model = config.model.copy_and_resolve_references()
+    del model["attention"], model["remat"]  # how it is computed
+    kind = digest({"model": model, "frozen": config.train.frozen, "ema": bool(config.train.ema)})
     if kind not in STATES:
         STATES[kind] = jax.device_get(program.init(jax.random.key(0)))
     return jax.device_put(STATES[kind], jax.tree.map(lambda shape: shape.sharding, program.state))
