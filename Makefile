@@ -21,7 +21,10 @@ REFEREE := 'clip-benchmark==1.6.2' 'pycocoevalcap>=1.2' 'webdataset>=1.0,<2' bra
 # Most tests keep one core busy, some wait. Files stay together, since the tests of one share what is slow to make; those
 # of integration/ come first, which take longest.
 PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m 'not slow'
-BENCHMARK_TESTS := tests/integration/test_benchmarks.py
+# The numbers of others beside ours, and tests that start processes or clusters of their own: commands of their own, since
+# `make test` is to take a quarter of an hour.
+BENCHMARK_TESTS := tests/integration/test_benchmarks.py tests/parity/test_referee.py
+CLUSTER_TESTS := $(patsubst %,tests/integration/test_%.py,ray_executor ray_study chaos_generation)
 # An environment for `make gpu` that is used as it stands, such as GPU_PYTHON=python3; without it .venv is made ready.
 GPU_PYTHON ?=
 # Such as GPU_FLAGS=--dry-run, which prints the commands and installs nothing.
@@ -38,15 +41,17 @@ quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m synthclip_jax.report --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python $(PYTEST) --ignore=$(BENCHMARK_TESTS)
+	$(BIN)/python $(PYTEST) $(patsubst %,--ignore=%,$(BENCHMARK_TESTS) $(CLUSTER_TESTS))
 
-# Every benchmark once, in small.
+# Every benchmark once, in small; and the referee: what others measure on our exports, to the last example.
 test-benchmarks: $(VENV)/installed-test
 	$(BIN)/python $(PYTEST) $(BENCHMARK_TESTS)
 
-# Several processes that train together: stopped, killed at every moment, on a SLURM cluster. One test at a time.
+# Several processes that train together: stopped, killed at every moment, on a SLURM cluster; and generation on a Ray
+# cluster. One test at a time.
 test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(patsubst %,tests/integration/test_%.py,two_processes chaos slurm)
+	$(BIN)/python -m pytest -m 'not slow' $(CLUSTER_TESTS)
 
 # What images hold, without Docker: the steps of a build in an empty environment, and what an image is tried with.
 test-containers: $(VENV)/installed-test

@@ -15,7 +15,7 @@ import pytest
 # Tests that start programs of their own have them on `one_device`.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    flags.append("--xla_cpu_use_fusion_emitters=false")
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda python -m pytest -m gpu, where there is a GPU
 # Tests run side by side, and threads of torch that wait for others use up a core.
@@ -40,7 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
 # Files that take longest start first, so that none is left to one of the workers at the end. None of parity/, whose
 # open_clip has stand-ins in it: what comes after it in the same process would find that one.
 LONGEST = (
-    "test_ray_executor",
     "test_pipeline",
     "test_train",
     "test_step",
