@@ -1,9 +1,11 @@
 """The referee: checkpoints trained here, exported, and judged by stock open_clip, transformers and clip-benchmark."""
 
+import importlib.util
 import io
 import itertools
 import json
 import pathlib
+import re
 import tarfile
 
 import jax
@@ -22,6 +24,7 @@ from synthclip_jax.model.preprocess import Preprocess
 
 pytestmark = pytest.mark.skipif(not referee.is_installed(), reason="the Makefile installs the referee")
 TOWERS = ("openai", "slip")
+SCORES = "print(json.dumps({result.task_name: result.scores['test'][0] for result in results.task_results}))"
 TEXTS = ("a red square on a blue ground", "a photo of a flower", "Zwei Kätzchen & 3 dogs", "o" * 200, "1 2 3 4 " * 9)
 
 
@@ -36,9 +39,9 @@ def write_tar(folder: pathlib.Path, examples: list[dict[str, bytes]]) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def encoded(index: int) -> bytes:
-    """An image that has to be resized and cropped, of the square with this number."""
-    size = (61 + index % 50, 70 + index % 31)
+def encoded(index: int, size: tuple[int, int] | None = None) -> bytes:
+    """An image that has to be resized and, unless `size` says otherwise, cropped, of the square with this number."""
+    size = size or (61 + index % 50, 70 + index % 31)
     stream = io.BytesIO()
     Image.fromarray(pixels(index, 48)).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
     return stream.getvalue()
@@ -151,6 +154,51 @@ def test_retrieval_recall_equals_the_referees_to_the_last_example(exported, test
     for side, k in itertools.product(("image", "text"), (1, 5, 10)):
         theirs = verdict["flickr8k"][f"{side}_retrieval_recall@{k}"]
         assert found[f"{side}_r@{k}"] == pytest.approx(theirs, abs=1e-6), (side, k)
+
+
+@pytest.fixture(scope="module")
+def mtebs_testsets(tmp_path_factory):
+    """What the page about mteb reads, under the names that it reads: one prompt a class, one caption an image.
+
+    Images are resized and not cropped: transformers rounds half of an odd margin the other way.
+    """
+    root = tmp_path_factory.mktemp("mteb")
+    images = [encoded(index, (61 + index % 50,) * 2) for index in range(len(PAIRS))]
+    fronts = [list(COLOURS).index(front) for front, _ in PAIRS]
+    texts = [f"a {front} square on a {back} ground" for front, back in PAIRS]
+    write_tar(root / "composites", [{"png": i, "cls": b"%d" % c} for i, c in zip(images, fronts, strict=True)])
+    (root / "composites" / "classnames.txt").write_text("\n".join(COLOURS))
+    (root / "composites" / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.")
+    write_tar(root / "scenes", [{"png": i, "txt": text.encode()} for i, text in zip(images, texts, strict=True)])
+    (root / "scenes" / "dataset_type.txt").write_text("retrieval\n")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="pip install mteb")
+@pytest.mark.parametrize("library", ["transformers", "open_clip"])
+def test_the_code_on_the_page_about_mteb_finds_our_numbers(exported, mtebs_testsets, tmp_path, library):
+    workdir, export = exported
+    page = pathlib.Path(referee.ROOT, "docs", "mteb.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    code = blocks[("transformers", "open_clip").index(library)] + blocks[2]
+    for written, meant in (('"DIR"', f'"{export}"'), ("local-dir:DIR", f"local-dir:{export}")):
+        code = code.replace(written, meant)
+    code = code.replace('"W/testsets"', f'"{mtebs_testsets}"')
+    script = tmp_path / "page.py"
+    script.write_text(f"{code}\nimport json\n{SCORES}")
+    found = json.loads(referee.run(str(script), []).splitlines()[-1])
+
+    zero_shot = ours(workdir, "zeroshot", mtebs_testsets / "composites")
+    retrieval = ours(workdir, "retrieval", mtebs_testsets / "scenes")
+    # One image more or less: torchvision, with which transformers may resize, rounds some pixels the other way.
+    one = 1.01 if library == "transformers" else 1e-3
+    assert found["Composites"]["accuracy"] == pytest.approx(zero_shot["acc1"], abs=one / zero_shot["n"])
+    for task, side in (("ScenesT2I", "image"), ("ScenesI2T", "text")):
+        theirs = found[task]["recall_at_5"]  # to 5 digits
+        assert theirs == pytest.approx(retrieval[f"{side}_r@5"], abs=one / len(PAIRS) + 1e-5), task
+    assert 0 < found["ScenesT2I"]["recall_at_5"] < 1
+    assert found["ScenesChoice"]["text_acc"] > 0
 
 
 def photographs(folder: pathlib.Path) -> pathlib.Path:
