@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+from toy_flags import TINY_MODEL
 
 from synthclip_jax.console import COMMANDS
 
@@ -30,12 +31,7 @@ SMALL = [
     "--config.gen.images.per_caption=4",
     "--config.train.batch_size=16",
     "--config.train.epochs=2",
-    "--config.model.embed_dim=16",
-    "--config.model.vision.width=16",
-    "--config.model.vision.layers=1",
-    "--config.model.vision.heads=2",
-    "--config.model.text.width=16",
-    "--config.model.text.heads=2",
+    *TINY_MODEL,
     "--config.eval.datasets=composites=wds:testsets/composites",
     "--config.eval.suites=zeroshot",
 ]

@@ -16,6 +16,7 @@ import time
 
 import pytest
 from toy_dataset import shards_of
+from toy_flags import TINY_MODEL
 from toy_notebook import execute
 
 from benchmarks import referee
@@ -40,12 +41,7 @@ OVERRIDES = [
     "--config.train.save_every=5",
     "--config.train.log_every=5",
     # The smallest model, and not every suite: what is told of here are commands, not what is learned.
-    "--config.model.embed_dim=16",
-    "--config.model.vision.width=16",
-    "--config.model.vision.layers=1",
-    "--config.model.vision.heads=2",
-    "--config.model.text.width=16",
-    "--config.model.text.heads=2",
+    *TINY_MODEL,
     "--config.eval.suites=zeroshot,retrieval",
 ]
 
