@@ -30,13 +30,15 @@ from synthclip_jax.config.generation import Images
 from synthclip_jax.files.locations import cache_folder
 from synthclip_jax.files.storage import StoreError, write_atomic
 from synthclip_jax.plan import gpu_program
-from synthclip_jax.plan.ahead import GPU_OPTIONS, CompilerError, parse_refusal
+from synthclip_jax.plan.ahead import CompilerError, parse_refusal
 from synthclip_jax.plan.chips import Topology
 from synthclip_jax.plan.hlo import Array
 from synthclip_jax.plan.tiles import TiledProducts, tiled_products
 from synthclip_jax.plan.traffic import traffic
 
 SAYS_SO_EVERY = 30  # seconds of compiling
+# Without a card XLA cannot time kernels and would write every product in Triton's language, in tiles that it guesses.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 _NO_PRODUCTS = TiledProducts()
 
 
@@ -149,7 +151,7 @@ def _compiled(
     except (OSError, EOFError, ValueError, zlib.error):  # not there, or damaged
         with _Progress(f"compiling '{name}' for a {device.device_kind}"):
             try:
-                compiled = lowered.compile(None if topology.is_tpu else dict(GPU_OPTIONS))
+                compiled = lowered.compile(None if topology.is_tpu else dict(_GPU_OPTIONS))
             except jax.errors.JaxRuntimeError as error:
                 if not topology.is_tpu:
                     raise CompilerError(f"the compiler for GPUs failed:\n{error}") from error

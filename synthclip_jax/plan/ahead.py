@@ -19,9 +19,6 @@ _REFUSED = (
     r"memory space hbm\. Used SIZE of SIZE hbm",
     r"Requires SIZE, has SIZE available",
 )
-# Without a card XLA cannot time kernels and would write every product in Triton's language, in tiles that it guesses.
-# With calls of cuBLAS the step of docs/plan.md needs the memory that it needed on an H100, to a tenth of a percent.
-GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 _SIZE = r"([\d.]+)([KMGTP]?)"
 _UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate(("", *"KMGTP"))}
 
@@ -81,7 +78,7 @@ def make_attempt(topology: Topology) -> Callable[[Any], Attempt]:
         program = make_program(config, mesh, any_length(config.train))
         given = state_bytes(program)
         try:
-            compiled = program.lower().compile(None if topology.is_tpu else dict(GPU_OPTIONS))
+            compiled = program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             if not topology.is_tpu:
                 raise CompilerError(f"the compiler for GPUs failed:\n{error}") from error

@@ -53,8 +53,13 @@ class Batch(NamedTuple):
 
 
 Metrics = dict[str, Float[Array, ""]]
-# XLA would make one product of those for keys and values in the text tower, and cut it up for cuDNN's attention.
-GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
+GPU_OPTIONS = {
+    # XLA would make one product of those for keys and values in the text tower, and cut it up for cuDNN's attention.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+    # With all products by cuBLAS a step takes 2% less. A plan needs it, too: without a card XLA cannot time kernels,
+    # and would write every product in Triton's language, in tiles that it guesses.
+    "xla_gpu_enable_triton_gemm": False,
+}
 
 
 class Program(NamedTuple):

@@ -13,8 +13,10 @@ import pytest
 
 from synthclip_jax.config import load_config
 from synthclip_jax.model.blocks import attention_kernel
-from synthclip_jax.plan import gpu_target
-from synthclip_jax.plan.chips import SHARE
+from synthclip_jax.model.layers import gelu
+from synthclip_jax.plan import ahead, gpu_target
+from synthclip_jax.plan.chips import SHARE, Topology
+from synthclip_jax.training.step import GPU_OPTIONS
 
 if not gpu_target.is_installed():
     pytest.skip("JAX's plug-in for CUDA is not installed", allow_module_level=True)
@@ -69,6 +71,20 @@ def test_a_thousand_pairs_a_gpu_need_no_remat_in_80_gb():
 @pytest.mark.parametrize("kind", sorted(gpu_target.CARDS))
 def test_a_layer_of_the_paper_compiles_for_every_card(kind):
     assert attentions(plan("synthci_30m.py", f"{kind}:1", *FLAT, "--config.train.batch_size=64")) == (2, 2)
+
+
+def test_gelu_keeps_nothing_in_float32_for_its_backward_pass():
+    import jax
+    import jax.numpy as jnp
+
+    here = jax.sharding.SingleDeviceSharding(ahead.make_devices(Topology.parse("h100:1"))[0])
+    shapes = (50_000, 768), (768, 3072), (3072,), (3072, 768)
+    values = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here) for shape in shapes]
+    mlp = jax.grad(lambda x, w, b, v: jnp.square((gelu(x @ w + b[None]) @ v).astype(jnp.float32)).sum(), (0, 1, 2, 3))
+    program = jax.jit(mlp, compiler_options=GPU_OPTIONS).lower(*values).compile().as_text()
+    program = program[program.index("\nENTRY") :]  # what is inside a fusion is never written
+    assert "bf16[50000,3072]" in program
+    assert "f32[50000,3072]" not in program
 
 
 def test_parameters_that_are_shared_out_are_gathered_and_heads_are_split():
