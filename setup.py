@@ -21,7 +21,8 @@ from setuptools.command.editable_wheel import editable_wheel
 HERE, OURS = "gen", "synthclip_gen"
 CONFIGS = "synthclip_jax.configs"
 # What configs/studies/paper.py reads of the repository, by the same paths beside `configs`.
-MEASURED = ("benchmarks/results/train_step.json", "benchmarks/results/draw.json", "docs/plans/v5e_4x4.txt")
+CARD = "benchmarks/results/nvidia-h100-80gb-hbm3"
+MEASURED = (f"{CARD}/train_step.json", f"{CARD}/draw.json", "docs/plans/v5e_4x4.txt")
 _IMPORT_STRING = re.compile(rf"{HERE}((?:\.\w+)+:\w+)")
 _COMMAND = re.compile(rf"(python -m\s+){HERE}\b")
 _TEXTS = {".css", ".html", ".js", ".json", ".md", ".txt"}

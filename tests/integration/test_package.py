@@ -183,4 +183,4 @@ def test_a_cell_of_a_study_starts_generation_by_the_name_that_it_has_there(progr
 def test_a_study_that_comes_with_the_wheel_is_found_with_its_configs_and_rates(programs, tmp_path):
     said = run(programs / "synthclip-study", "--study=paper:tables", "--workdir=s", "--dry-run", cwd=tmp_path)
     assert "synthclip-gen --config=configs/synthci_30m.py" in said
-    assert "benchmarks/results/train_step.json" in said
+    assert "benchmarks/results/nvidia-h100-80gb-hbm3/train_step.json" in said
