@@ -24,7 +24,8 @@ PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m '
 # The numbers of others beside ours, and tests that start processes or clusters of their own: commands of their own, since
 # `make test` is to take a quarter of an hour.
 BENCHMARK_TESTS := tests/integration/test_benchmarks.py tests/parity/test_referee.py
-PROCESS_TESTS := $(patsubst %,tests/integration/test_%.py,ray_executor ray_study chaos_generation kills restarts two_drivers)
+PROCESS_TESTS := $(patsubst %,tests/integration/test_%.py,ray_executor ray_study chaos_generation kills restarts two_drivers \
+  full_disk evaluate_memory verify_generation)
 # An environment for `make gpu` that is used as it stands, such as GPU_PYTHON=python3; without it .venv is made ready.
 GPU_PYTHON ?=
 # Such as GPU_FLAGS=--dry-run, which prints the commands and installs nothing.
@@ -48,7 +49,7 @@ test-benchmarks: $(VENV)/installed-test
 	$(BIN)/python $(PYTEST) $(BENCHMARK_TESTS)
 
 # Several processes that train together: stopped, killed at every moment, on a SLURM cluster; one test at a time. Then what
-# is killed and goes on, drivers that share a workdir, Ray clusters.
+# is killed and goes on, drivers that share a workdir, full disks and memory, repair, Ray clusters.
 test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(patsubst %,tests/integration/test_%.py,two_processes chaos slurm)
 	$(BIN)/python $(PYTEST) $(PROCESS_TESTS)
