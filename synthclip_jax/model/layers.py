@@ -95,8 +95,9 @@ def _fast_gelu(x):
 
 
 def _fast_gelu_backward(x, gradient):
-    # Behind the barrier XLA cannot see that the forward pass had the same exponential, and keep it in float32.
-    y = jax.lax.optimization_barrier(x).astype(jnp.float32)
+    # On GPUs XLA sees that the forward pass had the same exponential, and keeps it in float32: not behind a barrier.
+    x = jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
+    y = x.astype(jnp.float32)
     bell = jnp.exp(-0.5 * y * y)
     slope = _share_below(y, bell) + y * bell * (2 * math.pi) ** -0.5
     return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
