@@ -24,7 +24,7 @@ if not gpu_target.is_installed():
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(file.name for file in (ROOT / "configs").glob("*.py"))
-FLAT = ("--config.model.vision.layers=1", "--config.model.text.layers=1")
+FLAT = ("--config.model.vision.layers=2", "--config.model.text.layers=2")
 
 
 def plan(config, topology, *flags, **environment):
@@ -46,15 +46,16 @@ def plan(config, topology, *flags, **environment):
 
 
 def attentions(printed):
-    """How often cuDNN's attention runs, forward and backward."""
-    return tuple(map(int, re.search(r"attention in it: (\d+) x forward, (\d+) x backward", printed).groups()))
+    """How often cuDNN's attention runs, forward and backward; a tower's last layer, of one token, is without it."""
+    found = re.search(r"attention among them: (\d+) x forward, (\d+) x backward", printed)
+    return tuple(map(int, found.groups())) if found else (0, 0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_compiles_for_a_machine_of_eight_h100_with_the_attention_that_it_takes_by_itself(name):
     printed = plan(name, "h100:1x8", "--config.model.attention=auto")
     model = load_config(ROOT / "configs" / name).model
-    layers = model.vision.layers + model.text.layers if attention_kernel(model, "gpu") == "cudnn" else 0
+    layers = model.vision.layers + model.text.layers - 2 if attention_kernel(model, "gpu") == "cudnn" else 0
     assert attentions(printed) == (layers, layers)
     assert re.search(r"\d x all-reduce", printed)  # of gradients
 
@@ -64,8 +65,8 @@ def test_a_thousand_pairs_a_gpu_need_no_remat_in_80_gb():
     flags = ("--config.train.batch_size=1024", "--config.model.scan_layers=False")
     printed = plan("synthci_30m.py", "h100:1", *flags, **{SHARE: "0.92"})
     assert float(re.search(r"fits: needs ([\d.]+) of", printed)[1]) < 72
-    # No product is done twice: 3 x forward, and the scores once more in attention's backward pass.
-    assert 0 < float(re.search(r"products in the program \(([+-][\d.]+)%\)", printed)[1]) < 3
+    # No product is done twice: 3 x forward without most of the last layers, and the scores once more backward.
+    assert -9 < float(re.search(r"products in the program \(([+-][\d.]+)%\)", printed)[1]) < -5
 
 
 @pytest.mark.parametrize("kind", sorted(gpu_target.CARDS))
