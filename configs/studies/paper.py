@@ -32,7 +32,7 @@ from synthclip_jax.plan.chips import CHIPS
 from synthclip_jax.study import Cell, Claim, Curve, Rate, Step, Study, Work
 
 ROOT = pathlib.Path(__file__).parents[2]
-MEASURED = "benchmarks/results/nvidia-h100-80gb-hbm3"
+CARD = "benchmarks/results/nvidia-h100-80gb-hbm3"
 EPOCHS = 40
 MILLION = 1_000_000
 SYNTHETIC = {"3M": 3.0, "8_8M": 8.8, "10M": 10.0, "20M": 20.0, "30M": 30.0}  # millions of pairs
@@ -325,15 +325,15 @@ def drawing(model: str) -> str:
 
 def rates() -> dict[str, dict[str, Rate]]:
     """Of one H100: measured, or scaled from what was measured. Of one v5e chip: bounds. Captions: published."""
-    train = json.loads((ROOT / MEASURED / "train_step.json").read_text())["contenders"]["ours"]
-    draw = json.loads((ROOT / MEASURED / "draw.json").read_text())
+    train = json.loads((ROOT / CARD / "train_step.json").read_text())["contenders"]["ours"]
+    draw = json.loads((ROOT / CARD / "draw.json").read_text())
     bound = float(re.search(r"([\d,]+) pairs/s", (ROOT / "docs/plans/v5e_4x4.txt").read_text())[1].replace(",", ""))
-    measured = f"measured on {train['device']}, {MEASURED}/train_step.json"
+    measured = f"measured on {train['device']}, {CARD}/train_step.json"
     h100 = {TRAIN: Rate(train["samples_per_second"], measured)}
     v5e = {TRAIN: Rate(bound / 16, "bound: docs/plans/v5e_4x4.txt")}
     teraflops, peak = draw["tflop_per_second"]["diffusers"], CHIPS["v5e"].peak_flops / 1e12
     for name, model in MODELS.items():
-        source = f"scaled: {teraflops:.0f} TFLOP/s measured with SD 1.5 on {draw['device']}, {MEASURED}/draw.json"
+        source = f"scaled: {teraflops:.0f} TFLOP/s measured with SD 1.5 on {draw['device']}, {CARD}/draw.json"
         h100[drawing(name)] = Rate(teraflops / model[4], source)
         v5e[drawing(name)] = Rate(peak / model[4], f"bound: the chip's peak of {peak:.0f} TFLOP/s")
     for length, tokens in TOKENS.items():

@@ -47,8 +47,7 @@ def plan(config, topology, *flags, **environment):
 
 def attentions(printed):
     """How often cuDNN's attention runs, forward and backward; a tower's last layer, of one token, is without it."""
-    found = re.search(r"attention among them: (\d+) x forward, (\d+) x backward", printed)
-    return tuple(map(int, found.groups())) if found else (0, 0)
+    return tuple(map(int, re.search(r"attention among them: (\d+) x forward, (\d+) x backward", printed).groups()))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
