@@ -81,7 +81,7 @@ def get_config(size: str = "16000", epochs: str = "", seen: str = str(SEEN), cap
     config.data.update(crop_scale=(0.8, 1.0), part=int(size))
     config.model.update(tower="openai", embed_dim=96, compute_dtype="float32", scan_layers=False)
     config.model.vision.update(width=96, layers=4, heads=3, patch_size=8)
-    config.model.text.update(width=96, layers=2, heads=3, context_length=36)
+    config.model.text.update(width=96, layers=1, heads=3, context_length=36)
     config.train.update(batch_size=128, epochs=passes, warmup_epochs=0.05 * passes)
     config.train.update(optimizer="muon", learning_rate=1e-3, lr_end=1e-5, weight_decay=0.2)
     config.train.update(log_every=100, save_every=500, keep=1)

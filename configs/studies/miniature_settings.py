@@ -24,6 +24,7 @@ SETTINGS = {
     "batch 64": ("train.batch_size=64",),
     "patch 4": ("model.vision.patch_size=4",),
     "two layers": ("model.vision.layers=2",),
+    "two layers of text": ("model.text.layers=2",),
     "width 192": ("model.vision.width=192", "model.vision.heads=6"),
     "slip tower": ("model.tower=slip",),
     "no crops": ("data.crop_scale=(1.0,1.0)", "data.crop_ratio=(1.0,1.0)"),

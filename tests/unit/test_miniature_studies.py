@@ -62,9 +62,10 @@ def test_the_miniature_has_the_sizes_seeds_and_pairs_that_it_says(studies):
             sizes[cell.factors["source"], cell.factors["constant"]].add(cell.factors["size"])
             seeds[cell.factors["source"], cell.factors["constant"], cell.factors["size"]] += 1
     assert set(seeds.values()) == {3}
-    assert {400, 800, 1600, 3200} <= sizes["real", "samples"] == sizes["real", "epochs"]
+    assert {160, 800, 3200} == sizes["real", "samples"] == sizes["real", "epochs"]
     assert sizes["real", "both"] == sizes["synthetic", "both"] == {16_000}
-    assert {800, 3200, 64_000} == sizes["synthetic", "samples"] == sizes["synthetic", "epochs"]
+    assert {800, 3200, 64_000} == sizes["synthetic", "samples"]
+    assert {800, 3200} == sizes["synthetic", "epochs"]  # of 64,000 this is four times what the other runs see
     assert sizes["finetuned", "samples"] == {round(share * 16_000) for share in (0.01, 0.05, 0.2)}
     assert sizes["finetuned", "samples"] <= sizes["real", "samples"]  # real alone of that size beside it
     for cell in study.cells:
@@ -87,7 +88,7 @@ def test_what_is_seen_is_what_the_config_says(studies):
 
 def test_its_claims_are_the_paper_s(studies):
     claims = {claim.name: claim for claim in studies["miniature"].claims}
-    assert {"worth_less", "catches_up_16000", "little_real_lifts_800", "above_little_real_800", "mixed_800"} <= set(
+    assert {"worth_less", "catches_up_16000", "little_real_lifts_800", "above_little_real_800", "mixed_3200"} <= set(
         claims
     )
     assert all(claim.least_seeds == 3 for claim in claims.values())
@@ -109,7 +110,7 @@ def test_the_paper_s_figure_is_of_its_tables(studies):
 
 def test_the_smoke_study_has_every_kind_of_cell(studies):
     kinds = {cell.factors.get("source") for cell in studies["smoke"].cells}
-    assert kinds == {cell.factors.get("source") for cell in studies["miniature"].cells}
+    assert kinds | {"flax"} == {cell.factors.get("source") for cell in studies["miniature"].cells}  # minutes to compile
     assert {cell.factors.get("seed", 0) for cell in studies["smoke"].cells} == {0}
 
 
