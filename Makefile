@@ -80,7 +80,7 @@ study-miniature: $(VENV)/installed-quickstart
 	done; wait
 	$(MINIATURE)
 	mkdir -p docs/miniature
-	cp $(STUDIES)/miniature/study.json docs/miniature/study.json
+	cp $(STUDIES)/miniature/miniature.json docs/miniature/study.json
 	$(MINIATURE) --figure=docs/miniature/figure.png
 
 # All that takes minutes, also what no CI can wait for.

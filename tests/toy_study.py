@@ -19,6 +19,7 @@ from synthclip_jax.study.store import Store
 
 FLOORS = {"real": 0.2, "synthetic": 0.35}
 METRIC = "zeroshot/toy/acc1"
+FILES = tuple(f"toy{ending}" for ending in (table.CSV, table.PARQUET, findings.ENDING))
 
 
 def error(source, size, seed):
@@ -72,7 +73,7 @@ def run(study, workdir, runner=None, part=(0, 1)):
 
 
 def contents(workdir):
-    return [(pathlib.Path(workdir) / name).read_bytes() for name in (table.CSV, table.PARQUET, findings.FILE)]
+    return [(pathlib.Path(workdir) / name).read_bytes() for name in FILES]
 
 
 # ---- Killed at each write -------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Do synthetic and real pairs fail in other ways, where both are as good?
 
     python -m synthclip_jax.study --study=configs/studies/failures.py --workdir=W [--dry-run]
-    python -m synthclip_jax.study --study=configs/studies/failures.py:real=600,synthetic=64000 --workdir=W
+    python -m synthclip_jax.study --study=configs/studies/failures.py:real=800,synthetic=64000 --workdir=W
 
 A model on many synthetic pairs beside one on so few real ones that both are as accurate (`real=`: the number that the
 miniature study finds to be worth as much; whether they are equal is the first claim). Compared are each class, how sure
 they are of what they say, and corrupted images. For each seed a page by `compare_runs` shows the images on which they
-disagree and what each confuses.
+disagree and what each confuses. In the workdir of `configs/studies/miniature.py` the models are those that are there.
 """
 
 import pathlib
@@ -20,7 +20,6 @@ ITEMS = runpy.run_path(str(_HERE.parents[1] / "miniature.py"))["ITEMS"]
 ITEM = _miniature["ITEM"]
 ERROR, CORRUPTED, CORRUPTED_ERROR = "zeroshot/item/ece", "corruptions/item/acc1", "corruptions/item/ece"
 FAULTS = ("noise", "blur", "weather", "digital")
-SUITES = "zeroshot,retrieval,corruptions"
 IMAGES = 500  # that are corrupted, in each way
 
 
@@ -30,15 +29,15 @@ def get_study(seeds: str = "3", real: str = "800", synthetic: str = "64000"):
     classes = {"item": {name.replace(" ", "_"): (name,) for name in ITEMS}}
     flags = (f"--config.eval.corruptions.images={IMAGES}",)
     for seed in range(int(seeds)):
-        names = []
-        for source, size in sizes.items():
-            sources = _miniature["real"]() if source == "real" else _miniature["synthetic"]()
-            steps = _miniature["trained"](sources, size, seed, flags=flags, suites=SUITES)
-            needs = ("world",) if source == "real" else ("world", "synthetic")
-            names.append(f"{source}-{seed}")
-            cells.append(Cell(names[-1], {"source": source, "pairs": size, "seed": seed}, steps, needs, classes))
+        runs = [_miniature["run"](source, size, seed) for source, size in sizes.items()]
+        names = tuple(run.name for run in runs)
+        cells += runs
+        for run in runs:
+            more = run.steps[-1].replaced("{cell}", f"{{cells}}/{run.name}", (*flags, "--suite=corruptions"))
+            factors = {"model": run.factors["source"], "seed": seed}
+            cells.append(Cell(f"{run.name}-corrupted", factors, (more,), (run.name,), classes, run.name))
         both = (*(f"{{cells}}/{name}" for name in names), "--out={cell}/compare.html")
-        cells.append(Cell(f"compare-{seed}", {"seed": seed}, (Step("synthclip_jax.compare_runs", both),), tuple(names)))
+        cells.append(Cell(f"compare-{seed}", {"seed": seed}, (Step("synthclip_jax.compare_runs", both),), names))
     return Study(
         "failures",
         "do models on synthetic and on real pairs fail in other ways where they are as accurate?",
@@ -56,7 +55,7 @@ def get_study(seeds: str = "3", real: str = "800", synthetic: str = "64000"):
 
 
 def _claims():
-    sides = {"source": "real"}, {"source": "synthetic"}
+    sides = {"model": "real"}, {"model": "synthetic"}
     yield Claim("as_accurate", "The real pairs are more accurate (not shown: they are equal).", ITEM, *sides)
     yield Claim(
         "calibration",

@@ -86,14 +86,12 @@ def trained(
     seen: int = SEEN,
     flags: tuple[str, ...] = (),
     split: str = "test",
-    suites: str = "",
 ) -> tuple[Step, ...]:
     """Training on so many pairs until so many are seen, and evaluation.
 
     Args:
       sources: value of `data.sources`.
       flags: more of them.
-      suites: others than the config's, for the evaluation afterwards.
     """
     sets = ",".join(f"'{name}=wds:{{cells}}/world/{split}/{name}'" for name in ("item", "colour_item", "retrieval"))
     common = (
@@ -106,14 +104,13 @@ def trained(
     )
     # The time that a run takes to start, compile and evaluate is in both.
     trials = tuple(Trial((f"--config={CONFIG}:{size},seen={pairs}",), pairs) for pairs in (6400, 25_600))
-    more = (f"--suite={suites}",) if suites else ()
     return (
         Step("synthclip_jax.train", common, Work(TRAIN, seen, "pairs", RUN_BYTES), trials),
-        Step("synthclip_jax.evaluate", (*common, *more)),
+        Step("synthclip_jax.evaluate", common),
     )
 
 
-def run(source: str, size: int, seed: int, constant: str, split: str) -> Cell:
+def run(source: str, size: int, seed: int, constant: str = SAMPLES, split: str = "test") -> Cell:
     """A run on real or on synthetic pairs alone."""
     seen = EPOCHS * size if constant == EQUAL else SEEN
     steps = trained(real() if source == "real" else synthetic(), size, seed, seen, split=split)

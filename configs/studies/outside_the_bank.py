@@ -4,7 +4,8 @@
 
 The bank loses an item (`sandal`) and, of each other item, one colour; no caption names them. Classes of the test set
 are then *inside*; *near* where item and colour were named, but never together; *outside* where the item was not named.
-Beside it stand synthetic pairs of the whole bank, and real ones of the whole world, all of the same number.
+Beside it stand synthetic pairs of the whole bank, and real ones of the whole world, all of the same number: in the
+workdir of `configs/studies/miniature.py` they are those that are there.
 """
 
 import pathlib
@@ -16,23 +17,24 @@ _HERE = pathlib.Path(__file__)
 _miniature = runpy.run_path(str(_HERE.with_name("miniature.py")))
 _config = runpy.run_path(str(_HERE.parents[1] / "miniature.py"))
 PAIRS = 16_000
+WHOLE = {"whole": "synthetic", "real": "real"}  # banks of the miniature's own runs
 KINDS = ("inside", "near", "outside")
 
 
 def get_study(seeds: str = "3"):
     cells = [
         _miniature["world"](),
-        _miniature["drawn"]("data-whole", PAIRS),
+        _miniature["drawn"]("synthetic", max(_miniature["SYNTHETIC"])),
         # Fewer concepts are left: so many more captions of each.
         _miniature["drawn"]("data-held", PAIRS, "held", (f"--config.gen.captions.per_concept={_per_concept()}",)),
     ]
     for seed in range(int(seeds)):
-        for bank in ("whole", "held", "real"):
-            data = None if bank == "real" else f"data-{bank}"
-            sources = _miniature["synthetic"](data) if data else _miniature["real"]()
-            steps = _miniature["trained"](sources, PAIRS, seed)
-            needs = ("world", data) if data else ("world",)
-            cells.append(Cell(f"{bank}-{seed}", {"bank": bank, "seed": seed}, steps, needs, {"colour_item": groups()}))
+        steps = _miniature["trained"](_miniature["synthetic"]("data-held"), PAIRS, seed)
+        held = Cell(f"held-{seed}", {"source": "held", "size": PAIRS, "seed": seed}, steps, ("world", "data-held"))
+        runs = {"held": held, **{bank: _miniature["run"](source, PAIRS, seed) for bank, source in WHOLE.items()}}
+        for bank, run in runs.items():
+            factors = {"bank": bank, "seed": seed}
+            cells += [run, Cell(f"{bank}-groups-{seed}", factors, (), (run.name,), {"colour_item": groups()}, run.name)]
     return Study(
         "outside_the_bank",
         "what does a model know of what no caption named: new pairs of known words, and things of no name?",

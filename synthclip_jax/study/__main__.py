@@ -10,9 +10,9 @@ a SLURM array. --executor=ray gives the cells to a Ray cluster (that of RAY_ADDR
 machines all see W; --cpus, --gpus and --tpus say what a cell takes of it. A cell that fails is named, its log with it,
 and the others go on; the next start tries it again.
 
-Leaves W/results.csv and W/results.parquet, a row for each cell, and W/study.json: power laws of the curves with 95%
+Leaves W/STUDY.csv and W/STUDY.parquet, a row for each cell, and W/STUDY.json: power laws of the curves with 95%
 intervals, how well they foretell the largest size, how many pairs of one kind are worth one of another, and each claim
-with its effect, interval, seeds and verdict: shown, not shown, refuted. W/study.html shows all of it on one page;
+with its effect, interval, seeds and verdict: shown, not shown, refuted. W/STUDY.html shows all of it on one page;
 --figure=FILE.png draws the figure alone, with the Chromium of this machine.
 
 --dry-run runs no cell. It prints every cell's commands, hours and bytes: by what finished cells took, by two short
@@ -58,7 +58,7 @@ def show(study: Study, store: Store, outcome: Outcome, figure: pathlib.Path | No
     """
     paths = table.write(store.workdir, study, outcome)
     found = findings.find(study, outcome)
-    paths += [findings.write(store.workdir, found), store.workdir / page.FILE]
+    paths += [findings.write(store.workdir, found), store.workdir / f"{study.name}{page.ENDING}"]
     write_atomic(paths[-1], page.page(found).encode())
     if figure:
         page.write_png(found, figure)

@@ -88,6 +88,10 @@ class Step:
         """The config file that it is given; empty: none."""
         return next((flag.removeprefix("--config=") for flag in self.flags if flag.startswith("--config=")), "")
 
+    def replaced(self, old: str, new: str, more: tuple[str, ...] = ()) -> "Step":
+        """This command with other text in its flags, and more of them behind; its work is not known."""
+        return Step(self.module, (*(flag.replace(old, new) for flag in self.flags), *more))
+
     @property
     def overrides(self) -> list[str]:
         """`section.key=value` for each value of its config that it overrides."""
@@ -105,6 +109,8 @@ class Cell:
       needs: cells that must be done before it.
       groups: by test set, groups of its classes, of which each is a number `zeroshot/NAME/acc1_of_GROUP`: the accuracy
         on their images, chosen among all classes.
+      of: another cell that it needs, whose workdir its numbers are read off; its commands measure more of that run, or
+        there are none. Empty: its own.
     """
 
     name: str
@@ -112,6 +118,7 @@ class Cell:
     steps: tuple[Step, ...]
     needs: tuple[str, ...] = ()
     groups: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
+    of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +246,9 @@ def check(study: Study) -> None:
     for cell in study.cells:
         if unknown := [name for name in cell.needs if name not in names]:
             raise StudyError(f"cell {cell.name}: it needs {unknown[0]!r}, which is no cell of this study")
-        if not cell.steps:
+        if cell.of and cell.of not in cell.needs:
+            raise StudyError(f"cell {cell.name}: its numbers are of {cell.of!r}, which it must need")
+        if not cell.steps and not cell.of:
             raise StudyError(f"cell {cell.name}: it has no steps. Give it the commands that it runs")
         for step in cell.steps:
             sizes = [trial.amount for trial in step.trials]
@@ -291,6 +300,7 @@ def described(cell: Cell, known: dict[tuple, dict[str, Any]]) -> dict[str, Any]:
             {"module": step.module, "flags": list(step.flags), "config": _values(step, known)} for step in cell.steps
         ],
         **({"groups": plain_groups(cell)} if cell.groups else {}),
+        **({"of": cell.of} if cell.of else {}),
     }
 
 

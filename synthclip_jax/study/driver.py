@@ -163,12 +163,12 @@ class Driver:
         folder = self._store.folder(cell.name)
         self._store.begin(cell.name, self._definitions[cell.name])
         code = packages.commit()  # before the work: it is what the steps run
-        self._log(f"cell {cell.name}: {', then '.join(step.module for step in cell.steps)}")
+        self._log(f"cell {cell.name}: {', then '.join(step.module for step in cell.steps) or f'numbers of {cell.of}'}")
         steps = [self._run_step(number, step, self._store.workdir, folder) for number, step in enumerate(cell.steps)]
         return {
             "cell": cell.name,
             "definition": self._definitions[cell.name],
-            "metrics": collect(folder, cell.groups),
+            "metrics": collect(self._store.folder(cell.of or cell.name), cell.groups),
             "steps": steps,
             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             "host": socket.gethostname(),

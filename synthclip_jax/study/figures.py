@@ -1,6 +1,6 @@
 """The figures of a study: metric over size with fitted laws and intervals, the same of others, one metric over another.
 
-All are drawn from what `study.json` holds, as inline SVG (`synthclip_jax.report.plots`).
+All are drawn from what `STUDY.json` holds, as inline SVG (`synthclip_jax.report.plots`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

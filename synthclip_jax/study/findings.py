@@ -1,6 +1,6 @@
 """What a study shows: fitted curves, how well they foretell, sizes that are worth the same, and its claims.
 
-`W/study.json` holds it. The same records give the same file.
+`W/STUDY.json` holds it. The same records give the same file.
 """
 
 import collections
@@ -21,13 +21,13 @@ from synthclip_jax.study.definition import Cell, Curve, Study, matches
 from synthclip_jax.study.driver import Outcome
 from synthclip_jax.study.power_law import Interval, PowerLaw
 
-FILE = "study.json"
+ENDING = ".json"  # behind the name of the study
 LINE_POINTS = 33
 PACKAGES = ("synthclip_jax", "numpy", "scipy", "jax")
 
 
 def find(study: Study, outcome: Outcome) -> dict[str, Any]:
-    """Everything that `study.json` holds, as plain values; what is infinite is null there."""
+    """Everything that `STUDY.json` holds, as plain values; what is infinite is null there."""
     metrics = {name: record["metrics"] for name, record in outcome.records.items()}
     points = {curve.name: _points(study, curve, metrics) for curve in study.curves}
     laws: dict[str, PowerLaw | str] = {
@@ -56,12 +56,12 @@ def find(study: Study, outcome: Outcome) -> dict[str, Any]:
 
 
 def write(workdir: str | os.PathLike, found: Mapping[str, Any]) -> pathlib.Path:
-    """Writes `study.json`.
+    """Writes `STUDY.json`.
 
     Raises:
       StoreError: it cannot be written.
     """
-    path = pathlib.Path(workdir) / FILE
+    path = pathlib.Path(workdir) / f"{found['study']}{ENDING}"
     state_files.write(path, found)
     return path
 

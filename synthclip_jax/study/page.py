@@ -1,6 +1,6 @@
 """The page of a study: one file, which needs no network and no script; and the figure alone, as a PNG.
 
-Everything on it is from `study.json`, so that a committed one can be drawn again.
+Everything on it is from `STUDY.json`, so that a committed one can be drawn again.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, 
 from synthclip_jax.report.plots import short
 from synthclip_jax.study import claims, figures
 
-FILE = "study.html"
+ENDING = ".html"  # behind the name of the study
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FIGURE_SIZE = (1040, 420)  # CSS pixels; the PNG has twice as many
 SIGNS = {claims.SHOWN: ("✓", ""), claims.REFUTED: ("✗", " crossed"), claims.NOT_SHOWN: ("?", " unknown")}
@@ -32,7 +32,7 @@ def page(found: Mapping[str, Any]) -> str:
     """The page as text.
 
     Args:
-      found: what `study.json` holds.
+      found: what `STUDY.json` holds.
     """
     sections = [
         ("claims", "Claims", "What was asked, and what came out.", _claims(found)),

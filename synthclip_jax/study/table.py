@@ -1,4 +1,4 @@
-"""One table of all cells: a row for each, its factors and its numbers. `W/results.csv`, and `W/results.parquet`.
+"""One table of all cells: a row for each, its factors and its numbers. `W/STUDY.csv`, and `W/STUDY.parquet`.
 
 The same records give the same bytes: when a cell was run, where and how fast is in its record alone.
 """
@@ -13,7 +13,7 @@ from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.study.definition import Study, StudyError
 from synthclip_jax.study.driver import Outcome
 
-CSV, PARQUET = "results.csv", "results.parquet"
+CSV, PARQUET = ".csv", ".parquet"  # behind the name of the study, as several may share a workdir
 CELL, STATUS = "cell", "status"
 DONE, FAILED, OPEN = "done", "failed", "not run"
 
@@ -51,22 +51,22 @@ def write(workdir: str | os.PathLike, study: Study, outcome: Outcome) -> list[pa
       StoreError: they cannot be written.
     """
     table = rows(study, outcome)
-    folder = pathlib.Path(workdir)
+    paths = [pathlib.Path(workdir) / f"{study.name}{ending}" for ending in (CSV, PARQUET)]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    write_atomic(folder / CSV, buffer.getvalue().encode())
+    write_atomic(paths[0], buffer.getvalue().encode())
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
-        return [folder / CSV]
+        return paths[:1]
     columns = {name: _one_type([row[name] for row in table]) for name in table[0]}
     content = io.BytesIO()
     pq.write_table(pa.table(columns), content)
-    write_atomic(folder / PARQUET, content.getvalue())
-    return [folder / CSV, folder / PARQUET]
+    write_atomic(paths[1], content.getvalue())
+    return paths
 
 
 def _one_type(values: list[Any]) -> list[Any]:

@@ -70,7 +70,7 @@ def study(*cells):
 def written(workdir, made, outcome):
     table.write(workdir, made, outcome)
     findings.write(workdir, findings.find(made, outcome))
-    return [(workdir / name).read_bytes() for name in (table.CSV, findings.FILE)]
+    return [(workdir / name).read_bytes() for name in (f"toy{table.CSV}", f"toy{findings.ENDING}")]
 
 
 def on_ray(made, workdir, **others):

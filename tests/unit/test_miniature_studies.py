@@ -48,7 +48,7 @@ def test_every_way_to_use_a_config_is_allowed(studies, tmp_path, monkeypatch):
         for cell in studies[name].cells:
             kind = {key: value for key, value in cell.factors.items() if key not in ("size", "seed")}
             kinds.setdefault((*kind.items(), tuple(step.module for step in cell.steps)), cell)
-        cells = tuple(definition.dataclasses.replace(cell, needs=()) for cell in kinds.values())
+        cells = tuple(definition.dataclasses.replace(cell, needs=(), of="") for cell in kinds.values() if cell.steps)
         few = definition.Study(name, "?", cells)
         assert len(definitions(few, Store(tmp_path / name))) == len(cells)
 
@@ -100,6 +100,16 @@ def test_settings_are_chosen_on_photographs_that_are_not_the_test_s():
     flags = [flag for cell in validation.cells for step in cell.steps for flag in step.flags]
     assert any("world/validation/item" in flag for flag in flags)
     assert not any("world/test/" in flag for flag in flags)
+
+
+@pytest.mark.parametrize("name", ["failures", "outside_the_bank"])
+def test_studies_of_the_same_runs_do_not_train_them_again(studies, name):
+    """In the miniature's workdir they take its cells as they are."""
+    ours = {cell.name: cell for cell in studies["miniature"].cells}
+    common = [cell for cell in studies[name].cells if cell.name in ours]
+    assert [cell for cell in common if cell != ours[cell.name]] == []
+    assert len([cell for cell in common if "size" in cell.factors]) == 6  # two kinds, three seeds
+    assert all(cell.of in ours or cell.of.startswith("held") for cell in studies[name].cells if cell.of)
 
 
 def test_the_paper_s_figure_is_of_its_tables(studies):

@@ -34,7 +34,7 @@ def small(**changes):
 
 
 def rows(workdir):
-    with (workdir / table.CSV).open() as file:
+    with (workdir / f"toy{table.CSV}").open() as file:
         return {row["cell"]: row for row in csv.DictReader(file)}
 
 
@@ -50,7 +50,7 @@ def test_every_cell_is_a_row_of_factors_and_numbers(tmp_path):
     assert (row["status"], row["source"], row["size"], row["seed"]) == ("done", "synthetic", "200", "1")
     assert float(row[METRIC]) == 1 - toy_study.error("synthetic", 200, 1)
     assert found["data"][METRIC] == ""
-    assert [str(value["cell"]) for value in pq.read_table(tmp_path / table.PARQUET).to_pylist()] == list(found)
+    assert [str(value["cell"]) for value in pq.read_table(tmp_path / f"toy{table.PARQUET}").to_pylist()] == list(found)
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
@@ -59,6 +59,23 @@ def test_what_is_done_is_not_done_again(tmp_path):
     run(small(), tmp_path, runner)
     assert runner.ran == []
     assert contents(tmp_path) == before
+
+
+def test_studies_with_cells_in_common_share_a_workdir(tmp_path):
+    """Each leaves its own table; numbers may be of the run of another cell."""
+    run(small(), tmp_path)
+    first, runner = contents(tmp_path), Runner()
+    shared = small()["synthetic-200-1"]
+    more = Cell("more", {"source": "more", "seed": 1}, (), (shared.name,), of=shared.name)
+    study = dataclasses.replace(small(claims=()), name="other", cells=(small()["data"], shared, more))
+    outcome = run(study, tmp_path, runner)
+    assert runner.ran == []
+    assert outcome.records["more"]["metrics"] == outcome.records[shared.name]["metrics"] != {}
+    assert contents(tmp_path) == first
+    assert (tmp_path / "other.csv").exists()
+    alone = dataclasses.replace(study, cells=(dataclasses.replace(more, needs=()),))
+    with pytest.raises(StudyError, match=r"cell more: its numbers are of 'synthetic-200-1', which it must need"):
+        definition.check(alone)
 
 
 def test_a_study_may_grow(tmp_path):
@@ -74,7 +91,7 @@ def test_cells_of_another_commit_are_counted(tmp_path, monkeypatch):
     run(make_study(sizes=(100, 200), seeds=1, curves=False), tmp_path)
     monkeypatch.setattr(packages, "commit", lambda: "new")
     run(small(), tmp_path)
-    found = json.loads((tmp_path / findings.FILE).read_text())
+    found = json.loads((tmp_path / f"toy{findings.ENDING}").read_text())
     assert (found["commit"], found["cells"]["commits"]) == ("new", {"new": 4, "old": 5})
     assert "old</code>: 5 cells" in page.page(found)
 
@@ -126,7 +143,7 @@ def test_a_failing_cell_is_named_and_the_rest_goes_on(tmp_path):
     assert len(outcome.records) == 8
     assert rows(tmp_path)["real-200-1"]["status"] == "failed"
     assert runner.ran.count("real-200-1") == 1
-    found = json.loads((tmp_path / "study.json").read_text())
+    found = json.loads((tmp_path / "toy.json").read_text())
     assert found["cells"]["failed"] == outcome.failed
     again = Runner()
     outcome = run(small(), tmp_path, again)
