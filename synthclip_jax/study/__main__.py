@@ -12,8 +12,8 @@ and the others go on; the next start tries it again.
 
 Leaves W/STUDY.csv and W/STUDY.parquet, a row for each cell, and W/STUDY.json: power laws of the curves with 95%
 intervals, how well they foretell the largest size, how many pairs of one kind are worth one of another, and each claim
-with its effect, interval, seeds and verdict: shown, not shown, refuted. W/STUDY.html shows all of it on one page;
---figure=FILE.png draws the figure alone, with the Chromium of this machine.
+with its effect, interval, seeds and verdict: shown, not shown, refuted. W/STUDY.html shows all of it on one page,
+W/STUDY.md has the tables for a text; --figure=FILE.png draws the figure alone, with the Chromium of this machine.
 
 --dry-run runs no cell. It prints every cell's commands, hours and bytes: by what finished cells took, by two short
 trials of a command where the study has them, and by the rates that the study gives for other machines.
@@ -26,7 +26,7 @@ import sys
 from synthclip_jax.errors import command
 from synthclip_jax.files.locations import local_path
 from synthclip_jax.files.storage import write_atomic
-from synthclip_jax.study import costs, findings, page, ray, table
+from synthclip_jax.study import costs, findings, markdown, page, ray, table
 from synthclip_jax.study.commands import Commands, Stopped
 from synthclip_jax.study.definition import Study
 from synthclip_jax.study.driver import Driver, Outcome, definitions, read
@@ -58,8 +58,10 @@ def show(study: Study, store: Store, outcome: Outcome, figure: pathlib.Path | No
     """
     paths = table.write(store.workdir, study, outcome)
     found = findings.find(study, outcome)
-    paths += [findings.write(store.workdir, found), store.workdir / f"{study.name}{page.ENDING}"]
-    write_atomic(paths[-1], page.page(found).encode())
+    paths.append(findings.write(store.workdir, found))
+    for ending, text in ((page.ENDING, page.page(found)), (markdown.ENDING, markdown.markdown(found))):
+        paths.append(store.workdir / f"{study.name}{ending}")
+        write_atomic(paths[-1], text.encode())
     if figure:
         page.write_png(found, figure)
         paths.append(figure)

@@ -13,15 +13,13 @@ from typing import Any
 from synthclip_jax.errors import UserError
 from synthclip_jax.files.storage import write_atomic
 from synthclip_jax.report.document import whole_page
-from synthclip_jax.report.markup import Html, percent, plural, row, table, tag, text
-from synthclip_jax.report.plots import short
-from synthclip_jax.study import claims, figures
+from synthclip_jax.report.markup import Html, plural, row, table, tag, text
+from synthclip_jax.study import claims, figures, numbers
 
 ENDING = ".html"  # behind the name of the study
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FIGURE_SIZE = (1040, 420)  # CSS pixels; the PNG has twice as many
 SIGNS = {claims.SHOWN: ("✓", ""), claims.REFUTED: ("✗", " crossed"), claims.NOT_SHOWN: ("?", " unknown")}
-SHARES = ("zeroshot/", "retrieval/", "linear_probe/", "fewshot/", "mean/", "data/coverage", "delta_mtl/")
 
 
 class NoBrowser(UserError, RuntimeError):
@@ -124,17 +122,12 @@ def _claims(found: Mapping[str, Any]) -> Html | None:
 
 def _claim(claim: Mapping[str, Any]) -> Html:
     sign, kind = SIGNS[claim["verdict"]]
-    points = _is_share(claim["metric"])
+    points = numbers.is_share(claim["metric"])
     parts = [tag("p", tag("span", sign, class_="sign"), tag("b", claim["verdict"]))]
     if claim["effect"] is not None:
-        interval = (
-            "" if claim["low"] is None else f"{_change(claim['low'], points)} to {_change(claim['high'], points)}"
-        )
-        unit = " points" if points else ""
-        parts.append(
-            tag("p", tag("b", _change(claim["effect"], points) + unit), tag("small", interval), class_="value")
-        )
-    at = ", ".join(f"{name}: {_change(value, points)}" for name, value in claim["by_pair"].items())
+        effect = numbers.change(claim["effect"], points) + (" points" if points else "")
+        parts.append(tag("p", tag("b", effect), tag("small", numbers.changes(claim)), class_="value"))
+    at = ", ".join(f"{name}: {numbers.change(value, points)}" for name, value in claim["by_pair"].items())
     about = f"{plural(claim['seeds'], 'seed')}; {claim['reason']}"
     parts.append(
         tag("p", claim["statement"], tag("small", about), tag("small", f"at {at}") if at else None, class_="about")
@@ -161,9 +154,9 @@ def _equal(found: Mapping[str, Any]) -> Html | None:
         row(
             f"{line['size']:,} of {found['curves'][line['of']]['title']}",
             found["curves"][line["curve"]]["title"],
-            text((_number(line["equal"]["value"]), tag("small", "extrapolated") if _is_beyond(line) else None)),
-            _range(line["equal"]),
-            _number(line["factor"]["value"]),
+            text((numbers.size(line["equal"]["value"]), tag("small", "extrapolated") if _is_beyond(line) else None)),
+            numbers.sizes(line["equal"]),
+            numbers.size(line["factor"]["value"]),
             found["curves"][line["curve"]]["plot"],
         )
         for line in found["equal_sizes"]
@@ -178,14 +171,13 @@ def _is_beyond(line: Mapping[str, Any]) -> bool:
 def _table(found: Mapping[str, Any]) -> Html | None:
     if not found["kinds"]:
         return None
-    shown = [name for name in found["shown"] if any(name in kind["metrics"] for kind in found["kinds"])]
-    factors = list(dict.fromkeys(name for kind in found["kinds"] for name in kind["factors"]))
+    factors, shown = numbers.shown(found)
     rows = [
         row(
-            _factor(kind["factors"].get(factors[0])),
-            *(_factor(kind["factors"].get(name)) for name in factors[1:]),
-            *(_value(kind["metrics"].get(name), _is_share(name)) for name in shown),
-            max(metric["runs"] for metric in kind["metrics"].values()),
+            numbers.factor(kind["factors"].get(factors[0])),
+            *(numbers.factor(kind["factors"].get(name)) for name in factors[1:]),
+            *(_value(kind["metrics"].get(name), name) for name in shown),
+            numbers.runs(kind),
         )
         for kind in found["kinds"]
     ]
@@ -213,32 +205,8 @@ def _made(found: Mapping[str, Any]) -> Html:
     return tag("dl", ((tag("dt", name), tag("dd", value)) for name, value in rows), class_="provenance")
 
 
-def _is_share(metric: str) -> bool:
-    return metric.startswith(SHARES)
-
-
-def _change(value: float, points: bool) -> str:
-    return f"{100 * value:+.1f}" if points else f"{value:+.3f}"
-
-
-def _factor(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
-
-
-def _value(metric: Mapping[str, Any] | None, share: bool) -> Html | str:
+def _value(metric: Mapping[str, Any] | None, name: str) -> Html | str:
     if metric is None:
         return ""
-    show = percent if share else "{:.3f}".format
-    interval = None if metric["low"] is None else tag("small", f"{show(metric['low'])} to {show(metric['high'])}")
-    return text((show(metric["value"]), interval))
-
-
-def _number(value: float | None) -> str:
-    """With three digits: more are not known."""
-    return "none is enough" if value is None else f"{float(f'{value:.3g}'):,g}" if value < 1e6 else short(value)
-
-
-def _range(bounds: Mapping[str, float | None]) -> str:
-    if bounds["low"] is None:
-        return ""
-    return f"{_number(bounds['low'])} to {'∞' if bounds['high'] is None else _number(bounds['high'])}"
+    value, interval = numbers.value(metric, numbers.is_share(name))
+    return text((value, tag("small", interval) if interval else None))

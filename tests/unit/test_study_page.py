@@ -11,7 +11,20 @@ import toy_study
 from toy_study import METRIC, make_study
 
 from synthclip_jax.report.markup import Html
-from synthclip_jax.study import Beside, Cell, Curve, Scatter, Step, claims, collect, definition, findings, page
+from synthclip_jax.study import (
+    Beside,
+    Cell,
+    Curve,
+    Scatter,
+    Step,
+    claims,
+    collect,
+    definition,
+    findings,
+    markdown,
+    numbers,
+    page,
+)
 from synthclip_jax.study.driver import Outcome
 from synthclip_jax.study.kinds import kinds
 
@@ -137,9 +150,23 @@ def test_a_study_without_numbers_has_a_page():
 
 def test_sizes_have_three_digits():
     values = (5.678, 907.4, 49_065.0, 79_904_962.0, None)
-    assert [page._number(value) for value in values] == ["5.68", "907", "49,100", "79.9M", "none is enough"]
-    assert page._range({"low": 772.2, "high": None}) == "772 to ∞"
-    assert page._range({"low": None, "high": None}) == ""
+    assert [numbers.size(value) for value in values] == ["5.68", "907", "49,100", "79.9M", "none is enough"]
+    assert numbers.sizes({"low": 772.2, "high": None}) == "772 to ∞"
+    assert numbers.sizes({"low": None, "high": None}) == ""
+
+
+def test_markdown_has_what_the_page_has(found):
+    """Three tables, each as wide as its head; every number of them is on the page too."""
+    text, shown = markdown.markdown(found), page.page(found)
+    tables = [part.strip().splitlines() for part in re.split(r"\*\*[A-Z][a-z ]+\*\*\n", text) if part.strip()]
+    assert [len(table) - 2 for table in tables] == [1, 4, len(found["kinds"])]
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+    plain = re.sub(r"<[^>]+>", " ", shown)
+    for table in tables:
+        for number in re.findall(r"\d[\d.,]*%?", " ".join(table[2:])):
+            assert number.rstrip(",") in plain
+    assert "| **shown** |" in tables[0][2]
+    assert markdown.markdown({**found, "claims": {}, "equal_sizes": [], "kinds": []}) == ""
 
 
 def test_a_change_that_is_no_share_has_no_points(found):
