@@ -21,7 +21,7 @@ REAL = (160, 800, 3200, 16_000)
 SYNTHETIC = (800, 3200, 16_000, 64_000)
 LITTLE = {160: "1%", 800: "5%", 3200: "20%"}  # of all real pairs
 MIXED = (3200,)
-FLAX = 3200  # synthetic pairs that the JAX engine draws, to be worth what those of the other engine are
+FLAX, MAY_LOSE = 3200, 0.03  # synthetic pairs that the JAX engine draws; what they may lose beside the other's
 CONCEPTS = 90
 BY_FLAX = "--config.gen.images.engine=flax"
 TRAIN, DRAW, SCENES = "train miniature", "draw miniature", "scenes"
@@ -178,13 +178,13 @@ def by_flax(seed: int, split: str) -> Cell:
 def curves() -> tuple[Curve, ...]:
     """Item accuracy over the number of pairs; of finetuned and mixed runs over the real ones among them."""
     seen = {"constant": (SAMPLES, BOTH)}
-    plot, other = f"item accuracy, {SEEN:,} pairs seen", f"item accuracy, each pair seen {EPOCHS} times"
-    on_top = f"{max(SYNTHETIC):,} synthetic"
+    plot = f"In miniature: item accuracy, {SEEN:,} pairs seen"
+    other = f"In miniature: item accuracy, each pair seen {EPOCHS} times"
     return (
         Curve("real", {"source": "real", **seen}, ITEM, plot=plot),
         Curve("synthetic", {"source": "synthetic", **seen}, ITEM, compare="real", plot=plot),
-        Curve("finetuned", {"source": "finetuned"}, ITEM, title=f"{on_top}, then real", plot=plot, fitted=False),
-        Curve("mixed", {"source": "mixed"}, ITEM, title=f"{on_top} and real", plot=plot, fitted=False),
+        Curve("finetuned", {"source": "finetuned"}, ITEM, title="synthetic, then real", plot=plot, fitted=False),
+        Curve("mixed", {"source": "mixed"}, ITEM, title="mixed", plot=plot, fitted=False),
         Curve("real_epochs", {"source": "real", "constant": (EQUAL, BOTH)}, ITEM, title="real", plot=other),
         Curve(
             "synthetic_epochs",
@@ -249,10 +249,11 @@ def claims() -> tuple[Claim, ...]:
     found.append(
         Claim(
             "flax_as_good",
-            "Images drawn in JAX make other training data than those by diffusers (not shown: they are as good).",
+            f"Images drawn in JAX lose less than {100 * MAY_LOSE:.0f} points beside as many by diffusers.",
             ITEM,
             {"source": "flax"},
             {"source": "synthetic", "size": FLAX, "constant": SAMPLES},
+            threshold=-MAY_LOSE,
         )
     )
     return tuple(found)
