@@ -5,9 +5,10 @@
 Guidance of 1, 2, 4 and 7.5; 3 and 12 steps; the model early and late in its training; captions short, medium, long and
 of all lengths, and by the embedded language model; drawn by diffusers, and by our engine in JAX. Zero-shot accuracy of
 CLIP on each stands beside density and coverage of its images (Naeem et al., 2020) next to real scenes of photographs
-that CLIP has not seen, by the embeddings of a CLIP model trained on real pairs. `early=FOLDER`: pipeline of the model
-early in its training; without it that arm is left out. With real models this question is
-`configs/studies/paper.py:text_to_image`.
+that CLIP has not seen, by the embeddings of a CLIP model trained on real pairs. Runs see a quarter of the pairs that
+those of `configs/studies/miniature.py` see; in its workdir the model that embeds is the one that is there.
+`early=FOLDER`: pipeline of the model early in its training; without it that arm is left out. With real models this
+question is `configs/studies/paper.py:text_to_image`.
 """
 
 import pathlib
@@ -17,9 +18,9 @@ from synthclip_jax.study import Cell, Claim, Scatter, Step, Study
 
 _miniature = runpy.run_path(str(pathlib.Path(__file__).with_name("miniature.py")))
 ITEM = _miniature["ITEM"]
-PAIRS = 8000
-GUIDANCE, FEW, CAPTIONS = (1.0, 4.0, 7.5), 3, ("short", "medium", "long", "llm")
-WRITTEN = 13_500  # captions by the language model, so that more than PAIRS are kept
+PAIRS, SEEN = 3200, 64_000
+GUIDANCE, FEW, CAPTIONS = (1.0, 4.0, 7.5), 3, ("short", "medium", "long")
+WRITTEN = 5400  # captions by the language model, so that more than PAIRS are kept
 USUAL = {"model": "late", "guidance": 2.0, "steps": 12, "captions": "all", "engine": "diffusers"}
 DENSITY, COVERAGE, DIVERSITY = "data/density", "data/coverage", "data/diversity"
 
@@ -32,12 +33,12 @@ def get_study(seeds: str = "3", early: str = ""):
         *(USUAL | {"captions": captions} for captions in CAPTIONS),
         USUAL | {"engine": "flax"},
         *([USUAL | {"model": "early"}] if early else []),
+        USUAL | {"captions": "llm"},  # last: writing them takes longer than all else
     ]
-    real = _miniature["trained"](_miniature["real"](), 16_000, 0)
-    # So many scenes that have one to three items, as the drawn ones have.
-    cells = [_miniature["world"](retrieval=4000), Cell("real", {"source": "real"}, real, ("world",))]
+    embeds = _miniature["run"]("real", 16_000, 0)
+    cells = [_miniature["world"](), embeds]
     for kind in kinds:
-        cells += _arm(kind, int(seeds), early)
+        cells += _arm(kind, int(seeds), early, embeds.name)
     return Study(
         "text_to_image",
         "which images make the best training data, and do density and coverage foretell it?",
@@ -61,7 +62,7 @@ def _name(kind: dict) -> str:
     return f"{kind['model']}-g{kind['guidance']:g}-s{kind['steps']}-{kind['captions']}-{kind['engine']}"
 
 
-def _arm(kind: dict, seeds: int, early: str) -> list[Cell]:
+def _arm(kind: dict, seeds: int, early: str, embeds: str) -> list[Cell]:
     """Images of one kind, what they cover, and a model on them for each seed."""
     name = _name(kind)
     flags = (
@@ -73,11 +74,12 @@ def _arm(kind: dict, seeds: int, early: str) -> list[Cell]:
     drawn = _miniature["drawn"](
         f"data-{name}", WRITTEN if kind["captions"] == "llm" else PAIRS, kind["captions"], flags
     )
-    beside = ("--reference=wds:{cells}/world/validation/retrieval", "--checkpoint={cells}/real")
+    # Its scenes have one to three items, as the drawn ones have.
+    beside = ("--reference=wds:{cells}/world/validation/retrieval", f"--checkpoint={{cells}}/{embeds}")
     audit = Step("gen.audit", ("--workdir={cell}", *beside))
-    cells = [Cell(drawn.name, kind, (*drawn.steps, audit), ("world", "real"))]
+    cells = [Cell(drawn.name, kind, (*drawn.steps, audit), ("world", embeds))]
     for seed in range(seeds):
-        steps = _miniature["trained"](_miniature["synthetic"](drawn.name), PAIRS, seed)
+        steps = _miniature["trained"](_miniature["synthetic"](drawn.name), PAIRS, seed, SEEN)
         cells.append(Cell(f"{name}-{seed}", {**kind, "seed": seed}, steps, ("world", drawn.name)))
     return cells
 
