@@ -1,7 +1,7 @@
 """Do synthetic and real pairs fail in other ways, where both are as good?
 
     python -m synthclip_jax.study --study=configs/studies/failures.py --workdir=W [--dry-run]
-    python -m synthclip_jax.study --study=configs/studies/failures.py:real=800,synthetic=64000 --workdir=W
+    python -m synthclip_jax.study --study=configs/studies/failures.py:real=3200,synthetic=3200 --workdir=W
 
 A model on many synthetic pairs beside one on so few real ones that both are as accurate (`real=`: the number that the
 miniature study finds to be worth as much; whether they are equal is the first claim). Compared are each class, how sure
@@ -23,7 +23,7 @@ FAULTS = ("noise", "blur", "weather", "digital")
 IMAGES = 500  # that are corrupted, in each way
 
 
-def get_study(seeds: str = "3", real: str = "800", synthetic: str = "64000"):
+def get_study(seeds: str = "3", real: str = "16000", synthetic: str = "64000"):
     sizes = {"real": int(real), "synthetic": int(synthetic)}
     cells = [_miniature["world"](), _miniature["drawn"]("synthetic", sizes["synthetic"])]
     classes = {"item": {name.replace(" ", "_"): (name,) for name in ITEMS}}
