@@ -16,7 +16,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     """
     parts = [
         ("Claims", ("claim", "effect", "95%", "seeds", "verdict"), list(_claims(found))),
-        ("Worth the same", ("pairs", "are worth, of", "pairs", "95%", "factor"), list(_equal(found))),
+        ("Worth the same", ("pairs", "are worth, of", "pairs", "95%", "factor", "in"), list(_equal(found))),
         ("Every kind of cell", *_kinds(found)),
     ]
     return "\n".join(f"**{title}**\n\n{_table(head, rows)}" for title, head, rows in parts if rows)
@@ -36,11 +36,12 @@ def _equal(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         own, equal = curves[line["curve"]], line["equal"]
         beyond = ", extrapolated" if line["extrapolated"] and equal["value"] is not None else ""
         yield (
-            f"{line['size']:,} {curves[line['of']]['title']} ({own['plot']})",
+            f"{line['size']:,} of {curves[line['of']]['title']}",
             own["title"],
             f"{numbers.size(equal['value'])}{beyond}",
             numbers.sizes(equal),
             numbers.size(line["factor"]["value"]),
+            own["plot"],
         )
 
 

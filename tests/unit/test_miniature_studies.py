@@ -8,7 +8,8 @@ import pytest
 
 from gen.bank.block_list import BlockList
 from gen.miniature import words
-from synthclip_jax.study import definition
+from synthclip_jax.files import state_files
+from synthclip_jax.study import definition, markdown
 from synthclip_jax.study.driver import definitions
 from synthclip_jax.study.load import load_study
 from synthclip_jax.study.store import Store
@@ -172,3 +173,13 @@ def test_settings_differ_in_one_thing_and_are_tried_on_real_validation_photograp
     assert not any("world/test/" in flag or "synthetic" in flag for flag in flags)
     names = [cell.factors["setting"] for cell in studies["miniature_settings"].cells if cell.factors]
     assert len(names) == len(set(names)) > 8
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/miniature").glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_has_the_tables_of_the_committed_results(studies, path):
+    """Nothing of them is typed; and they answer what the study asks today."""
+    found = state_files.read(path, "Run the study again.", {"study": str, "claims": dict}, sealed=True)
+    assert markdown.markdown(found) in (ROOT / "docs/miniature.md").read_text()
+    asked = {claim.name: claim.statement for claim in studies[found["study"]].claims}
+    assert {name: claim["statement"] for name, claim in found["claims"].items()} == asked
+    assert found["cells"]["failed"] == {}
