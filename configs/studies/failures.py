@@ -27,13 +27,14 @@ def get_study(seeds: str = "3", real: str = "16000", synthetic: str = "64000"):
     sizes = {"real": int(real), "synthetic": int(synthetic)}
     cells = [_miniature["world"](), _miniature["drawn"]("synthetic", sizes["synthetic"])]
     classes = {"item": {name.replace(" ", "_"): (name,) for name in ITEMS}}
-    flags = (f"--config.eval.corruptions.images={IMAGES}",)
+    items = "--config.eval.datasets=('item=wds:{cells}/world/test/item',)"  # a test set alone: corrupting takes minutes
+    flags = (f"--config.eval.corruptions.images={IMAGES}", items, "--suite=corruptions")
     for seed in range(int(seeds)):
         runs = [_miniature["run"](source, size, seed) for source, size in sizes.items()]
         names = tuple(run.name for run in runs)
         cells += runs
         for run in runs:
-            more = run.steps[-1].replaced("{cell}", f"{{cells}}/{run.name}", (*flags, "--suite=corruptions"))
+            more = run.steps[-1].replaced("{cell}", f"{{cells}}/{run.name}", flags)
             factors = {"model": run.factors["source"], "seed": seed}
             cells.append(Cell(f"{run.name}-corrupted", factors, (more,), (run.name,), classes, run.name))
         both = (*(f"{{cells}}/{name}" for name in names), "--out={cell}/compare.html")
