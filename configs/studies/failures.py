@@ -20,7 +20,7 @@ ITEMS = runpy.run_path(str(_HERE.parents[1] / "miniature.py"))["ITEMS"]
 ITEM = _miniature["ITEM"]
 ERROR, CORRUPTED, CORRUPTED_ERROR = "zeroshot/item/ece", "corruptions/item/acc1", "corruptions/item/ece"
 FAULTS = ("noise", "blur", "weather", "digital")
-IMAGES = 500  # that are corrupted, in each way
+IMAGES, SEVERITY = 300, 3  # that are corrupted, in each way, and how much of 5
 
 
 def get_study(seeds: str = "3", real: str = "16000", synthetic: str = "64000"):
@@ -28,7 +28,11 @@ def get_study(seeds: str = "3", real: str = "16000", synthetic: str = "64000"):
     cells = [_miniature["world"](), _miniature["drawn"]("synthetic", sizes["synthetic"])]
     classes = {"item": {name.replace(" ", "_"): (name,) for name in ITEMS}}
     items = "--config.eval.datasets=('item=wds:{cells}/world/test/item',)"  # a test set alone: corrupting takes minutes
-    flags = (f"--config.eval.corruptions.images={IMAGES}", items, "--suite=corruptions")
+    flags = (
+        *(f"--config.eval.corruptions.{value}" for value in (f"images={IMAGES}", f"severities=({SEVERITY},)")),
+        items,
+        "--suite=corruptions",
+    )
     for seed in range(int(seeds)):
         runs = [_miniature["run"](source, size, seed) for source, size in sizes.items()]
         names = tuple(run.name for run in runs)

@@ -7,8 +7,8 @@ of all lengths, and by the embedded language model; drawn by diffusers, and by o
 CLIP on each stands beside density and coverage of its images (Naeem et al., 2020) next to real scenes of photographs
 that CLIP has not seen, by the embeddings of a CLIP model trained on real pairs. Runs see a quarter of the pairs that
 those of `configs/studies/miniature.py` see; in its workdir the model that embeds is the one that is there.
-`early=FOLDER`: pipeline of the model early in its training; without it that arm is left out. With real models this
-question is `configs/studies/paper.py:text_to_image`.
+`early=FOLDER`: pipeline of the model early in its training; without it that arm is left out. `vary=steps+guidance`:
+these alone. With real models this question is `configs/studies/paper.py:text_to_image`.
 """
 
 import pathlib
@@ -25,16 +25,18 @@ USUAL = {"model": "late", "guidance": 2.0, "steps": 12, "captions": "all", "engi
 DENSITY, COVERAGE, DIVERSITY = "data/density", "data/coverage", "data/diversity"
 
 
-def get_study(seeds: str = "3", early: str = ""):
-    kinds = [
-        USUAL,
-        *(USUAL | {"guidance": guidance} for guidance in GUIDANCE),
-        USUAL | {"steps": FEW},
-        *(USUAL | {"captions": captions} for captions in CAPTIONS),
-        USUAL | {"engine": "flax"},
-        *([USUAL | {"model": "early"}] if early else []),
-        USUAL | {"captions": "llm"},  # last: writing them takes longer than all else
-    ]
+def get_study(seeds: str = "3", early: str = "", vary: str = "steps+guidance+captions+engine+model+writer"):
+    arms = {
+        "steps": [{"steps": FEW}],
+        "guidance": [{"guidance": guidance} for guidance in GUIDANCE],
+        "captions": [{"captions": captions} for captions in CAPTIONS],
+        "engine": [{"engine": "flax"}],
+        "model": [{"model": "early"}] if early else [],
+        "writer": [{"captions": "llm"}],  # last: writing them takes longer than all else
+    }
+    if unknown := set(vary.split("+")) - arms.keys():
+        raise ValueError(f"vary: given {min(unknown)!r}, allowed, joined by +: {', '.join(arms)}")
+    kinds = [USUAL, *(USUAL | arm for name in arms if name in vary.split("+") for arm in arms[name])]
     embeds = _miniature["run"]("real", 16_000, 0)
     cells = [_miniature["world"](), embeds]
     for kind in kinds:
@@ -43,7 +45,7 @@ def get_study(seeds: str = "3", early: str = ""):
         "text_to_image",
         "which images make the best training data, and do density and coverage foretell it?",
         tuple(cells),
-        claims=tuple(_claims(bool(early))),
+        claims=tuple(claim for claim in _claims() if {**claim.worse} in kinds and {**claim.better} in kinds),
         shown={
             ITEM: "item, 10 classes",
             _miniature["COLOUR"]: "colour and item, 80 classes",
@@ -84,7 +86,7 @@ def _arm(kind: dict, seeds: int, early: str, embeds: str) -> list[Cell]:
     return cells
 
 
-def _claims(early: bool):
+def _claims():
     for guidance in GUIDANCE:
         yield Claim(
             f"guidance_2_above_{guidance:g}",
@@ -114,11 +116,10 @@ def _claims(early: bool):
         USUAL | {"engine": "flax"},
         USUAL,
     )
-    if early:
-        yield Claim(
-            "trained_longer",
-            "The model late in its training draws better training data than early.",
-            ITEM,
-            USUAL,
-            USUAL | {"model": "early"},
-        )
+    yield Claim(
+        "trained_longer",
+        "The model late in its training draws better training data than early.",
+        ITEM,
+        USUAL,
+        USUAL | {"model": "early"},
+    )
