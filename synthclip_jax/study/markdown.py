@@ -6,6 +6,7 @@ from typing import Any
 from synthclip_jax.study import numbers
 
 ENDING = ".md"  # behind the name of the study
+MOST_COLUMNS = 8  # of metrics, side by side
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -46,7 +47,14 @@ def _equal(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _kinds(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A row for each kind; where that were too many columns, a column for each kind."""
     factors, metrics = numbers.shown(found)
+    if len(metrics) > MOST_COLUMNS:
+        kinds = found["kinds"]
+        named = (", ".join(numbers.factor(value) for value in kind["factors"].values()) for kind in kinds)
+        return ("", *named), [
+            (found["shown"][name], *(_value(kind["metrics"].get(name), name) for kind in kinds)) for name in metrics
+        ]
     head = (*factors, *(found["shown"][name] for name in metrics), "runs")
     return head, [
         (

@@ -169,6 +169,15 @@ def test_markdown_has_what_the_page_has(found):
     assert markdown.markdown({**found, "claims": {}, "equal_sizes": [], "kinds": []}) == ""
 
 
+def test_kinds_are_columns_where_metrics_would_be_too_many(found):
+    many = {f"zeroshot/{number}": f"metric {number}" for number in range(9)}
+    metric = {"value": 0.5, "low": 0.4, "high": 0.6, "runs": 3}
+    kinds = [{"factors": {"source": source, "size": 1000}, "metrics": dict.fromkeys(many, metric)} for source in "ab"]
+    text = markdown.markdown({**found, "claims": {}, "equal_sizes": [], "kinds": kinds, "shown": many})
+    assert "|  | a, 1,000 | b, 1,000 |" in text
+    assert "| metric 8 | 50.0% (40.0% to 60.0%) | 50.0% (40.0% to 60.0%) |" in text
+
+
 def test_a_change_that_is_no_share_has_no_points(found):
     claim = {**found["claims"]["worse"], "metric": "data/density", "by_pair": {}}
     assert "points" not in page._claim(claim)
