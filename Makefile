@@ -72,7 +72,7 @@ notebook: $(VENV)/installed-test
 study-smoke: $(VENV)/installed-quickstart
 	$(BIN)/python -m synthclip_jax.study --study=configs/studies/smoke.py --workdir=$(STUDIES)/smoke
 
-# The paper in miniature, hours: stop it at any moment, the same command goes on. A process for each core, since small
+# The paper in miniature, two hours: stop it at any moment, the same command goes on. A process for each core, since small
 # models use one core better than several. The last process does what is left, if one of them was killed.
 study-miniature: $(VENV)/installed-quickstart
 	for part in $$(seq 0 $$(($(CORES) - 1))); do \
