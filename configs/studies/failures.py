@@ -25,11 +25,12 @@ IMAGES, SEVERITY = 300, 3  # that are corrupted, in each way, and how much of 5
 
 def get_study(seeds: str = "3", real: str = "16000", synthetic: str = "64000"):
     sizes = {"real": int(real), "synthetic": int(synthetic)}
-    cells = [_miniature["world"](), _miniature["drawn"]("synthetic", sizes["synthetic"])]
+    cells = [_miniature["world"](), _miniature["drawn"]("synthetic", max(sizes["synthetic"], *_miniature["SYNTHETIC"]))]
     classes = {"item": {name.replace(" ", "_"): (name,) for name in ITEMS}}
     items = "--config.eval.datasets=('item=wds:{cells}/world/test/item',)"  # a test set alone: corrupting takes minutes
     flags = (
-        *(f"--config.eval.corruptions.{value}" for value in (f"images={IMAGES}", f"severities=({SEVERITY},)")),
+        f"--config.eval.corruptions.images={IMAGES}",
+        f"--config.eval.corruptions.severities=({SEVERITY},)",
         items,
         "--suite=corruptions",
     )

@@ -203,10 +203,17 @@ def curves() -> tuple[Curve, ...]:
     )
 
 
+def alone(source: str, size: int) -> dict:
+    """Runs on pairs of one source, which see as many as all others."""
+    return {"source": source, "size": size, "constant": (SAMPLES, BOTH)}
+
+
+ALL_SYNTHETIC = alone("synthetic", max(SYNTHETIC))
+
+
 def claims() -> tuple[Claim, ...]:
     """The paper's three, and what stands beside them."""
     most = max(SYNTHETIC)
-    all_synthetic = {"source": "synthetic", "size": most, "constant": SAMPLES}
     found = []
     for name, constant, words in (
         ("worth_less", SAMPLES, "at as many pairs seen"),
@@ -217,8 +224,7 @@ def claims() -> tuple[Claim, ...]:
         found.append(Claim(name, statement, ITEM, *sides, pair=("size",)))
     for size in REAL:
         statement = f"{most:,} synthetic pairs are worth more than {size:,} real ones."
-        other = {"source": "real", "size": size, "constant": BOTH if size * EPOCHS == SEEN else SAMPLES}
-        found.append(Claim(f"catches_up_{size}", statement, ITEM, all_synthetic, other))
+        found.append(Claim(f"catches_up_{size}", statement, ITEM, ALL_SYNTHETIC, alone("real", size)))
     found += on_top("finetuned", "little_real", "on top")
     found.append(
         Claim(
@@ -231,15 +237,15 @@ def claims() -> tuple[Claim, ...]:
     )
     for size in MIXED:
         statement = f"{most:,} synthetic pairs beside {size:,} real ones are worth more than these real ones alone."
-        alone = {"source": "real", "size": size, "constant": BOTH if size * EPOCHS == SEEN else SAMPLES}
-        found.append(Claim(f"mixed_{size}", statement, ITEM, {"source": "mixed", "size": size}, alone))
+        mix = {"source": "mixed", "size": size}
+        found.append(Claim(f"mixed_{size}", statement, ITEM, mix, alone("real", size)))
     found.append(
         Claim(
             "flax_as_good",
             f"Images drawn in JAX lose less than {100 * MAY_LOSE:.0f} points beside as many by diffusers.",
             ITEM,
             {"source": "flax"},
-            {"source": "synthetic", "size": FLAX, "constant": SAMPLES},
+            alone("synthetic", FLAX),
             threshold=-MAY_LOSE,
         )
     )
@@ -250,7 +256,7 @@ def later() -> Iterator[Claim]:
     """Added when the first numbers on test photographs were known, to see where they come from."""
     for metric, words in ((ITEM, "item"), (COLOUR, "colour and item"), (RETRIEVAL, "retrieval")):
         for size in SYNTHETIC[:-1]:
-            sides = ({"source": source, "size": size, "constant": (SAMPLES, BOTH)} for source in ("real", "synthetic"))
+            sides = (alone(source, size) for source in ("real", "synthetic"))
             name = f"worth_less_{size}_{words.replace(' ', '_')}"
             yield Claim(
                 name, f"Added later: {size:,} synthetic pairs are worth less than real ones ({words}).", metric, *sides
@@ -263,23 +269,20 @@ def later() -> Iterator[Claim]:
         for size, share in LITTLE.items():
             lifts = f"Added later: {size:,} real pairs ({share}) {words} lift the model (colour and item)."
             tuned = {"source": source, "size": size}
-            yield Claim(
-                f"{name}_lifts_{size}_colour", lifts, COLOUR, tuned, {"source": "synthetic", "size": max(SYNTHETIC)}
-            )
+            yield Claim(f"{name}_lifts_{size}_colour", lifts, COLOUR, tuned, ALL_SYNTHETIC)
 
 
 def on_top(source: str, name: str, words: str, prefix: str = "") -> Iterator[Claim]:
     """A few real pairs on top of all synthetic ones, beside the model on these and on the real ones alone."""
     most = f"{max(SYNTHETIC):,}"
     for size, share in LITTLE.items():
-        tuned, alone = {"source": source, "size": size}, {"source": "real", "size": size, "constant": SAMPLES}
-        start = {"source": "synthetic", "size": max(SYNTHETIC), "constant": SAMPLES}
+        tuned = {"source": source, "size": size}
         lifts = f"{prefix}{size:,} real pairs ({share}) {words} lift the model on {most} synthetic ones."
-        yield Claim(f"{name}_lifts_{size}", lifts, ITEM, tuned, start)
+        yield Claim(f"{name}_lifts_{size}", lifts, ITEM, tuned, ALL_SYNTHETIC)
         above = (
             f"{prefix}{size:,} real pairs ({share}) {words} of {most} synthetic ones are worth more than these alone."
         )
-        yield Claim(f"above_{name}_{size}", above, ITEM, tuned, alone)
+        yield Claim(f"above_{name}_{size}", above, ITEM, tuned, alone("real", size))
 
 
 def paper() -> Beside:

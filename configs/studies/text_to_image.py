@@ -45,7 +45,7 @@ def get_study(seeds: str = "3", early: str = "", vary: str = "steps+guidance+cap
         "text_to_image",
         "which images make the best training data, and do density and coverage foretell it?",
         tuple(cells),
-        claims=tuple(claim for claim in _claims() if {**claim.worse} in kinds and {**claim.better} in kinds),
+        claims=tuple(claim for claim in _claims() if claim.worse in kinds and claim.better in kinds),
         shown={
             ITEM: "item, 10 classes",
             _miniature["COLOUR"]: "colour and item, 80 classes",

@@ -35,7 +35,7 @@ def _equal(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     curves = found["curves"]
     for line in found["equal_sizes"]:
         own, equal = curves[line["curve"]], line["equal"]
-        beyond = ", extrapolated" if line["extrapolated"] and equal["value"] is not None else ""
+        beyond = ", extrapolated" if numbers.is_beyond(line) else ""
         yield (
             f"{line['size']:,} of {curves[line['of']]['title']}",
             own["title"],

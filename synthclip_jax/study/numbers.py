@@ -6,8 +6,9 @@ from typing import Any
 from synthclip_jax.report.markup import percent
 from synthclip_jax.report.plots import short
 
-_MEASURED = ("zeroshot/", "retrieval/", "corruptions/", "linear_probe/", "fewshot/", "mean/")
-SHARES = (*_MEASURED, "data/coverage", "delta_mtl/")
+SHARES = (
+    "zeroshot/", "retrieval/", "corruptions/", "linear_probe/", "fewshot/", "mean/", "data/coverage", "delta_mtl/"
+)  # fmt: skip
 
 
 def is_share(metric: str) -> bool:
@@ -47,6 +48,11 @@ def sizes(bounds: Mapping[str, float | None]) -> str:
     if bounds["low"] is None:
         return ""
     return f"{size(bounds['low'])} to {'∞' if bounds['high'] is None else size(bounds['high'])}"
+
+
+def is_beyond(line: Mapping[str, Any]) -> bool:
+    """Whether a size that is worth the same lies outside of what was measured."""
+    return line["extrapolated"] and line["equal"]["value"] is not None
 
 
 def shown(found: Mapping[str, Any]) -> tuple[list[str], list[str]]:

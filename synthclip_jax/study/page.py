@@ -154,7 +154,12 @@ def _equal(found: Mapping[str, Any]) -> Html | None:
         row(
             f"{line['size']:,} of {found['curves'][line['of']]['title']}",
             found["curves"][line["curve"]]["title"],
-            text((numbers.size(line["equal"]["value"]), tag("small", "extrapolated") if _is_beyond(line) else None)),
+            text(
+                (
+                    numbers.size(line["equal"]["value"]),
+                    tag("small", "extrapolated") if numbers.is_beyond(line) else None,
+                )
+            ),
             numbers.sizes(line["equal"]),
             numbers.size(line["factor"]["value"]),
             found["curves"][line["curve"]]["plot"],
@@ -162,10 +167,6 @@ def _equal(found: Mapping[str, Any]) -> Html | None:
         for line in found["equal_sizes"]
     ]
     return table(("pairs", "are worth, of", "pairs", "95%", "factor", "in"), rows, "flush") if rows else None
-
-
-def _is_beyond(line: Mapping[str, Any]) -> bool:
-    return line["extrapolated"] and line["equal"]["value"] is not None
 
 
 def _table(found: Mapping[str, Any]) -> Html | None:
